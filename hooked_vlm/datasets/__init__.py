@@ -1,4 +1,5 @@
-"""Tasks for the NOTICE pipeline: tables of image-text pairs with a right answer, a wrong one, and two corruptions.
+"""Tasks for the NOTICE pipeline: tables of image-text pairs with two answers and two corruptions.
 
-`pairs` is the schema of such a table, and every other module here fills it. Imports nothing else of the package.
+`pairs` is the schema of such a table, and every other module here fills it. Imports nothing else of the
+package.
 """

@@ -1,8 +1,8 @@
 """The schema of a NOTICE task: the columns of its table, and the table's way to parquet and back.
 
-A task is a `datasets.Dataset` of image-text pairs with two answers and two corruptions: whoever reads a data set into
-these columns can run the pipeline on it. Costs: pictures are held compressed, and decoded one row at a time.
-Knows no data set and no model.
+A task is a `datasets.Dataset` of image-text pairs with two answers and two corruptions: whoever reads a data
+set into these columns can run the pipeline on it. Costs: pictures are held compressed, and decoded one row at
+a time. Knows no data set and no model.
 """
 
 import io
@@ -21,7 +21,7 @@ COLUMNS: dict[str, str] = {
     "image": "the clean picture",
     "corrupt_image": "the picture in which the wrong answer is right (semantic image pair)",
     "prompt": "the question, with both answers in it",
-    "corrupt_prompt": "the question with one word replaced, token for token (symmetric token replacement), or None",
+    "corrupt_prompt": "the question with a token replaced by another (symmetric token replacement), or None",
     "answer": "what is right of the clean picture",
     "wrong_answer": "the other choice",
     "mask": "white where the thing asked about stands in the clean picture, black elsewhere",
@@ -44,7 +44,9 @@ def features(*, mask: bool = True) -> datasets.Features:
         A picture for every column of `PICTURES`, a string for every other.
     """
     names = [name for name in COLUMNS if mask or name not in OPTIONAL]
-    return datasets.Features({name: datasets.Image() if name in PICTURES else datasets.Value("string") for name in names})
+    return datasets.Features(
+        {name: datasets.Image() if name in PICTURES else datasets.Value("string") for name in names}
+    )
 
 
 def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.Dataset:
@@ -64,7 +66,9 @@ def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.D
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for number, row in enumerate(rows):
         if missing := [name for name in names if name not in row]:
-            raise TaskSchemaError(f"Row {number} has no {', '.join(missing)}: a task's row has {', '.join(names)}.")
+            raise TaskSchemaError(
+                f"Row {number} has no {', '.join(missing)}: a task's row has {', '.join(names)}."
+            )
         for name in names:
             value = row[name]
             columns[name].append(_png(value) if isinstance(value, Image.Image) else value)
@@ -85,15 +89,21 @@ def check(task: datasets.Dataset) -> datasets.Dataset:
     """
     needed = [name for name in COLUMNS if name not in OPTIONAL]
     if missing := [name for name in needed if name not in task.column_names]:
-        raise TaskSchemaError(f"The table has no column {', '.join(missing)}: a task has {', '.join(needed)}.")
+        raise TaskSchemaError(
+            f"The table has no column {', '.join(missing)}: a task has {', '.join(needed)}."
+        )
     seen: set[str] = set()
     texts = task.select_columns(["id", "prompt", "answer", "wrong_answer"])
     for number, row in enumerate(texts):
         if row["id"] in seen:
-            raise TaskSchemaError(f"Row {number} is called {row['id']!r}, and so is a row before it: ids differ in a task.")
+            raise TaskSchemaError(
+                f"Row {number} is called {row['id']!r}, and so is a row before it: ids differ in a task."
+            )
         seen.add(row["id"])
         if row["answer"] == row["wrong_answer"]:
-            raise TaskSchemaError(f"Row {number} ({row['id']}) has the answer {row['answer']!r} as its wrong answer too.")
+            raise TaskSchemaError(
+                f"Row {number} ({row['id']}) has the answer {row['answer']!r} as its wrong answer too."
+            )
     return task
 
 

@@ -1,11 +1,11 @@
 """Scenes of coloured shapes and the pixels they become: the ground of the shapes world.
 
-A scene is a background and one to three things on the five places of a die (four corners and the middle), each with a
-shape, a colour, a radius and a jitter of its own. Things never touch, so every thing's mask is exact.
+A scene is a background and one to three things on the five places of a die (four corners and the middle),
+each with a shape, a colour, a radius and a jitter of its own. Things never touch, so every mask is exact.
 
-Everything is integer arithmetic on a digest of the seed: no floating point, no font, no antialiasing library, no random
-number generator whose stream may change with a version. The same seed gives the same pixels on any machine.
-Costs about 50 microseconds a picture of 64 pixels. Knows no question, no model and no tokenizer.
+Everything is integer arithmetic on a digest of the seed: no floating point, no font, no antialiasing library,
+no random number generator whose stream may change with a version. The same seed gives the same pixels on any
+machine. Costs about 50 microseconds a picture of 64 pixels. Knows no question, no model and no tokenizer.
 """
 
 import functools
@@ -34,15 +34,18 @@ CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))  # (row, column), counted in halves o
 PLACES = (*CORNERS, MIDDLE)
 CENTRES = (12, 32, 52)  # of the rows, and of the columns
 JITTER = 2  # either way, on both axes
-RADII = (7, 8)  # a corner reaches to 12 + 2 + 8 = 22, the middle begins at 32 - 2 - 8 = 22: no two things touch
+RADII = (
+    7,
+    8,
+)  # a corner reaches to 12 + 2 + 8 = 22, the middle begins at 32 - 2 - 8 = 22: no two things touch
 SAMPLES = 4  # samples a pixel along each axis
 
 
 class Dice:
-    """Fair draws from a digest of a key: the same key gives the same draws wherever and whenever it is thrown.
+    """Fair draws from a digest of a key: the same key gives the same draws on any machine.
 
-    One digest is a 512-bit number, and each draw takes its remainder. A scene uses under 80 bits of it, so the last
-    draw is off fair by less than one part in 2**400.
+    One digest is a 512-bit number, and each draw takes its remainder. A scene uses under 80 bits of it, so
+    the last draw is off fair by less than one part in 2**400.
 
     Args:
         key: Strings and integers that name what is drawn.
@@ -91,7 +94,7 @@ class Scene:
     things: tuple[Thing, ...]
 
     def digest(self) -> int:
-        """A number that two scenes share exactly when their pictures are the same, the order of things aside."""
+        """A number that two scenes share if their pictures are the same, and not otherwise."""
         text = repr((self.background, sorted(repr(thing) for thing in self.things)))
         return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "big")
 
@@ -100,8 +103,8 @@ class Scene:
 def _coverage(shape: str, centre: tuple[int, int], radius: int, size: int) -> UInt8[np.ndarray, "size size"]:
     """How many of a pixel's 16 samples lie in the shape.
 
-    Samples lie at odd multiples of half a sample's width; every length is multiplied by 2 * SAMPLES * size * GRID over
-    the side, which makes all of them whole numbers.
+    Samples lie at odd multiples of half a sample's width; every length is multiplied by 2 * SAMPLES * size *
+    GRID over the side, which makes all of them whole numbers.
     """
     unit = 2 * SAMPLES * size
     at = (2 * np.arange(SAMPLES * size, dtype=np.int64) + 1) * GRID
@@ -119,6 +122,7 @@ def _coverage(shape: str, centre: tuple[int, int], radius: int, size: int) -> UI
         inside = (far <= r) & (3 * near <= r)
     else:
         raise ValueError(f"No shape is called {shape!r}: the shapes are {', '.join(SHAPES)}.")
+    counts: UInt8[np.ndarray, "size size"]
     counts = inside.reshape(size, SAMPLES, size, SAMPLES).sum(axis=(1, 3)).astype(np.uint8)
     counts.flags.writeable = False  # the cache hands the same array to every caller
     return counts

@@ -1,4 +1,4 @@
-"""The shapes world: two-choice questions about scenes whose ground truth is known, each with its true corruptions.
+"""The shapes world: two-choice questions about scenes whose truth is known, with their true corruptions.
 
 Three tasks mirror the three data sets of the NOTICE paper (Golovanevsky et al., NAACL 2025):
 
@@ -8,29 +8,31 @@ Three tasks mirror the three data sets of the NOTICE paper (Golovanevsky et al.,
 | `shape` | a subject | is the red shape a circle or a square? |
 | `place` | a relation | is the circle above or below the square? (or: left or right of the square?) |
 
-Every scene of two or three things holds a *rival*: a thing for which the wrong answer would be right. The rival is what
-makes the clean and the corrupt logit difference mean something:
+Every scene of two or three things holds a *rival*: a thing for which the wrong answer would be right. The
+rival is what makes the clean and the corrupt logit difference mean something:
 
-- The corrupt image gives the asked thing the rival's attribute and leaves every other pixel alone, so the wrong answer
-  becomes right and the logit difference of a model that sees changes sign.
-- The corrupt prompt names the rival in place of the asked thing: one word, the same part of speech, the same number
-  of tokens. Picture and choices stay as they were, and again the wrong answer becomes right. (Replacing a choice
-  instead would leave a question without a right answer, far from anything a model was trained on, and a logit
-  difference whose size nobody can interpret.)
-- Neither the presence of a colour or shape nor the mean position of all things tells the answer: both choices are in
-  the picture, on opposite sides where the question is about place. A model has to bind the word to the thing.
+- The corrupt image gives the asked thing the rival's attribute and leaves every other pixel alone, so the
+  wrong answer becomes right and the logit difference of a model that sees changes sign.
+- The corrupt prompt names the rival in place of the asked thing: one word, the same part of speech, the same
+  number of tokens. Picture and choices stay as they were, and again the wrong answer becomes right.
+  (Replacing a choice instead would leave a question without a right answer, far from anything a model was
+  trained on, and a logit difference whose size nobody can interpret.)
+- Neither the presence of a colour or shape nor the mean position of all things tells the answer: both choices
+  are in the picture, on opposite sides where the question is about place. A model has to bind the word to the
+  thing.
 
-In place scenes the thing that is compared with stands in the middle, so that moving the asked thing alone turns the
-relation round. A scene of one thing has no rival, hence no corrupt prompt (None).
+In place scenes the thing that is compared with stands in the middle, so that moving the asked thing alone
+turns the relation round. A scene without a rival (`n_objects` of 1: the asked thing alone, or with what it is
+compared with) is easier, has no corrupt prompt (None), and is there for training to begin with.
 
-Scenes are split by a digest of the scene itself: no picture of split "test", clean or corrupt, is a picture of split
-"train". Costs some 0.2 ms an example, 2 ms as a dataset row. Knows no model and no tokenizer.
+Scenes are split by a digest of the scene itself: no picture of split "test", clean or corrupt, is a picture
+of split "train". Costs some 0.2 ms an example, 2 ms as a dataset row. Knows no model and no tokenizer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from PIL import Image
@@ -53,10 +55,13 @@ from hooked_vlm.datasets.scenes import (
     render,
 )
 
-Split = Literal["train", "test"]
-
 TASKS = ("colour", "shape", "place")
-AXES = {"above": ("above", "below"), "below": ("above", "below"), "left": ("left", "right"), "right": ("left", "right")}
+AXES = {
+    "above": ("above", "below"),
+    "below": ("above", "below"),
+    "left": ("left", "right"),
+    "right": ("left", "right"),
+}
 CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "colour": tuple(permutations(COLOURS, 2)),
     "shape": tuple(permutations(SHAPES, 2)),
@@ -65,14 +70,17 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
 """Of each task, every (answer, wrong answer)."""
 
 TEST_SHARE = 4  # one scene in so many belongs to split "test"
-_VERSION = 1  # part of every digest: raise it when the world changes, so that nobody compares two worlds unawares
+_VERSION = (
+    1  # part of every digest: raise it when the world changes, so that nobody compares two worlds unawares
+)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A question, the scene it is asked of, and the two ways to turn its answer round.
 
-    `scene.things[0]` is the thing asked about, `scene.things[1]` its rival, except that a scene of one has none.
+    `scene.things[0]` is the thing asked about, `scene.things[1]` its rival where there is a corrupt prompt,
+    and the last thing is the one compared with where the question is about place.
     """
 
     id: str
@@ -120,7 +128,9 @@ def _thing(dice: Dice, shape: str, colour: str, place: tuple[int, int]) -> Thing
 def _colour_things(dice: Dice, answer: str, wrong: str, n: int) -> tuple[list[Thing], Thing]:
     colours = (answer, wrong, dice.pick(tuple(COLOURS)))
     places = dice.sample(PLACES, n)
-    things = [_thing(dice, *traits) for traits in zip(dice.sample(SHAPES, n), colours[:n], places, strict=True)]
+    things = [
+        _thing(dice, *traits) for traits in zip(dice.sample(SHAPES, n), colours[:n], places, strict=True)
+    ]
     return things, replace(things[0], colour=wrong)
 
 
@@ -138,9 +148,11 @@ def _place_things(dice: Dice, answer: str, wrong: str, n: int) -> tuple[list[Thi
     place = dice.pick([corner for corner in CORNERS if (corner[axis] == 0) == (answer == low)])
     across = (2 - place[0], 2 - place[1])
     moved = (across[0], place[1]) if axis == 0 else (place[0], across[1])
-    colours = [dice.pick(tuple(COLOURS)) for _ in range(n)]
-    traits = zip(dice.sample(SHAPES, n), colours, (place, across, MIDDLE), strict=True)
-    things = [_thing(dice, *each) for each in traits]
+    places = (place, MIDDLE) if n == 1 else (place, across, MIDDLE)
+    colours = [dice.pick(tuple(COLOURS)) for _ in places]
+    things = [
+        _thing(dice, *each) for each in zip(dice.sample(SHAPES, len(places)), colours, places, strict=True)
+    ]
     return things, replace(things[0], place=moved)
 
 
@@ -153,7 +165,7 @@ def _question(task: str, asked: Thing, first: str, second: str, things: Sequence
     if task == "shape":
         return f"is the {asked.colour} shape a {first} or a {second}?"
     of = "of " if first in ("left", "right") else ""
-    return f"is the {asked.shape} {first} or {second} {of}the {things[2].shape}?"
+    return f"is the {asked.shape} {first} or {second} {of}the {things[-1].shape}?"
 
 
 def _check(task: str, n_objects: Sequence[int], split: str) -> None:
@@ -166,18 +178,19 @@ def _check(task: str, n_objects: Sequence[int], split: str) -> None:
 
 
 def pair(
-    task: str, index: int, *, seed: int = 0, n_objects: Sequence[int] = (2, 3), split: Split = "test"
+    task: str, index: int, *, seed: int = 0, n_objects: Sequence[int] = (2, 3), split: str = "test"
 ) -> Pair:
     """The example at an index of the endless stream that a seed names.
 
-    Examples come round in a fixed order of answers: 24 in a row hold each answer equally often, each in the first and
-    in the second place of the question.
+    Examples come round in a fixed order of answers: 24 in a row hold each answer equally often, each in the
+    first and in the second place of the question.
 
     Args:
         task: "colour", "shape" or "place".
         index: Which example, from 0.
         seed: Which stream.
-        n_objects: How many things a scene may hold; each number is equally likely. Place scenes always hold three.
+        n_objects: How many things a scene may hold; each number is equally likely. Scenes about place hold
+            three, or, where the number drawn is 1, two and no rival.
         split: "test" for pictures that the models of the zoo never saw, "train" for the others.
 
     Returns:
@@ -192,7 +205,7 @@ def pair(
     attempt = 0
     while True:
         dice = Dice("shapes", _VERSION, split, seed, task, index, attempt)
-        n = 3 if task == "place" else dice.pick(n_objects)
+        n = dice.pick(n_objects)
         background = dice.pick(tuple(BACKGROUNDS))
         things, turned = _THINGS[task](dice, answer, wrong, n)
         scene = Scene(background, tuple(things))
@@ -219,7 +232,7 @@ def rows(
     *,
     seed: int = 0,
     n_objects: Sequence[int] = (2, 3),
-    split: Split = "test",
+    split: str = "test",
     size: int = GRID,
     start: int = 0,
 ) -> Iterator[dict[str, Any]]:
@@ -247,7 +260,7 @@ def load(
     *,
     seed: int = 0,
     n_objects: Sequence[int] = (2, 3),
-    split: Split = "test",
+    split: str = "test",
     size: int = GRID,
 ) -> datasets.Dataset:
     """A task as a table in memory (about 2 KB a row, pictures compressed).
@@ -277,7 +290,7 @@ def stream(
     *,
     seed: int = 0,
     n_objects: Sequence[int] = (2, 3),
-    split: Split = "test",
+    split: str = "test",
     size: int = GRID,
 ) -> datasets.IterableDataset:
     """A task as a stream: nothing is drawn before it is asked for, and nothing is kept.
@@ -294,5 +307,12 @@ def stream(
         A stream with the same rows as `load`.
     """
     _check(task, n_objects, split)
-    options = {"task": task, "n": n, "seed": seed, "n_objects": tuple(n_objects), "split": split, "size": size}
+    options = {
+        "task": task,
+        "n": n,
+        "seed": seed,
+        "n_objects": tuple(n_objects),
+        "split": split,
+        "size": size,
+    }
     return datasets.IterableDataset.from_generator(rows, gen_kwargs=options, features=pairs.features())

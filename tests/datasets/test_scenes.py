@@ -17,7 +17,9 @@ jitters = st.tuples(st.integers(-JITTER, JITTER), st.integers(-JITTER, JITTER))
 @st.composite
 def drawn_scenes(draw: st.DrawFn) -> Scene:
     places = draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True))
-    traits = st.tuples(st.sampled_from(SHAPES), st.sampled_from(tuple(COLOURS)), jitters, st.sampled_from(RADII))
+    traits = st.tuples(
+        st.sampled_from(SHAPES), st.sampled_from(tuple(COLOURS)), jitters, st.sampled_from(RADII)
+    )
     things = []
     for place in places:
         shape, colour, jitter, radius = draw(traits)
@@ -113,5 +115,5 @@ def test_shapes_and_colours_tell_apart() -> None:
 
 
 def test_an_unknown_shape_is_named_in_the_error() -> None:
-    with pytest.raises(ValueError, match="'hexagon'.*circle, square, triangle, cross"):
+    with pytest.raises(ValueError, match=r"'hexagon'.*circle, square, triangle, cross"):
         scenes.mask(Thing("hexagon", "red", (1, 1), (0, 0), 8))
