@@ -65,15 +65,12 @@ class Schedule:
     batch: int = 96
     warmup: int = 100
     weight_decay: float = 0.01
-    easy_steps: int = (
-        800  # at first, most scenes hold no rival: a model learns to see before it learns to bind
-    )
+    easy_steps: int = 600  # at first, most scenes hold no rival: a model learns to see, then to bind
     easy_first: int = 80  # percent that do not, before
     easy_later: int = 20  # and after
-    corrupt_from: int = (
-        1500  # from here on, some pictures are the corrupt ones, with the answer that is right of them
-    )
+    corrupt_from: int = 2000  # from here on, some pictures are corrupt ones, with what is right of them
     corrupt_share: int = 20  # percent
+    bfloat16: bool = True  # matrix products; weights, sums and the optimizer stay float32
 
 
 class Recipe(abc.ABC):

@@ -109,7 +109,8 @@ def train(
             group["lr"] = learning_rate(schedule, step)
         batch = [example(schedule, step, number, seed) for number in range(schedule.batch)]
         pixels = to_pixels([render(each.scene) for each in batch])
-        loss = recipe.loss(model, pixels, [each.prompt for each in batch], [each.answer for each in batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
+            loss = recipe.loss(model, pixels, [each.prompt for each in batch], [each.answer for each in batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the finished checkpoint")
     parser.add_argument("--state", type=pathlib.Path, help="folder of the unfinished one (OUT.training)")
     parser.add_argument("--steps", type=int, help="how many steps, in place of the recipe's")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16: twice the time where it is built in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
@@ -225,6 +227,8 @@ def main() -> None:
     schedule = recipe.schedule
     if given.steps is not None:
         schedule = dataclasses.replace(schedule, steps=given.steps)
+    if given.float32:
+        schedule = dataclasses.replace(schedule, bfloat16=False)
     state = given.state or given.out.with_name(given.out.name + ".training")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
