@@ -1,0 +1,1 @@
+"""Parts of a transformer with hook points, one component a file; they know no model."""

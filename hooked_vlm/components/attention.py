@@ -1,0 +1,337 @@
+"""One attention module, self or cross, MHA or GQA, with or without rotary positions. Knows no model.
+
+Cost: the fused kernel runs as long as neither `hook_attn_scores` nor `hook_pattern` has a hook; with a hook
+on either, scores and pattern are materialised, [batch head query_pos key_pos] each. `use_attn_result` and
+`use_split_qkv_input` cost a factor of n_heads in memory for the tensors they show.
+
+Keys and values may be shared: `rows` queries rows can read the keys and values of one base example
+(cross-attention to one image), or a common prefix of them followed by their own (a causal prefix). They are
+then folded into the query axis, never repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
+from transformer_lens.config import TransformerLensConfig
+
+from hooked_vlm.components.hook_point import HookPoint, hooked
+from hooked_vlm.components.weights import Projection
+from hooked_vlm.errors import GatedHookError
+
+
+@dataclass(frozen=True)
+class AttentionLeaves:
+    """The Hugging Face layers an attention is made of."""
+
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+
+    @property
+    def fused(self) -> bool:
+        """True if one layer computes q, k and v."""
+        return self.q.linear is self.k.linear is self.v.linear
+
+
+@dataclass
+class KeysValues:
+    """What one attention attends to, as it attends to it: after its hooks and rotary positions."""
+
+    k: Float[Tensor, "batch key_pos kv_head d_head"]
+    v: Float[Tensor, "batch key_pos kv_head d_head"]
+
+    def first(self, n: int) -> KeysValues:
+        """The first `n` positions."""
+        return KeysValues(self.k[:, :n], self.v[:, :n])
+
+    def then(self, other: KeysValues) -> KeysValues:
+        """These positions followed by `other`'s."""
+        return KeysValues(torch.cat([self.k, other.k], 1), torch.cat([self.v, other.v], 1))
+
+
+@dataclass
+class AttentionPass:
+    """What one attention needs in one pass besides the residual stream.
+
+    Args:
+        mask: True where a query may see a key; None if every query sees every key.
+        causal: every query sees the keys up to its own; given instead of a mask, which the fused kernel
+            then need not read.
+        rotary: cosines and sines at the positions of the queries, or None.
+        prefix: keys and values of the positions before these (self-attention).
+        instead: keys and values to use in place of computing them (cross-attention).
+        store: called with the keys and values attended to, prefix included.
+    """
+
+    mask: Bool[Tensor, "mask_batch 1 _query_pos key_pos"] | None = None
+    causal: bool = False
+    rotary: tuple[Float[Tensor, "rotary_batch pos d_head"], Float[Tensor, "rotary_batch pos d_head"]] | None = None
+    prefix: KeysValues | None = None
+    instead: KeysValues | None = None
+    store: Callable[[KeysValues], None] | None = None
+
+
+class HookedAttention(nn.Module):
+    """Multi-head attention in which every intermediate passes a hook point.
+
+    Args:
+        leaves: the Hugging Face layers.
+        cfg: the stack's config: d_head, n_heads, n_key_value_heads and the two flags are read from it.
+        cross: True if keys and values come from elsewhere than the queries.
+        rotary: True if queries and keys are rotated by position.
+        window: how many positions back a query sees (sliding-window attention), or None.
+    """
+
+    def __init__(
+        self,
+        leaves: AttentionLeaves,
+        cfg: TransformerLensConfig,
+        *,
+        cross: bool = False,
+        rotary: bool = False,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._leaves, self.cfg = leaves, cfg
+        self.cross, self.window = cross, window
+        self.scale = cfg.d_head**-0.5
+        keys = "key_pos" if cross else "pos"
+        d_source = "d_source" if cross else "d_model"
+        split: dict[str, str | bool] = {"gate": "use_split_qkv_input", "aliased": True}
+        self.hook_q_input = HookPoint("batch pos head d_model", **split)  # type: ignore[arg-type]
+        self.hook_k_input = HookPoint(f"batch {keys} kv_head {d_source}", **split)  # type: ignore[arg-type]
+        self.hook_v_input = HookPoint(f"batch {keys} kv_head {d_source}", **split)  # type: ignore[arg-type]
+        self.hook_q = HookPoint("batch pos head d_head")
+        self.hook_k = HookPoint(f"batch {keys} kv_head d_head")
+        self.hook_v = HookPoint(f"batch {keys} kv_head d_head")
+        if rotary:
+            self.hook_rot_q = HookPoint("batch pos head d_head")
+            self.hook_rot_k = HookPoint("batch pos kv_head d_head")
+        self.hook_attn_scores = HookPoint("batch head query_pos key_pos")
+        self.hook_pattern = HookPoint("batch head query_pos key_pos")
+        self.hook_z = HookPoint("batch pos head d_head")
+        self.hook_result = HookPoint("batch pos head d_model", gate="use_attn_result")
+
+    # --- weights, all views -------------------------------------------------------------------------
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """Query weights."""
+        return rearrange(self._leaves.q.weight, "(h d) m -> h m d", d=self.cfg.d_head)
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_source d_head"]:
+        """Key weights, one for each key-value head."""
+        return rearrange(self._leaves.k.weight, "(h d) m -> h m d", d=self.cfg.d_head)
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_source d_head"]:
+        """Value weights, one for each key-value head."""
+        return rearrange(self._leaves.v.weight, "(h d) m -> h m d", d=self.cfg.d_head)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output weights."""
+        return rearrange(self._leaves.o.weight, "m (h d) -> h d m", d=self.cfg.d_head)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """Query bias; zeros where there is none."""
+        return rearrange(self._leaves.q.bias, "(h d) -> h d", d=self.cfg.d_head)
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        """Key bias; zeros where there is none."""
+        return rearrange(self._leaves.k.bias, "(h d) -> h d", d=self.cfg.d_head)
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        """Value bias; zeros where there is none."""
+        return rearrange(self._leaves.v.bias, "(h d) -> h d", d=self.cfg.d_head)
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        """Output bias; zeros where there is none."""
+        return self._leaves.o.bias
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """``W_Q @ W_K^T`` of every head, [head d_model d_source], in factors; key heads repeated under GQA."""
+        return FactoredMatrix(self.W_Q, self._per_query_head(self.W_K).transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """``W_V @ W_O`` of every head, [head d_source d_model], in factors; value heads repeated under GQA."""
+        return FactoredMatrix(self._per_query_head(self.W_V), self.W_O)
+
+    def _per_query_head(self, w: Tensor) -> Tensor:
+        groups = self.cfg.n_heads // w.shape[0]
+        return w if groups == 1 else w.repeat_interleave(groups, 0)
+
+    # --- forward ------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        given: AttentionPass,
+        *,
+        source: Float[Tensor, "source_batch key_pos d_source"] | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the attention adds to the residual stream.
+
+        Args:
+            x: the residual stream.
+            given: masks, rotary positions, earlier keys and values.
+            source: what keys and values are read from, in cross-attention.
+            norm: the norm before the attention, or None. With `use_split_qkv_input` it is applied to each
+                head's copy of its input, after the hooks on them.
+        """
+        self._refuse_gated()
+        if not self.cfg.use_split_qkv_input:
+            x = x if norm is None else norm(x)
+        q, new = self._queries_keys_values(x, source, given, norm)
+        attended, prefix = (given.instead or new), given.prefix
+        assert attended is not None
+        shared_prefix = prefix is not None and prefix.k.shape[0] != attended.k.shape[0]
+        if prefix is not None and not shared_prefix:
+            attended, prefix = prefix.then(attended), None
+        if given.store is not None:
+            given.store(attended)
+        if prefix is not None or hooked(self.hook_attn_scores, self.hook_pattern):
+            z = self._explicit(q, [kv for kv in (prefix, attended) if kv is not None], given)
+        else:
+            z = self._fused(q, attended, given)
+        return self._out(self.hook_z(z))
+
+    def sees_keys_values(self) -> bool:
+        """True if somebody looks at the keys, the values or what they are computed from."""
+        return hooked(self.hook_k, self.hook_v, self.hook_k_input, self.hook_v_input)
+
+    def _refuse_gated(self) -> None:
+        for point in (self.hook_result, self.hook_q_input, self.hook_k_input, self.hook_v_input):
+            assert point.gate is not None
+            if hooked(point) and not getattr(self.cfg, point.gate):
+                raise gated_error(point)
+
+    def _queries_keys_values(
+        self, x: Tensor, source: Tensor | None, given: AttentionPass, norm: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, KeysValues | None]:
+        heads = "b p (h d) -> b p h d"
+        d = self.cfg.d_head
+        leaves, source = self._leaves, x if source is None else source
+        if self.cfg.use_split_qkv_input:
+            q = self._from_split(x, self.hook_q_input, self.W_Q, self.b_Q, norm)
+        elif leaves.fused and given.instead is None and source is x:
+            qkv = leaves.q.linear(x)
+            q = rearrange(leaves.q.take(qkv), heads, d=d)
+        else:
+            q = rearrange(leaves.q(x), heads, d=d)
+        q = self.hook_q(q)
+        if given.rotary is not None:
+            q = self.hook_rot_q(rotate(q, *given.rotary))
+        if given.instead is not None:
+            return q, None
+        if self.cfg.use_split_qkv_input:
+            source_norm = None if self.cross else norm
+            k = self._from_split(source, self.hook_k_input, self.W_K, self.b_K, source_norm)
+            v = self._from_split(source, self.hook_v_input, self.W_V, self.b_V, source_norm)
+        elif leaves.fused and source is x:
+            k, v = (rearrange(p.take(qkv), heads, d=d) for p in (leaves.k, leaves.v))
+        else:
+            k, v = (rearrange(p(source), heads, d=d) for p in (leaves.k, leaves.v))
+        k, v = self.hook_k(k), self.hook_v(v)
+        if given.rotary is not None:
+            k = self.hook_rot_k(rotate(k, *given.rotary))
+        return q, KeysValues(k, v)
+
+    def _from_split(
+        self, x: Tensor, point: HookPoint, w: Tensor, b: Tensor, norm: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Each head's own copy of the input through its hook point, its norm and its own weights."""
+        copies = point(repeat(x, "b p m -> b p h m", h=w.shape[0]))
+        copies = copies if norm is None else norm(copies)
+        return einsum(copies, w, "b p h m, h m d -> b p h d") + b
+
+    def _fused(self, q: Tensor, kv: KeysValues, given: AttentionPass) -> Tensor:
+        rows = q.shape[0] // kv.k.shape[0]  # more than one only where keys are shared: cross-attention
+        mask = None if given.mask is None else _for_batch(given.mask, kv.k.shape[0])
+        z = F.scaled_dot_product_attention(
+            rearrange(q, "(b r) q h d -> b h (r q) d", r=rows),
+            rearrange(kv.k, "b k h d -> b h k d"),
+            rearrange(kv.v, "b k h d -> b h k d"),
+            attn_mask=mask,
+            is_causal=given.causal,
+            scale=self.scale,
+            enable_gqa=kv.k.shape[2] != q.shape[2],
+        )
+        return rearrange(z, "b h (r q) d -> (b r) q h d", r=rows)
+
+    def _explicit(self, q: Tensor, parts: list[KeysValues], given: AttentionPass) -> Tensor:
+        scores = torch.cat([self._scores(q, kv.k) for kv in parts], -1)
+        mask = given.mask
+        if given.causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None, None]
+        if mask is not None:
+            scores = scores.masked_fill(~_for_batch(mask, scores.shape[0]), -torch.inf)
+        edited = hooked(self.hook_attn_scores)
+        scores = self.hook_attn_scores(scores)
+        # A query whose every key was knocked out attends to nothing; without this it would attend to NaN.
+        blind = scores.isneginf().all(-1, keepdim=True) if edited else None
+        if blind is not None:
+            scores = scores.masked_fill(blind, 0.0)
+        pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+        if blind is not None:
+            pattern = pattern.masked_fill(blind, 0.0)
+        pattern = self.hook_pattern(pattern)
+        lengths = [kv.v.shape[1] for kv in parts]
+        mixed = [self._mix(p, kv.v) for p, kv in zip(pattern.split(lengths, -1), parts, strict=True)]
+        return mixed[0] if len(mixed) == 1 else mixed[0] + mixed[1]
+
+    def _scores(self, q: Tensor, k: Tensor) -> Float[Tensor, "batch head query_pos key_pos"]:
+        rows, groups = q.shape[0] // k.shape[0], k.shape[2]
+        folded = rearrange(q * self.scale, "(b r) q (g n) d -> b g (r n q) d", r=rows, g=groups)
+        scores = folded @ rearrange(k, "b k g d -> b g d k")
+        return rearrange(scores, "b g (r n q) k -> (b r) (g n) q k", r=rows, q=q.shape[1])
+
+    def _mix(self, pattern: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        rows, groups = pattern.shape[0] // v.shape[0], v.shape[2]
+        folded = rearrange(pattern, "(b r) (g n) q k -> b g (r n q) k", r=rows, g=groups)
+        z = folded.to(v.dtype) @ rearrange(v, "b k g d -> b g k d")
+        return rearrange(z, "b g (r n q) d -> (b r) q (g n) d", r=rows, q=pattern.shape[2])
+
+    def _out(self, z: Tensor) -> Tensor:
+        if not self.cfg.use_attn_result:
+            return self._leaves.o(rearrange(z, "b p h d -> b p (h d)"))
+        result = self.hook_result(einsum(z, self.W_O, "b p h d, h d m -> b p h m"))
+        return result.sum(-2) + self.b_O
+
+
+def rotate(
+    x: Float[Tensor, "batch pos head d_head"],
+    cos: Float[Tensor, "rotary_batch pos d_head"],
+    sin: Float[Tensor, "rotary_batch pos d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Rotary positions (Su et al. 2021): each pair (x_i, x_{i + d_head/2}) turned by its position's angle."""
+    cos, sin = _for_batch(cos, x.shape[0]), _for_batch(sin, x.shape[0])
+    low, high = x.chunk(2, -1)
+    return x * cos[:, :, None] + torch.cat([-high, low], -1) * sin[:, :, None]
+
+
+def _for_batch(t: Tensor, batch: int) -> Tensor:
+    """`t` for `batch` rows: each example's entry repeated for its rows in a resumed run; one entry serves all."""
+    return t if t.shape[0] in (1, batch) else t.repeat_interleave(batch // t.shape[0], 0)
+
+
+def gated_error(point: HookPoint) -> GatedHookError:
+    """The error for a hook point that is asked for while its flag is off."""
+    return GatedHookError(f"{point.name} is off, so a hook there would never fire: set model.cfg.{point.gate} = True")

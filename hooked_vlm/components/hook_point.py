@@ -1,0 +1,65 @@
+"""The hook point of this package: TransformerLens' own, which also knows its axes and where it stands.
+
+Costs nothing when no hook is attached. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint as LensHookPoint
+
+
+class Window:
+    """Which absolute position the first entry of a stack's position axis is in the pass that runs now.
+
+    Zero in a plain forward. In a cached generation step, or in a resumed run that shares a causal
+    prefix, a stack sees only the positions from `first_position` on.
+    """
+
+    def __init__(self) -> None:
+        self.first_position = 0
+
+
+class HookPoint(LensHookPoint):
+    """A TransformerLens `HookPoint` that knows the names of its axes.
+
+    Args:
+        axes: names of the activation's axes, e.g. ``"batch pos head d_head"``.
+        gate: the `cfg` flag that must be on for this hook point to fire, or None.
+        aliased: True where the activation shares memory with something an in-place edit must not
+            reach (a weight, the residual stream); hooks are then handed a copy.
+    """
+
+    def __init__(self, axes: str, *, gate: str | None = None, aliased: bool = False) -> None:
+        super().__init__()
+        self.axes = tuple(axes.split())
+        self.gate = gate
+        self.aliased = aliased
+        self.window: Window | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity; a copy where the activation is aliased and somebody may edit it in place."""
+        return x.clone() if self.aliased and self._forward_hooks else x
+
+    @property
+    def first_position(self) -> int:
+        """Absolute position of the activation's first position in the pass that runs now."""
+        return 0 if self.window is None else self.window.first_position
+
+    def layer(self) -> int:
+        """Layer index in this hook point's name, with or without a stack's prefix.
+
+        Raises:
+            ValueError: if the hook point belongs to no block.
+        """
+        match = re.search(r"(?:^|\.)blocks\.(\d+)\.", self.name or "")
+        if match is None:
+            raise ValueError(f"{self.name} belongs to no block, so it has no layer")
+        return int(match.group(1))
+
+
+def hooked(*points: LensHookPoint) -> bool:
+    """True if any of `points` has a forward or backward hook."""
+    return any(p._forward_hooks or p._backward_hooks for p in points)

@@ -1,0 +1,54 @@
+"""LayerNorm and RMSNorm with TransformerLens' two hook points. Knows no model.
+
+Costs what the Hugging Face leaf costs while nobody looks; with a hook on scale or normalized, the same
+numbers are computed step by step in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_vlm.components.hook_point import HookPoint, hooked
+
+
+class HookedNorm(nn.Module):
+    """A Hugging Face norm layer that shows its scale and its normalised output.
+
+    As in TransformerLens 4, `hook_normalized` stands before the weight and bias are applied.
+
+    Args:
+        leaf: the Hugging Face norm: `nn.LayerNorm`, or an RMS norm with `weight` and `variance_epsilon`.
+    """
+
+    def __init__(self, leaf: nn.Module) -> None:
+        super().__init__()
+        self._leaves = (leaf,)
+        self.is_rms = not isinstance(leaf, nn.LayerNorm)
+        self.eps = float(leaf.variance_epsilon if self.is_rms else leaf.eps)  # type: ignore[arg-type]
+        self.hook_scale = HookPoint("batch pos 1")
+        self.hook_normalized = HookPoint("batch pos d_model")
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        (leaf,) = self._leaves
+        if not hooked(self.hook_scale, self.hook_normalized):
+            return leaf(x)  # type: ignore[no-any-return]
+        y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if not self.is_rms:
+            y = y - y.mean(-1, keepdim=True)
+        scale = self.hook_scale((y.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        y = self.hook_normalized(y / scale) * self.w
+        return (y if self.is_rms else y + self.b).to(x.dtype)
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """The norm's weight; a view."""
+        weight: Tensor = self._leaves[0].weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def b(self) -> Float[Tensor, " d_model"]:
+        """The norm's bias; a view, or zeros for an RMS norm."""
+        bias: Tensor | None = getattr(self._leaves[0], "bias", None)
+        return torch.zeros_like(self.w) if bias is None else bias

@@ -1,0 +1,242 @@
+"""Blocks in a row, run from the start or from any layer. Knows no model.
+
+A `StackPass` says what a pass needs besides the residual stream. With a `Memory` the keys, values and
+residuals of a pass are kept (the cost of a KV cache plus one residual stream a layer), so that generation can
+go on and a finished run can be resumed: rows with altered residuals join before any layer, read the keys and
+values that did not change, and are computed together from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformer_lens.config import TransformerLensConfig
+
+from hooked_vlm.components.attention import AttentionPass, HookedAttention, KeysValues
+from hooked_vlm.components.block import Block, BlockPass
+from hooked_vlm.components.hook_point import HookPoint, Window
+
+
+@dataclass
+class LayerMemory:
+    """What one block had before it and attended to in a finished pass."""
+
+    resid_pre: Float[Tensor, "batch pos d_model"] | None = None  # as it arrived, before its hook point
+    attn: KeysValues | None = None
+    cross_attn: KeysValues | None = None
+
+
+Memory = list[LayerMemory]
+
+
+class Sight:
+    """Which keys each query may see.
+
+    Args:
+        real: [batch key_pos], False where there is padding; None where there is none.
+        causal: True if a query sees no later position.
+    """
+
+    def __init__(self, real: Bool[Tensor, "batch key_pos"] | None, *, causal: bool = False) -> None:
+        self.real, self.causal = real, causal
+        self._masks = cache(self._mask)  # every layer of a pass asks for the same one
+
+    def given(self, first: int, n_queries: int, window: int | None, device: torch.device) -> dict[str, Any]:
+        """`mask` and `causal` of an `AttentionPass` for queries at positions `first`, `first + 1`, ..."""
+        n_keys = first + n_queries
+        window = None if window is None or n_keys <= window else window
+        if not self.causal:
+            return {"mask": None if self.real is None else self.real[:, None, None, :]}
+        if self.real is None and window is None and (first == 0 or n_queries == 1):
+            return {"causal": n_queries > 1}
+        return {"mask": self._masks(first, n_queries, window, device)}
+
+    def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:
+        queries = torch.arange(first, first + n_queries, device=device)[:, None]
+        keys = torch.arange(first + n_queries, device=device)[None, :]
+        sees = keys <= queries
+        if window is not None:
+            sees &= queries - keys < window
+        if self.real is None:
+            return sees[None, None]
+        # A padded query sees itself: it must see something to stay finite, and nobody sees it.
+        return (sees & self.real[:, None, None, : first + n_queries]) | (keys == queries)
+
+
+@dataclass
+class StackPass:
+    """What one pass through a stack needs besides the residual stream.
+
+    Args:
+        sight: which positions see which, in self-attention.
+        rotary: cosines and sines at the positions of this pass, [batch pos d_head], or None.
+        source: what cross-attention reads, [batch key_pos d_source], or None to skip cross-attention.
+        source_real: [batch key_pos], False where the source is padding; None where it has none.
+        memory: keys and values of earlier positions, or None.
+        keep: write what this pass computes into `memory`.
+        first_position: absolute position of the first position of this pass; keys and values before it
+            are read from `memory`.
+    """
+
+    sight: Sight = field(default_factory=lambda: Sight(None))
+    rotary: tuple[Tensor, Tensor] | None = None
+    source: Tensor | None = None
+    source_real: Tensor | None = None
+    memory: Memory | None = None
+    keep: bool = False
+    first_position: int = 0
+
+
+def _stacked(module: str, name: str, axes: str) -> Any:
+    def read(self: Stack) -> Tensor:
+        return self.stacked(name, module)
+
+    read.__doc__ = f"`{name}` of every block's `{module}`, [{axes}]; a copy, since layers lie apart in memory."
+    return property(read)
+
+
+class Stack(nn.Module):
+    """The blocks of one stack, its config and its weights.
+
+    Args:
+        name: e.g. "text_encoder".
+        prefix: what its hook names begin with, before "blocks.": "text_encoder." or "".
+        cfg: the stack's TransformerLens config, shared with its attentions.
+        blocks: the blocks, in order.
+        causal: True if no position sees a later one.
+    """
+
+    def __init__(
+        self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: list[Block], *, causal: bool
+    ) -> None:
+        super().__init__()
+        self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
+        self.blocks = nn.ModuleList(blocks)
+        self.window = Window()
+        self.block_devices: list[torch.device] | None = None  # set where layers lie on several devices
+
+    @property
+    def post_norm(self) -> bool:
+        """True if each sub-layer's sum passes a norm, so that the residual stream is no sum of its parts."""
+        return bool(self.blocks[0].post_norm)
+
+    W_Q = _stacked("attn", "W_Q", "layer head d_model d_head")
+    W_K = _stacked("attn", "W_K", "layer kv_head d_model d_head")
+    W_V = _stacked("attn", "W_V", "layer kv_head d_model d_head")
+    W_O = _stacked("attn", "W_O", "layer head d_head d_model")
+    b_Q = _stacked("attn", "b_Q", "layer head d_head")
+    b_K = _stacked("attn", "b_K", "layer kv_head d_head")
+    b_V = _stacked("attn", "b_V", "layer kv_head d_head")
+    b_O = _stacked("attn", "b_O", "layer d_model")
+    W_in = _stacked("mlp", "W_in", "layer d_model d_mlp")
+    W_gate = _stacked("mlp", "W_gate", "layer d_model d_mlp")
+    W_out = _stacked("mlp", "W_out", "layer d_mlp d_model")
+    b_in = _stacked("mlp", "b_in", "layer d_mlp")
+    b_out = _stacked("mlp", "b_out", "layer d_model")
+
+    def stacked(self, name: str, module: str = "attn") -> Tensor:
+        """A weight of every block, stacked along a new first axis: `stacked("W_V", "cross_attn")`.
+
+        Raises:
+            AttributeError: if the blocks have no such module or weight.
+        """
+        weights = [getattr(getattr(block, module), name) for block in self.blocks]
+        if weights[0] is None:
+            raise AttributeError(f"the blocks of {self.name} have no {name}: their MLP has no gate")
+        return torch.stack(weights)
+
+    def hook_points(self) -> list[HookPoint]:
+        """The hook points of the blocks."""
+        return [m for m in self.blocks.modules() if isinstance(m, HookPoint)]
+
+    def new_memory(self) -> Memory:
+        """An empty memory for this stack."""
+        return [LayerMemory() for _ in self.blocks]
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"] | None,
+        given: StackPass,
+        *,
+        joins: Mapping[int, Float[Tensor, "_rows pos d_model"]] | None = None,
+        collect: Collection[int] = (),
+    ) -> tuple[Float[Tensor, "_out_rows pos d_model"], dict[int, Tensor]]:
+        """Run the blocks.
+
+        Args:
+            x: the residual stream before the first block, or None if all rows join later.
+            given: masks, positions, source and memory of this pass.
+            joins: for each layer the residuals of rows that join before it, [batch * new_rows pos d_model],
+                the rows of one example next to one another.
+            collect: also return the residual stream as it arrives at these layers (n_layers: as it leaves).
+
+        Returns:
+            The residual stream after the last block, [batch * rows pos d_model], each example's rows in the
+            order in which they joined; and what was collected, by layer.
+        """
+        joins = joins or {}
+        collected: dict[int, Tensor] = {}
+        n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
+        self.window.first_position = given.first_position
+        try:
+            for layer, block in enumerate(self.blocks):
+                if layer in joins:
+                    x = _join(x, joins[layer], n_base or joins[layer].shape[0])
+                if x is None:
+                    continue
+                if self.block_devices is not None:
+                    x = x.to(self.block_devices[layer])
+                if layer in collect:
+                    collected[layer] = x
+                if given.keep and given.memory is not None:
+                    given.memory[layer].resid_pre = x
+                x = block(x, self._block_pass(layer, x, given))
+        finally:
+            self.window.first_position = 0
+        assert x is not None, "no rows: x is None and nothing joined"
+        if len(self.blocks) in collect:
+            collected[len(self.blocks)] = x
+        return x, collected
+
+    def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
+        block = self.blocks[layer]
+        remembered = None if given.memory is None else given.memory[layer]
+        first, n_queries = given.first_position, x.shape[1]
+        attn = AttentionPass(
+            rotary=given.rotary, **given.sight.given(first, n_queries, block.attn.window, x.device)
+        )
+        if remembered is not None:
+            if first and remembered.attn is not None:
+                attn.prefix = remembered.attn.first(first)
+            if given.keep:
+                attn.store = lambda kv: setattr(remembered, "attn", kv)
+        if given.source is None or not getattr(block, "has_cross_attn", False):
+            return BlockPass(attn)
+        real = given.source_real
+        cross = AttentionPass(mask=None if real is None else real[:, None, None, :])
+        source = given.source
+        reader: HookedAttention = block.cross_attn
+        if remembered is not None:
+            if given.keep:
+                cross.instead = remembered.cross_attn
+                cross.store = lambda kv: setattr(remembered, "cross_attn", kv)
+            elif reader.sees_keys_values():  # somebody looks: every row gets its own keys and values
+                source = source.repeat_interleave(x.shape[0] // source.shape[0], 0)
+            else:
+                cross.instead = remembered.cross_attn
+        return BlockPass(attn, cross, source)
+
+
+def _join(x: Tensor | None, new: Tensor, n_base: int) -> Tensor:
+    """Rows that were there and rows that join, each example's together, [batch * rows pos d_model]."""
+    if x is None:
+        return new
+    parts = [rearrange(t, "(b r) p d -> b r p d", b=n_base) for t in (x, new.to(x.device))]
+    return rearrange(torch.cat(parts, 1), "b r p d -> (b r) p d")

@@ -1,0 +1,547 @@
+"""`HookedVLM`: a Hugging Face vision-language model in which every tensor passes a named hook point.
+
+A family (one file each: `blip.py`, `llava.py`) maps its Hugging Face modules to stacks and says how they feed
+one another; everything else is here and in the files beside this one. No weight is copied. Cost: a plain
+forward costs what Hugging Face's costs; see `components.attention` for what looking costs.
+
+The model always computes as in evaluation: dropout is never applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule
+
+from hooked_vlm.components.attention import gated_error
+from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.stack import Stack, StackPass
+from hooked_vlm.errors import (
+    GatedHookError,
+    HookNameError,
+    InputsError,
+    SilentHookError,
+    StackError,
+    UnsupportedArchitectureError,
+    closest,
+)
+from hooked_vlm.models import loading
+from hooked_vlm.models.cache import VLMCache, caching_hook
+from hooked_vlm.models.config import VLMConfig
+from hooked_vlm.models.generation import Generates
+from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.text import PreparesInputs
+
+FAMILIES: dict[str, type[HookedVLM]] = {}
+
+HookName = str | Callable[[str], bool]
+
+
+def register(*hf_classes: str) -> Callable[[type[HookedVLM]], type[HookedVLM]]:
+    """Class decorator: this family reads these Hugging Face classes (by name)."""
+
+    def add(family: type[HookedVLM]) -> type[HookedVLM]:
+        FAMILIES.update(dict.fromkeys(hf_classes, family))
+        return family
+
+    return add
+
+
+class HookedVLM(PreparesInputs, Generates, HookedRootModule):
+    """Base of the families, and the door to all of them: `HookedVLM.from_pretrained(name)`.
+
+    Attributes:
+        hf_model: the Hugging Face model, which owns the weights.
+        processor: its processor, or None.
+        stacks: the stacks by name, in the order in which they run.
+        cfg: the stacks' configs; flags set here hold in every stack.
+    """
+
+    prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
+    main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
+
+    def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
+        super().__init__()
+        self.hf_model, self.processor = hf_model, processor
+        self.stacks: dict[str, Stack] = {}
+        self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
+        self._build()
+        self.hook_logits = HookPoint("batch pos d_vocab")
+        config = cast(Any, hf_model).config
+        self.cfg = VLMConfig(
+            getattr(config, "_name_or_path", "") or "built in memory",
+            type(hf_model).__name__,
+            {name: stack.cfg for name, stack in self.stacks.items()},
+            self.main_stack,
+        )
+        self.setup()
+        self.eval()
+        self._after_move()
+
+    # --- what a family provides ---------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Fill `self.stacks` and register the stacks and hook points as attributes."""
+        raise NotImplementedError
+
+    def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of one run."""
+        raise NotImplementedError
+
+    def _check(self, inputs: VLMInputs, run: Run) -> None:
+        """Raise `InputsError` for what this family cannot run."""
+
+    @property
+    def layout(self) -> Layout:
+        """How this model lays out its sequences."""
+        raise NotImplementedError
+
+    def _targets(self, inputs: VLMInputs) -> Tensor:
+        """[batch pos], the token each position's logits are scored against, -100 for none."""
+        raise NotImplementedError
+
+    # --- loading ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_hf(cls, hf_model: nn.Module, processor: Any = None) -> Any:
+        """Wrap a Hugging Face model you hold. Its weights are shared, and it is set to evaluation mode.
+
+        Raises:
+            UnsupportedArchitectureError: if no family reads its class.
+        """
+        family = cls._family(type(hf_model).__name__)
+        return family(hf_model, processor)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        processor: Any = None,
+        strict: bool = True,
+        **hf_options: Any,
+    ) -> Any:
+        """Load a checkpoint through Hugging Face.
+
+        Args:
+            name: a hub name, a directory, or "zoo:..." for a model that ships with the package.
+            device: where to put it; None leaves it on the CPU (or where `device_map` says).
+            dtype: e.g. `torch.float16` or "float16"; None takes float32.
+            revision: branch, tag or commit on the hub.
+            device_map: passed on to Hugging Face.
+            quantization_config: passed on to Hugging Face.
+            processor: used in place of the checkpoint's own.
+            strict: refuse a checkpoint with missing or extra weights.
+            hf_options: passed on to Hugging Face's `from_pretrained` (`cache_dir`, `token`, ...).
+
+        Returns:
+            The family's class, e.g. `HookedBLIP`.
+
+        Raises:
+            CheckpointError: if there is no such checkpoint, or its weights are missing, extra, of another
+                shape, or not safetensors.
+            UnsupportedArchitectureError: if no family reads it.
+            InputsError: if the dtype or device does not exist here.
+        """
+        directory = loading.resolve(name)
+        config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
+        family = cls._family(hf_class)
+        hf_model = loading.load_model(
+            directory,
+            hf_class,
+            dtype=loading.to_dtype(dtype),
+            device=loading.to_device(device),
+            strict=strict,
+            revision=revision,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            **hf_options,
+        )
+        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
+        return family(hf_model, processor)
+
+    @classmethod
+    def _family(cls, hf_class: str) -> type[HookedVLM]:
+        family = FAMILIES.get(hf_class)
+        if family is None:
+            raise UnsupportedArchitectureError(
+                f"no family reads {hf_class!r}; supported are {', '.join(FAMILIES)}. CONTRIBUTING.md says how to "
+                "add one in one file"
+            )
+        if not issubclass(family, cls):
+            raise UnsupportedArchitectureError(
+                f"{hf_class} is read by {family.__name__}, not by {cls.__name__}: use {family.__name__} or HookedVLM"
+            )
+        return family
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: VLMInputs | Mapping[str, Any],
+        return_type: str | None = "logits",
+        *,
+        loss_per_token: bool = False,
+        interpolate_pos_encoding: bool = False,
+        logits_at: str | slice | list[int] | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            inputs: from `model.to_inputs`, or a mapping with the same parts.
+            return_type: "logits" [batch pos d_vocab]; "loss", the mean cross-entropy of predicting each next
+                text token (a scalar); "both"; or None for nothing.
+            loss_per_token: return the loss of each predicted token, [batch pos - 1], 0 where none is.
+            interpolate_pos_encoding: stretch learned positions over images of another size.
+            logits_at: positions to unembed; "last" for each row's last real one; None for all.
+
+        Raises:
+            InputsError: if the inputs do not fit the model.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
+        if logits_at is not None and return_type in ("loss", "both"):
+            raise InputsError("a loss needs the logits at every position: leave logits_at out")
+        inputs = VLMInputs.of(inputs)
+        logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=logits_at))
+        if return_type in ("logits", None):
+            return logits if return_type else None
+        loss = self._loss(logits, inputs, loss_per_token)
+        return loss if return_type == "loss" else (logits, loss)
+
+    def _checked_run(self, inputs: VLMInputs, run: Run) -> Tensor:
+        if not self._is_dispatched and inputs.input_ids.device != self.device:
+            raise InputsError(
+                f"the inputs are on {inputs.input_ids.device} and the model on {self.device}: inputs.to(model.device)"
+            )
+        self._check(inputs, run)
+        return self._run(inputs, run)
+
+    def _loss(self, logits: Tensor, inputs: VLMInputs, per_token: bool) -> Tensor:
+        targets = self._targets(inputs)[:, 1:]
+        if not (targets != -100).any():
+            raise InputsError(
+                "there is no next token to score: the sequence that the model predicts has one token. "
+                "BLIP: give decoder_input_ids with the answer in them"
+            )
+        return nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2).float(),
+            targets.to(logits.device),
+            ignore_index=-100,
+            reduction="none" if per_token else "mean",
+        )
+
+    def run_with_state(
+        self, inputs: VLMInputs | Mapping[str, Any], *, interpolate_pos_encoding: bool = False
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], RunState]:
+        """Run, and keep what `resume` needs to go on from inside any stack.
+
+        Returns:
+            The logits, and the state: keys, values and a residual stream for every layer.
+        """
+        inputs = VLMInputs.of(inputs)
+        state = RunState(inputs, interpolate_pos_encoding)
+        return self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, keep=state)), state
+
+    def resume(
+        self,
+        state: RunState,
+        stack: str,
+        joins: Mapping[int, Tensor],
+        *,
+        first_position: int = 0,
+        logits_at: str | None = None,
+    ) -> Float[Tensor, "rows pos d_vocab"]:
+        """Run on from inside a finished run, with altered residuals.
+
+        Rows join before the layers named in `joins` and go on together; what they cannot change is read from
+        the state and shared: all earlier stages, the keys and values of cross-attention, and in a causal stack
+        those of the positions before `first_position`. Hooks fire on the rows alone. If the base run had
+        hooks at or after the layers that are run again, keep them in place (`with model.hooks(...)`).
+
+        Args:
+            state: from `run_with_state`.
+            stack: the stack to resume in.
+            joins: for each layer, residuals [batch * n_rows pos d_model] that its block receives, the rows of
+                one example next to one another, positions from `first_position` on.
+            first_position: in a causal stack, the first position that differs from the base run.
+            logits_at: "last" to unembed each row's last real position alone.
+
+        Returns:
+            Logits of all rows, [batch * rows pos d_vocab]: each example's rows in the order in which they
+            joined. Positions are those from `first_position` on where `stack` makes the logits, else all.
+
+        Raises:
+            StackError: if the stack, a layer, a shape or the first position does not fit.
+        """
+        self._check_joins(state, stack, joins, first_position)
+        run = Run(
+            interpolate=state.interpolate,
+            logits_at=logits_at,
+            state=state,
+            stack=stack,
+            joins=joins,
+            first_position=first_position,
+        )
+        return self._run(state.inputs, run)
+
+    def _check_joins(self, state: RunState, stack: str, joins: Mapping[int, Tensor], first: int) -> None:
+        if stack not in self.stacks:
+            raise StackError(f"there is no stack {stack!r}; this model has {', '.join(self.stacks)}")
+        if not joins:
+            raise StackError("no rows join: give residuals for at least one layer, {layer: [rows pos d_model]}")
+        if first and not self.stacks[stack].causal:
+            raise StackError(
+                f"{stack} is bidirectional: every position sees a change at any other, so first_position must be 0"
+            )
+        for layer, rows in joins.items():
+            base = state.resid_pre(stack, layer)
+            expected = (base.shape[1] - first, base.shape[2])
+            if not 0 <= first < base.shape[1]:
+                raise StackError(f"first_position is {first}; {stack} has positions 0 to {base.shape[1] - 1}")
+            if rows.ndim != 3 or rows.shape[1:] != expected or rows.shape[0] % base.shape[0] or not rows.shape[0]:
+                raise StackError(
+                    f"the rows that join {stack} before layer {layer} have shape {tuple(rows.shape)}; expected "
+                    f"[n * {base.shape[0]} {expected[0]} {expected[1]}], n rows for each example"
+                )
+
+    def _through(
+        self,
+        name: str,
+        run: Run,
+        embed: Callable[[], Tensor],
+        given: Callable[[], StackPass],
+        collect: Sequence[int] = (),
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """One stack's part in a run; None if the run is resumed after it, so that it did not change."""
+        stack, order = self.stacks[name], list(self.stacks)
+        if run.state is not None and run.stack is not None:
+            if order.index(name) < order.index(run.stack):
+                return None, {}
+            if name == run.stack:
+                before = run.state.passes[name]
+                rotary = before.rotary and tuple(t[:, run.first_position :] for t in before.rotary)
+                again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
+                return stack(None, again, joins=run.joins, collect=collect)
+        new = given()
+        if run.keep is not None:
+            new.memory, new.keep = stack.new_memory(), True
+            run.keep.passes[name] = new
+        return stack(embed(), new, collect=collect)
+
+    @staticmethod
+    def _select(x: Tensor, run: Run, last_each: Tensor | None = None) -> Tensor:
+        """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
+        if run.logits_at is None:
+            return x
+        if run.logits_at != "last":
+            return x[:, run.logits_at]
+        if last_each is None:
+            return x[:, -1:]
+        places = last_each.repeat_interleave(x.shape[0] // len(last_each)) - run.first_position
+        return x[torch.arange(len(x), device=x.device), places.to(x.device)][:, None]
+
+    # --- hooks --------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Name every module of ours and list the hook points; Hugging Face's modules are left alone."""
+        self.mod_dict, self.hook_dict = {}, {}
+        for name, module in self.named_modules():
+            if name and name.split(".")[0] != "hf_model":
+                module.name = name  # type: ignore[assignment]
+                self.mod_dict[name] = module
+                if isinstance(module, HookPoint):
+                    self.hook_dict[name] = module
+        for stack in self.stacks.values():
+            for point in stack.hook_points():
+                point.window = stack.window
+
+    def hook_names(self, name: HookName | Sequence[str]) -> list[str]:
+        """The hook points that a name, a list of names or a filter means.
+
+        Raises:
+            HookNameError: if a name is unknown or a filter matches nothing.
+            GatedHookError: if a hook point is named whose flag is off, or a filter matches only such.
+        """
+        if isinstance(name, str):
+            self._refuse_unknown(name)
+            return [name]
+        if not callable(name):
+            return [hook for one in name for hook in self.hook_names(one)]
+        matched = [hook for hook in self.hook_dict if name(hook)]
+        if not matched:
+            raise HookNameError(f"the filter matches none of the {len(self.hook_dict)} hook points in model.hook_dict")
+        live = [hook for hook in matched if self._is_on(hook)]
+        if not live:
+            raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
+        return live
+
+    def _is_on(self, hook: str) -> bool:
+        gate = cast(HookPoint, self.hook_dict[hook]).gate
+        owner = self.mod_dict.get(hook.rpartition(".")[0])
+        return gate is None or bool(getattr(cast(Any, owner).cfg, gate))
+
+    def _refuse_unknown(self, hook: str) -> None:
+        if hook not in self.hook_dict:
+            near = ", ".join(closest(hook, self.hook_dict))
+            raise HookNameError(f"there is no hook point {hook!r}. The closest are {near}; model.hook_dict lists all")
+        if not self._is_on(hook):
+            raise gated_error(cast(HookPoint, self.hook_dict[hook]))
+
+    def add_hook(self, name: HookName, hook: Any, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
+        for one in self.hook_names(name):
+            super().add_hook(one, hook, *args, **kwargs)
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
+    ) -> Iterator[HookedVLM]:
+        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
+        fwd, bwd = ([(one, fn) for name, fn in hooks for one in self.hook_names(name)] for hooks in (fwd_hooks, bwd_hooks))
+        with super().hooks(fwd, bwd, *args, **kwargs):
+            yield self
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
+        """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+            SilentHookError: if a hook point given by name was not reached, e.g. cross-attention in a run
+                without it.
+        """
+        waiting: dict[str, int] = {}
+
+        def counted(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+            waiting[name] = 0
+
+            def call(activation: Tensor, hook: Any) -> Any:
+                waiting[name] += 1
+                return fn(activation, hook=hook)
+
+            return call
+
+        watched = [(name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in fwd_hooks]
+        out = super().run_with_hooks(*args, fwd_hooks=watched, **kwargs)
+        silent = [name for name, times in waiting.items() if not times]
+        if silent:
+            raise SilentHookError(f"the run never reached {', '.join(silent)}, so the hooks there did nothing")
+        return out
+
+    def run_with_cache(self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> tuple[Any, VLMCache]:
+        """As TransformerLens', returning an `ActivationCache`.
+
+        Args:
+            names_filter: a name, a list of names, a filter or None for everything that is on.
+            device: where to keep the activations.
+            remove_batch_dim: drop the batch axis; for a batch of one.
+            incl_bwd: also cache gradients; with ``return_type="loss"``.
+            pos_slice: keep some positions of the prompt alone. It applies to the stack the prompt runs in
+                (`model.prompt_stack`); activations of other stacks are kept whole.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+        """
+        if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
+            raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
+        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
+        return out, VLMCache(cached, self, has_batch_dim=not remove_batch_dim)
+
+    def get_caching_hooks(
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+        """TransformerLens' caching hooks, for the hook points that are on, sliced along the axis that is a position."""
+        cache = {} if cache is None else cache
+        names = self.hook_names((lambda _: True) if names_filter is None else names_filter)
+        sliced = {n for n in names if n.startswith(self.stacks[self.prompt_stack].prefix + "blocks.")}
+
+        def hooks(suffix: str) -> list[Any]:
+            return [
+                (n, caching_hook(cache, suffix, device, remove_batch_dim, pos_slice if n in sliced else None))
+                for n in names
+            ]
+
+        self.is_caching = True
+        return cache, hooks(""), hooks("_grad") if incl_bwd else []
+
+    def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As TransformerLens', for the hook points that are on."""
+        cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
+        for hooks, direction in ((fwd, "fwd"), (bwd, "bwd")):
+            for name, fn in hooks:
+                self.hook_dict[name].add_hook(fn, direction)  # type: ignore[arg-type]
+        return cache
+
+    # --- the rest of what TransformerLens models do -------------------------------------------------
+
+    def focus(self, stack: str, images: Any = None, texts: Any = None) -> Any:
+        """One stack as a TransformerLens model, the rest held fixed; see `models.focus.FocusedStack`.
+
+        Args:
+            stack: which one.
+            images: what the model sees in every run (text stacks).
+            texts: what it is asked in every run (the vision encoder, and BLIP's answer decoder).
+        """
+        from hooked_vlm.models.focus import FocusedStack
+
+        return FocusedStack(self, stack, images=images, texts=texts)
+
+    def set_use_attn_result(self, on: bool) -> None:
+        """Set `cfg.use_attn_result` in every stack."""
+        self.cfg.use_attn_result = on
+
+    def set_use_split_qkv_input(self, on: bool) -> None:
+        """Set `cfg.use_split_qkv_input` in every stack."""
+        self.cfg.use_split_qkv_input = on
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weight is."""
+        return next(self.hf_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' floating-point type (the first such, in a quantised model)."""
+        return next(p.dtype for p in self.hf_model.parameters() if p.is_floating_point())
+
+    @property
+    def _is_dispatched(self) -> bool:
+        return len(set(getattr(self.hf_model, "hf_device_map", {}).values())) > 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._after_move()
+        return self
+
+    def _after_move(self) -> None:
+        self.cfg.sync(self.device, self.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            stacks = self.__dict__.get("stacks", {})
+            if name in Stack.__dict__ and self.main_stack in stacks:
+                return getattr(stacks[self.main_stack], name)
+            raise
+
+
+__all__ = ["FAMILIES", "GatedHookError", "HookedVLM", "register"]

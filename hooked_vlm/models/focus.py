@@ -1,0 +1,279 @@
+"""One stack as a TransformerLens model, everything else held fixed.
+
+`FocusedStack` satisfies `transformer_lens.model_protocol.TransformerLensModelWithWeights`: tokens in, logits
+out, hook points named `blocks.<l>...`. TransformerLens' `patching`, `head_detector` and `ActivationCache` run
+on it unchanged. Cost: every run is a run of the whole model; for sweeps over thousands of sites resume instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from transformer_lens.config import TransformerLensConfig
+
+from hooked_vlm.components.stack import Stack
+from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
+from hooked_vlm.models.cache import StackCache, VLMCache
+from hooked_vlm.models.inputs import VLMInputs
+
+if TYPE_CHECKING:
+    from hooked_vlm.models.base import HookedVLM
+
+
+class Renamed:
+    """A hook point as a view's hook functions see it: under its name in the view."""
+
+    def __init__(self, name: str, point: Any) -> None:
+        self.name, self._point = name, point
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._point, attribute)
+
+
+class FocusedStack:
+    """A view of one stack.
+
+    What the tokens are depends on the stack: the prompt for the text encoder and the language model; the
+    answer so far for BLIP's answer decoder; for a vision encoder, ids that stand for images, [batch pos] with
+    one entry for each position (`view.to_tokens(images)`).
+
+    Args:
+        model: the model.
+        name: the stack.
+        images: what text stacks see in every run; one, or one for each row.
+        texts: what the other stacks are asked in every run; one, or one for each row.
+
+    Raises:
+        StackError: if the model has no such stack.
+    """
+
+    def __init__(self, model: HookedVLM, name: str, images: Any = None, texts: Any = None) -> None:
+        if name not in model.stacks:
+            raise StackError(f"there is no stack {name!r}; this model has {', '.join(model.stacks)}")
+        self.model, self.name, self.stack = model, name, model.stacks[name]
+        self._images, self._texts = images, texts
+        self._seen: list[Tensor] = []  # pixel values of the images that stand for ids (vision encoder)
+        self.blocks: nn.ModuleList = self.stack.blocks
+        self._full_names = self._name_hooks()
+        self.hook_dict = {short: model.hook_dict[full] for short, full in self._full_names.items()}
+
+    def _name_hooks(self) -> dict[str, str]:
+        """The model's names of this view's hook points."""
+        prefix = self.stack.prefix
+        starts = ("blocks.", "ln_final.", "hook_embed", "hook_pos_embed", "ln_pre.", "ln_embed.")
+        shorts = [n.removeprefix(prefix) for n in self.model.hook_dict if n.startswith(prefix)]
+        names = {n: prefix + n for n in shorts if n.startswith(starts)}
+        if not self.stack.post_norm and (self.name == self.model.main_stack or "ln_pre" in self.stack._modules):
+            # Images are merged, or a norm stands, between the embedding and the first block: what the residual
+            # stream begins with, and decompositions must begin with, is what the first block receives.
+            names["hook_embed"] = prefix + "blocks.0.hook_resid_pre"
+            names.pop("hook_pos_embed", None)
+        return names
+
+    @property
+    def cfg(self) -> TransformerLensConfig:
+        """The stack's config."""
+        return self.stack.cfg
+
+    @property
+    def makes_logits(self) -> bool:
+        """True if the logits are read from this stack's residual stream, through `ln_final` and `W_U` alone."""
+        return self.name == self.model.main_stack
+
+    @property
+    def ln_final(self) -> nn.Module:
+        """The norm after the last block.
+
+        Raises:
+            AttributeError: if the stack has none that its output passes.
+        """
+        owner = self.model if self.name == self.model.main_stack else self.stack
+        if "ln_final" not in owner._modules:
+            raise AttributeError(f"no norm follows the last block of {self.name}")
+        return owner._modules["ln_final"]  # type: ignore[return-value]
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights. Raises ResidualError where the logits are not read from this stack alone."""
+        self._need_logits("W_U")
+        return self.model.unembed.W_U  # type: ignore[union-attr,return-value]
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def __call__(self, tokens: Any, return_type: str = "logits", **options: Any) -> Any:
+        """The whole model's output for these tokens, the rest held fixed."""
+        return self.model(self.to_inputs(tokens), return_type, **options)
+
+    forward = __call__
+
+    def run_with_hooks(self, tokens: Any, *args: Any, fwd_hooks: Any = (), bwd_hooks: Any = (), **options: Any) -> Any:
+        """As the model's, with this view's names."""
+        return self.model.run_with_hooks(
+            self.to_inputs(tokens), *args, fwd_hooks=self._full(fwd_hooks), bwd_hooks=self._full(bwd_hooks), **options
+        )
+
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), **options: Any) -> Any:
+        """As the model's, with this view's names."""
+        return self.model.hooks(self._full(fwd_hooks), self._full(bwd_hooks), **options)
+
+    def run_with_cache(self, tokens: Any, *args: Any, names_filter: Any = None, **options: Any) -> tuple[Any, StackCache]:
+        """As the model's, with this view's names and this stack's activations alone."""
+        names_filter = (lambda _: True) if names_filter is None else names_filter
+        names = [full for _, full in self._matching(names_filter)]
+        out, cache = self.model.run_with_cache(self.to_inputs(tokens), *args, names_filter=names, **options)
+        return out, self.cache_of(cache)
+
+    def cache_of(self, cache: VLMCache) -> StackCache:
+        """This stack's part of a cache of the whole model."""
+        found = {
+            short + suffix: cache.cache_dict[full + suffix]
+            for short, full in self._full_names.items()
+            for suffix in ("", "_grad")
+            if full + suffix in cache.cache_dict
+        }
+        return StackCache(found, self, has_batch_dim=cache.has_batch_dim)
+
+    def _matching(self, name: Any) -> list[tuple[str, str]]:
+        """What a name, a list or a filter means here: names in this view, and in the model."""
+        if callable(name):
+            pairs = [(short, full) for short, full in self._full_names.items() if name(short)]
+            if not pairs:
+                raise HookNameError(f"the filter matches none of the hook points of {self.name}")
+            live = set(self.model.hook_names(lambda full: full in dict(pairs).values()))
+            return [(short, full) for short, full in pairs if full in live]
+        shorts = [name] if isinstance(name, str) else list(name)
+        pairs = [(short, self._full_names.get(short, self.stack.prefix + short)) for short in shorts]
+        self.model.hook_names([full for _, full in pairs])
+        return pairs
+
+    def _full(self, hooks: Sequence[Any]) -> list[Any]:
+        return [(full, _renaming(fn, short)) for name, fn in hooks for short, full in self._matching(name)]
+
+    # --- tokens -------------------------------------------------------------------------------------
+
+    def to_tokens(self, given: Any, **options: Any) -> Int[Tensor, "batch pos"]:
+        """What this view runs on, as [batch pos]: see the class."""
+        if isinstance(given, Tensor) and not given.is_floating_point() and given.ndim == 2:
+            return given
+        if self.name == "vision_encoder":
+            pixels = self.model.to_pixels(given)
+            ids = torch.arange(len(self._seen), len(self._seen) + len(pixels), device=pixels.device)
+            self._seen += list(pixels)
+            n_positions = self.stack.embed(pixels[:1]).shape[1]  # type: ignore[operator]
+            return ids[:, None].repeat(1, n_positions)
+        if self.name == self.model.prompt_stack and self._images is not None:
+            return self.model.to_inputs(self._images, given).input_ids
+        return self.model.to_tokens(given, **options)
+
+    def to_inputs(self, tokens: Any) -> VLMInputs:
+        """The whole model's inputs for this view's tokens.
+
+        Raises:
+            InputsError: if the view holds no image or text that such a run needs.
+        """
+        tokens = self.to_tokens(tokens).to(self.model.device)
+        if self.name == "vision_encoder":
+            if self._texts is None:
+                raise InputsError("a vision encoder is run for a text: model.focus('vision_encoder', texts='a question?')")
+            pixels = torch.stack([self._seen[i] for i in tokens[:, 0].tolist()])
+            asked = self.model.to_inputs(Image.new("RGB", (64, 64)), self._texts)
+            return self._for_rows(asked, len(pixels)).replace(pixel_values=pixels)
+        if self._images is None:
+            raise InputsError(f"{self.name} is run on an image: model.focus({self.name!r}, images=image)")
+        if self.name == self.model.prompt_stack:
+            pixels = self.model.to_pixels(self._images)
+            if len(pixels) not in (1, len(tokens)):
+                raise InputsError(f"{len(tokens)} rows of tokens, and the view holds {len(pixels)} images: hold one, or as many")
+            pixels = pixels.expand(len(tokens), -1, -1, -1)
+            return VLMInputs(pixels, tokens, self._padding(tokens), layout=self.model.layout)
+        if self._texts is None:
+            raise InputsError(
+                f"{self.name} answers a text: model.focus({self.name!r}, images=image, texts='a question?')"
+            )
+        asked = self.model.to_inputs(self._images, self._texts)
+        return self._for_rows(asked, len(tokens)).replace(decoder_input_ids=tokens)
+
+    @staticmethod
+    def _for_rows(held: VLMInputs, n: int) -> VLMInputs:
+        if len(held) not in (1, n):
+            raise InputsError(f"{n} rows of tokens, and the view holds {len(held)} images or texts: hold one, or {n}")
+        return held if len(held) == n else held.repeat(n)
+
+    def _padding(self, tokens: Tensor) -> Tensor | None:
+        pad = getattr(getattr(self.model.processor, "tokenizer", None), "pad_token_id", None)
+        return None if pad is None else (tokens != pad).long()
+
+    def to_single_token(self, text: str) -> int:
+        """As the model's."""
+        return self.model.to_single_token(text)
+
+    def to_string(self, tokens: Any) -> Any:
+        """As the model's."""
+        return self.model.to_string(tokens)
+
+    def to_str_tokens(self, given: Any, **options: Any) -> Any:
+        """As the model's."""
+        return self.model.to_str_tokens(given, **options)
+
+    # --- what ActivationCache needs of the weights --------------------------------------------------
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
+        """Directions in the (scaled, centred) residual stream whose product with it is the token's logit.
+
+        The final norm's weight is folded in, so that `cache.logit_attrs` sums to the logits; with a bias in
+        the norm or the unembedding, to the logits less that constant.
+
+        Args:
+            tokens: a string, an id, or ids [batch] or [batch pos].
+
+        Returns:
+            [d_model], [batch d_model] or [batch pos d_model].
+
+        Raises:
+            ResidualError: if the logits are not read from this stack.
+        """
+        self._need_logits("tokens_to_residual_directions")
+        ids = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        return self.W_U.T[ids.to(self.W_U.device)] * self.ln_final.w  # type: ignore[operator]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """The sum of the output biases of all attentions (and MLPs) before a layer.
+
+        Args:
+            layer: biases of layers before this one are counted; -1 for all.
+            mlp_input: also count this layer's attention bias.
+            include_mlp_biases: count the MLPs' too.
+        """
+        layer = self.cfg.n_layers if layer in (-1, None) else layer
+        total = torch.zeros(self.cfg.d_model, device=self.model.device, dtype=self.model.dtype)
+        for i, block in enumerate(self.blocks[: layer + mlp_input]):
+            total = total + block.attn.b_O
+            if include_mlp_biases and i < layer:
+                total = total + block.mlp.b_out
+        return total
+
+    def set_use_attn_result(self, on: bool) -> None:
+        """Set `cfg.use_attn_result` in this stack."""
+        self.cfg.use_attn_result = on
+
+    def set_use_split_qkv_input(self, on: bool) -> None:
+        """Set `cfg.use_split_qkv_input` in this stack."""
+        self.cfg.use_split_qkv_input = on
+
+    def _need_logits(self, what: str) -> None:
+        if not self.makes_logits:
+            raise ResidualError(f"{what} is not offered in {self.name}: the logits are not read from its stream alone")
+
+    def __repr__(self) -> str:
+        return f"FocusedStack({self.name} of {self.model.cfg.architecture}: {self.cfg.n_layers} layers x {self.cfg.n_heads} heads)"
+
+
+def _renaming(fn: Callable[..., Any], short: str) -> Callable[..., Any]:
+    return lambda activation, hook: fn(activation, hook=Renamed(short, hook))

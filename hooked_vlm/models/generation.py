@@ -1,0 +1,157 @@
+"""Greedy and sampled generation, step by step with a KV cache, hooks active at every step.
+
+Cost: one full run and then one position a step. A hook sees the whole prompt at the first step and one new
+position at each later one; `hook.first_position` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_vlm.components.stack import Sight, Stack
+from hooked_vlm.errors import InputsError
+from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.run import Run, RunState
+
+
+class Generates:
+    """`generate`. A family provides `answer_stack`, `_embed_next`, `_logits` and its stop tokens."""
+
+    hf_model: Any
+    answer_stack: str  # the stack that makes the logits
+    if TYPE_CHECKING:
+        stacks: dict[str, Stack]
+        _need: Any
+        _checked_run: Any
+
+    def _embed_next(
+        self, tokens: Int[Tensor, "batch 1"], position_ids: Int[Tensor, "batch 1"]
+    ) -> tuple[Float[Tensor, "batch 1 d_model"], tuple[Tensor, Tensor] | None]:
+        """One new token's residual stream, and its rotary cosines and sines if there are any."""
+        raise NotImplementedError
+
+    def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The residual stream after the last block, unembedded."""
+        raise NotImplementedError
+
+    def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, Tensor | None]:
+        """The ids that the answer stack starts from, [batch pos], and which of them are real (None: all)."""
+        raise NotImplementedError
+
+    def _stop_tokens(self) -> tuple[list[int], int]:
+        """Ids that end an answer, and the id that pads one which ended."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: VLMInputs | Mapping[str, Any],
+        max_new_tokens: int = 20,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+        return_type: str = "str",
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
+        """Answer.
+
+        Args:
+            inputs: from `model.to_inputs`.
+            max_new_tokens: longest answer, in tokens.
+            do_sample: draw each token instead of taking the likeliest.
+            temperature, top_k, top_p: shape the distribution that is drawn from; Hugging Face's warpers.
+            seed: makes the draws repeatable; None draws from torch's global generator.
+            stop_at_eos: end each answer at the model's stop token.
+            return_type: "str" for a list of answers; "tokens" for [batch new_tokens], padded after the end.
+
+        Raises:
+            InputsError: if the inputs do not fit, or an option is out of its range.
+        """
+        if max_new_tokens < 1:
+            raise InputsError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        if return_type not in ("str", "tokens"):
+            raise InputsError(f"return_type is {return_type!r}; expected 'str' or 'tokens'")
+        warp = _warpers(temperature, top_k, top_p) if do_sample else None
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(device=next(self.hf_model.parameters()).device).manual_seed(seed)
+        tokenizer = self._need("tokenizer") if return_type == "str" else None
+        inputs = VLMInputs.of(inputs)
+        answer = self._decode(inputs, max_new_tokens, warp, generator, stop_at_eos, interpolate_pos_encoding)
+        if tokenizer is None:
+            return answer
+        return [text.strip() for text in tokenizer.batch_decode(answer, skip_special_tokens=True)]
+
+    def _decode(
+        self,
+        inputs: VLMInputs,
+        max_new_tokens: int,
+        warp: Any,
+        generator: torch.Generator | None,
+        stop_at_eos: bool,
+        interpolate: bool,
+    ) -> Int[Tensor, "batch new_tokens"]:
+        stop, pad = self._stop_tokens()
+        state = RunState(inputs, interpolate)
+        logits = self._checked_run(inputs, Run(interpolate=interpolate, keep=state, logits_at="last"))[:, -1]
+        so_far, real = self._answer_so_far(inputs)
+        n_context = self.stacks[self.answer_stack].cfg.n_ctx
+        if so_far.shape[1] + max_new_tokens - 1 > n_context:
+            raise InputsError(
+                f"{so_far.shape[1]} tokens and {max_new_tokens} new ones go beyond the context of {n_context}: "
+                f"ask for at most {n_context - so_far.shape[1] + 1}"
+            )
+        done = torch.zeros(len(inputs), dtype=torch.bool, device=logits.device)
+        answer: list[Tensor] = []
+        while True:
+            token = _pick(torch.cat([so_far, *answer], 1), logits, warp, generator).to(so_far.device)
+            token = token.masked_fill(done[:, None].to(token.device), pad) if stop_at_eos else token
+            answer.append(token)
+            if stop_at_eos:
+                done |= torch.isin(token[:, 0], torch.tensor(stop, device=token.device)).to(done.device)
+            if len(answer) == max_new_tokens or bool(done.all()):
+                return torch.cat(answer, 1)
+            if real is not None:
+                real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
+            logits = self._step(state, token, so_far.shape[1] + len(answer) - 1, real)
+
+    def _step(self, state: RunState, token: Tensor, position: int, real: Tensor | None) -> Tensor:
+        """Logits after one more token at absolute `position`, [batch d_vocab]."""
+        place = torch.full_like(token, position) if real is None else real.long().sum(1, keepdim=True) - 1
+        x, rotary = self._embed_next(token, place)
+        given = state.passes[self.answer_stack]
+        given = replace(given, sight=Sight(real, causal=True), rotary=rotary, first_position=position)
+        x, _ = self.stacks[self.answer_stack](x, given)
+        return self._logits(x)[:, -1]
+
+
+def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> Any:
+    from transformers.generation import logits_process as hf
+
+    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise InputsError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: expected temperature > 0, top_k >= 1 and "
+            "0 < top_p <= 1. For no randomness leave do_sample off"
+        )
+    warpers = hf.LogitsProcessorList([hf.TemperatureLogitsWarper(float(temperature))])
+    if top_k is not None:
+        warpers.append(hf.TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(hf.TopPLogitsWarper(float(top_p)))
+    return warpers
+
+
+def _pick(so_far: Tensor, logits: Tensor, warp: Any, generator: torch.Generator | None) -> Int[Tensor, "batch 1"]:
+    if warp is None:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial(warp(so_far, logits.float()).softmax(-1), 1, generator=generator)

@@ -1,0 +1,283 @@
+"""What a model reads, and where things stand in it: no offset is ever counted by hand.
+
+Cost: the tensors themselves. Knows no model; the few facts it needs (which id is the image, how many
+positions an image takes) come with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_vlm.errors import InputsError, PositionError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model family lays out its sequence: what `VLMInputs` needs to name positions.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or None.
+        image_token_id: the placeholder's id where image and text share one sequence (LLaVA), else None.
+        image_keys: where the image's patches stand among the keys of cross-attention (BLIP), else None.
+    """
+
+    tokenizer: Any = None
+    image_token_id: int | None = None
+    image_keys: slice | None = None
+
+
+@dataclass(eq=False)
+class VLMInputs:
+    """A batch of images and texts, ready for the model.
+
+    Args:
+        pixel_values: [batch channel height width], preprocessed.
+        input_ids: [batch pos], the prompt (BLIP: the question).
+        attention_mask: [batch pos], 1 for tokens and 0 for padding; None for no padding.
+        decoder_input_ids: [batch answer_pos], what BLIP's answer decoder has so far; None: its start token.
+        layout: filled in by `model.to_inputs` (and by the model, when it runs inputs built by hand).
+
+    Raises:
+        InputsError: if shapes, dtypes or batch sizes do not fit one another.
+    """
+
+    pixel_values: Float[Tensor, "batch channel height width"]
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Tensor | None = None
+    decoder_input_ids: Int[Tensor, "batch answer_pos"] | None = None
+    layout: Layout = Layout()
+
+    def __post_init__(self) -> None:
+        batch = self.input_ids.shape[0] if self.input_ids.ndim else 0
+        for name, ndim in (("pixel_values", 4), ("input_ids", 2), ("attention_mask", 2), ("decoder_input_ids", 2)):
+            value = getattr(self, name)
+            if value is None and name in ("attention_mask", "decoder_input_ids"):
+                continue
+            if not isinstance(value, Tensor):
+                raise InputsError(f"{name} is a {type(value).__name__}; expected a tensor. model.to_inputs makes them")
+            if value.ndim != ndim:
+                raise InputsError(f"{name} has shape {tuple(value.shape)}; expected {ndim} axes")
+            if value.shape[0] != batch:
+                raise InputsError(f"{name} has {value.shape[0]} rows and input_ids {batch}; they must be as many")
+        for name in ("input_ids", "decoder_input_ids"):
+            value = getattr(self, name)
+            if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
+                raise InputsError(f"{name} has dtype {value.dtype}; expected integer token ids")
+        if not self.pixel_values.is_floating_point():
+            raise InputsError(
+                f"pixel_values has dtype {self.pixel_values.dtype}; expected preprocessed floats. "
+                "Raw images go through model.to_inputs"
+            )
+        if self.attention_mask is not None and self.attention_mask.shape != self.input_ids.shape:
+            raise InputsError(
+                f"attention_mask has shape {tuple(self.attention_mask.shape)} and input_ids "
+                f"{tuple(self.input_ids.shape)}; they must be alike"
+            )
+
+    @classmethod
+    def of(cls, given: Any) -> VLMInputs:
+        """`given` itself, or the inputs in a mapping such as a Hugging Face processor returns.
+
+        Raises:
+            InputsError: if it is neither, or a part is missing.
+        """
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            raise InputsError(
+                f"the model was given a {type(given).__name__}; expected VLMInputs: "
+                "inputs = model.to_inputs(image, 'a question?')"
+            )
+        known = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
+        missing = [name for name in known[:2] if given.get(name) is None]
+        if missing:
+            raise InputsError(f"the inputs lack {' and '.join(missing)}; model.to_inputs makes them all")
+        return cls(**{name: given[name] for name in known if given.get(name) is not None})
+
+    # --- as a batch ---------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Batch size."""
+        return int(self.input_ids.shape[0])
+
+    def __getitem__(self, rows: int | slice | list[int] | Tensor) -> VLMInputs:
+        """Some rows, padding included; an int gives a batch of one."""
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} of a batch of {len(self)}")
+            rows = [rows % len(self)]
+        return self._each(lambda t: t[rows])
+
+    def __iter__(self) -> Iterator[VLMInputs]:
+        """The rows, each a batch of one."""
+        return (self[i] for i in range(len(self)))
+
+    def repeat(self, n: int) -> VLMInputs:
+        """Every row `n` times, its copies next to one another."""
+        return self._each(lambda t: t.repeat_interleave(n, 0))
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> VLMInputs:
+        """On another device; `dtype` goes to the pixels alone."""
+        return self._each(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+    def replace(self, **changes: Any) -> VLMInputs:
+        """A copy with some parts exchanged."""
+        return replace(self, **changes)
+
+    def _each(self, fn: Any) -> VLMInputs:
+        parts = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
+        given = {name: getattr(self, name) for name in parts}
+        return replace(self, **{name: None if t is None else fn(t) for name, t in given.items()})
+
+    def __repr__(self) -> str:
+        answer = "" if self.decoder_input_ids is None else f", {self.decoder_input_ids.shape[1]} answer tokens"
+        channels, height, width = self.pixel_values.shape[1:]
+        return (
+            f"VLMInputs({len(self)} x [{channels} {height} {width}] pixels, "
+            f"{self.input_ids.shape[1]} tokens{answer})"
+        )
+
+    @property
+    def real(self) -> Tensor | None:
+        """[batch pos], False where there is padding; None where there is none at all."""
+        if self.attention_mask is None or bool(self.attention_mask.all()):
+            return None
+        return self.attention_mask.bool()
+
+    @property
+    def position_ids(self) -> Int[Tensor, "batch pos"]:
+        """Each token's place among the real tokens of its row: padding on the left shifts nothing."""
+        if self.real is None:
+            return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None].expand(len(self), -1)
+        return (self.real.long().cumsum(1) - 1).clamp(min=0)
+
+    # --- positions ----------------------------------------------------------------------------------
+
+    @property
+    def str_tokens(self) -> Any:
+        """The prompt as strings, one a token; a list for each row if there are several."""
+        rows = [self._tokenizer.convert_ids_to_tokens(row) for row in self.input_ids.tolist()]
+        return rows[0] if len(rows) == 1 else rows
+
+    @property
+    def last(self) -> int:
+        """Position of the last real token of the prompt.
+
+        Raises:
+            PositionError: if the rows differ (padding on the right); use `last_each`.
+        """
+        return int(self._common(self.last_each[:, None], "last", "last_each")[0])
+
+    @property
+    def last_each(self) -> Int[Tensor, " batch"]:
+        """Position of the last real token of each row."""
+        n = self.input_ids.shape[1]
+        if self.real is None:
+            return torch.full((len(self),), n - 1, device=self.input_ids.device)
+        return n - 1 - self.real.flip(1).long().argmax(1)
+
+    @property
+    def image_span(self) -> slice:
+        """Where the image's patches stand among the positions that text attends to.
+
+        LLaVA: in the prompt. BLIP: among the keys of cross-attention, after the class token.
+
+        Raises:
+            PositionError: if the rows differ; use `image_spans`.
+        """
+        spans = self.image_spans
+        if any(span != spans[0] for span in spans):
+            raise PositionError(f"the image spans differ from row to row ({spans}); use image_spans")
+        return spans[0]
+
+    @property
+    def image_spans(self) -> list[slice]:
+        """`image_span` of each row.
+
+        Raises:
+            PositionError: if a row has no image, or the layout is not known yet.
+        """
+        if self.layout.image_keys is not None:
+            return [self.layout.image_keys] * len(self)
+        if self.layout.image_token_id is None:
+            raise PositionError("these inputs were built by hand: make them with model.to_inputs to name positions")
+        spans = []
+        for i, row in enumerate(self.input_ids == self.layout.image_token_id):
+            places = row.nonzero()[:, 0].tolist()
+            if not places:
+                raise PositionError(f"row {i} has no image token {self.layout.image_token_id} in its prompt")
+            spans.append(slice(places[0], places[-1] + 1))
+        return spans
+
+    def find(self, text: str, occurrence: int | None = None) -> list[int]:
+        """Positions of the tokens that spell `text`.
+
+        Args:
+            text: a word or several, whole: "red" is not found in "bored". Case matters only where it decides.
+            occurrence: which one, from 0; may be left out if there is one.
+
+        Raises:
+            PositionError: if it is not there, is there more often and no occurrence was named, or stands
+                elsewhere in other rows (use `find_each`).
+        """
+        return self._common(self.find_each(text, occurrence), f"find({text!r})", f"find_each({text!r})")
+
+    def find_each(self, text: str, occurrence: int | None = None) -> Int[Tensor, "batch n_tokens"]:
+        """`find` in each row.
+
+        Raises:
+            PositionError: as `find`; or if `text` takes more tokens in one row than in another.
+        """
+        rows = [self._find_in_row(i, text, occurrence) for i in range(len(self))]
+        if len({len(row) for row in rows}) > 1:
+            raise PositionError(f"{text!r} takes {[len(row) for row in rows]} tokens in the rows; expected as many")
+        return torch.tensor(rows, device=self.input_ids.device)
+
+    def _common(self, each: Tensor, name: str, instead: str) -> list[int]:
+        if (each != each[0]).any():
+            raise PositionError(f"{name} differs from row to row ({each.tolist()}); use {instead}")
+        row: list[int] = each[0].tolist()
+        return row
+
+    def _find_in_row(self, i: int, text: str, occurrence: int | None) -> list[int]:
+        spelled, ends = self._spelled(i)
+        word = rf"(?<!\w){re.escape(text.strip())}(?!\w)"
+        hits = [m.span() for m in re.finditer(word, spelled)] or [
+            m.span() for m in re.finditer(word, spelled, re.IGNORECASE)
+        ]
+        shown = spelled if len(spelled) < 200 else spelled[:90] + " ... " + spelled[-90:]
+        if not text.strip() or not hits:
+            raise PositionError(f"{text!r} is not in row {i}, whose tokens spell {shown!r}")
+        if occurrence is None and len(hits) > 1:
+            raise PositionError(f"{text!r} is {len(hits)} times in row {i} ({shown!r}); name one: occurrence=0")
+        if not -len(hits) <= (occurrence or 0) < len(hits):
+            raise PositionError(f"{text!r} is {len(hits)} times in row {i}; there is no occurrence {occurrence}")
+        start, stop = hits[occurrence or 0]
+        starts = [0, *ends[:-1]]
+        return [p for p, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < stop and b > start]
+
+    def _spelled(self, i: int) -> tuple[str, list[int]]:
+        """Row `i` as text, and where in it each token ends (image tokens and padding spell nothing)."""
+        ids, silent = self.input_ids[i].tolist(), set()
+        if self.real is not None:
+            silent = {p for p, is_real in enumerate(self.real[i].tolist()) if not is_real}
+        text, ends, seen = "", [], list[int]()
+        for p, token in enumerate(ids):
+            if p not in silent and token != self.layout.image_token_id:
+                seen.append(token)
+                text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
+            ends.append(len(text))
+        return text, ends
+
+    @property
+    def _tokenizer(self) -> Any:
+        if self.layout.tokenizer is None:
+            raise PositionError("these inputs know no tokenizer: make them with model.to_inputs to name positions")
+        return self.layout.tokenizer

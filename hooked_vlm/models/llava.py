@@ -1,0 +1,305 @@
+"""LLaVA: a CLIP or SigLIP tower, a projector, and a Llama, Mistral or Qwen2 language model.
+
+The only file that knows Hugging Face's names for LLaVA. Only the vision layers that reach the logits are
+computed: with `vision_feature_layer=-2` the last one never does. Rotary positions count real tokens alone, so
+that padding on the left shifts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from hooked_vlm.components.attention import AttentionLeaves, HookedAttention
+from hooked_vlm.components.block import PreNormBlock
+from hooked_vlm.components.embed import PatchLeaves, Unembed, VisionStack
+from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.mlp import HookedMLP
+from hooked_vlm.components.norm import HookedNorm
+from hooked_vlm.components.stack import Sight, Stack, StackPass
+from hooked_vlm.components.weights import Projection
+from hooked_vlm.errors import InputsError, TextError
+from hooked_vlm.models.base import HookedVLM, register
+from hooked_vlm.models.config import stack_config
+from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.run import Run
+
+
+def vision_stack(hf: Any, n_layers: int) -> VisionStack:
+    """The first `n_layers` layers of a CLIP (class token, norm before them) or SigLIP (neither) tower."""
+    c, e = hf.config, hf.embeddings
+    cfg = stack_config(
+        d_model=c.hidden_size,
+        n_heads=c.num_attention_heads,
+        n_layers=n_layers,
+        n_ctx=e.num_positions,
+        d_mlp=c.intermediate_size,
+        act_fn=str(c.hidden_act),
+        eps=c.layer_norm_eps,
+    )
+
+    def block(layer: Any) -> PreNormBlock:
+        a = layer.self_attn
+        return PreNormBlock(
+            HookedAttention(AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.out_proj))), cfg),
+            HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn),
+            HookedNorm(layer.layer_norm1),
+            HookedNorm(layer.layer_norm2),
+        )
+
+    has_class_token = hasattr(e, "class_embedding")
+    leaves = PatchLeaves(
+        patch=e.patch_embedding,
+        class_token=(lambda: e.class_embedding) if has_class_token else None,
+        positions=lambda: e.position_embedding(e.position_ids),
+        interpolate=e.interpolate_pos_encoding,
+        image_size=(c.image_size, c.image_size),
+    )
+    ln_pre = HookedNorm(hf.pre_layrnorm) if hasattr(hf, "pre_layrnorm") else None
+    blocks = [block(layer) for layer in hf.encoder.layers[:n_layers]]
+    return VisionStack("vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=ln_pre, ln_final=None)
+
+
+def language_stack(hf: Any) -> Stack:
+    """A Llama, Mistral or Qwen2 text tower."""
+    c = hf.config
+    first = hf.layers[0].self_attn
+    cfg = stack_config(
+        d_model=c.hidden_size,
+        d_head=first.head_dim,
+        n_heads=c.num_attention_heads,
+        n_key_value_heads=c.num_key_value_heads,
+        n_layers=c.num_hidden_layers,
+        n_ctx=c.max_position_embeddings,
+        d_mlp=c.intermediate_size,
+        d_vocab=c.vocab_size,
+        act_fn=str(c.hidden_act),
+        eps=c.rms_norm_eps,
+        norm="RMS",
+        positions="rotary",
+        gated_mlp=True,
+    )
+    kinds = getattr(c, "layer_types", None) or ["sliding_attention"] * c.num_hidden_layers
+
+    def block(layer: Any, kind: str) -> PreNormBlock:
+        a, m = layer.self_attn, layer.mlp
+        window = getattr(c, "sliding_window", None) if kind == "sliding_attention" else None
+        leaves = AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.o_proj)))
+        return PreNormBlock(
+            HookedAttention(leaves, cfg, rotary=True, window=window),
+            HookedMLP(m.up_proj, m.down_proj, m.act_fn, gate=m.gate_proj),
+            HookedNorm(layer.input_layernorm),
+            HookedNorm(layer.post_attention_layernorm),
+        )
+
+    blocks = [block(layer, kind) for layer, kind in zip(hf.layers, kinds, strict=False)]
+    return Stack("language_model", "", cfg, blocks, causal=True)
+
+
+class HookedProjector(nn.Module):
+    """The two-layer MLP from image features to the language model's width."""
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__()
+        self._leaves = (hf.linear_1, hf.act, hf.linear_2)
+        self.hook_pre = HookPoint("batch image_pos d_model")
+        self.hook_post = HookPoint("batch image_pos d_model")
+
+    def forward(self, x: Float[Tensor, "batch image_pos d_vision"]) -> Float[Tensor, "batch image_pos d_model"]:
+        first, act, second = self._leaves
+        return second(self.hook_post(act(self.hook_pre(first(x)))))
+
+
+@register("LlavaForConditionalGeneration")
+class HookedLLaVA(HookedVLM):
+    """A LLaVA model: image features take the place of the prompt's image tokens.
+
+    The language model's names have no prefix (`blocks.<l>...`), as in TransformerLens' own LLaVA bridge.
+    """
+
+    prompt_stack = main_stack = answer_stack = "language_model"
+    vision_encoder: VisionStack
+
+    def _build(self) -> None:
+        hf = cast(Any, self.hf_model).model
+        config = cast(Any, self.hf_model).config
+        n_hidden = hf.vision_tower.config.num_hidden_layers + 1
+        layers = config.vision_feature_layer
+        asked = [layers] if isinstance(layers, int) else list(layers)
+        self._feature_layers = [layer % n_hidden for layer in asked]  # 0 is what the first block receives
+        self.vision_encoder = vision_stack(hf.vision_tower, max(self._feature_layers))
+        self.projector = HookedProjector(hf.multi_modal_projector)
+        self.hook_image_features = HookPoint("batch image_pos d_model")
+        self.hook_embed = HookPoint("batch pos d_model")
+        language = language_stack(hf.language_model)
+        self.blocks = language.blocks
+        self.ln_final = HookedNorm(hf.language_model.norm)
+        self.unembed = Unembed(cast(Any, self.hf_model).lm_head)
+        self.stacks.update(vision_encoder=self.vision_encoder, language_model=language)
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embedding; the parameter itself."""
+        weight: Tensor = cast(Any, self.hf_model).model.language_model.embed_tokens.weight
+        return weight
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights; a view."""
+        return self.unembed.W_U
+
+    @property
+    def layout(self) -> Layout:
+        """Image patches stand in the prompt, where its image tokens are."""
+        return Layout(getattr(self.processor, "tokenizer", None), image_token_id=self._image_token)
+
+    @property
+    def _image_token(self) -> int:
+        return int(cast(Any, self.hf_model).config.image_token_id)
+
+    @property
+    def _drops_first(self) -> bool:
+        return cast(Any, self.hf_model).config.vision_feature_select_strategy == "default"
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
+        features = self._image(inputs, run)
+        if features is not None and features.shape[0] != len(inputs):
+            inputs = inputs.repeat(features.shape[0] // len(inputs))
+        x, _ = self._through(
+            "language_model",
+            run,
+            lambda: self._merged(inputs, features),
+            lambda: StackPass(Sight(inputs.real, causal=True), rotary=self._rotary(inputs)),
+        )
+        assert x is not None
+        return self._logits(self._select(x, run, inputs.last_each))
+
+    def _image(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch image_pos d_model"] | None:
+        """What takes the place of the image tokens; None if the run resumes after it."""
+        x, hidden = self._through(
+            "vision_encoder",
+            run,
+            lambda: self.vision_encoder.embed(self.hook_pixel_values(inputs.pixel_values), run.interpolate),
+            StackPass,
+            collect=self._feature_layers,
+        )
+        if x is None:
+            return None
+        start = int(self._drops_first)
+        chosen = [self._all_rows(hidden.get(layer), layer, x, run)[:, start:] for layer in self._feature_layers]
+        return self.hook_image_features(self.projector(torch.cat(chosen, -1)))
+
+    def _all_rows(self, hidden: Tensor | None, layer: int, x: Tensor, run: Run) -> Tensor:
+        """A collected residual stream with a row for each of `x`'s: rows that joined later had the base's."""
+        if run.state is None:
+            assert hidden is not None
+            return hidden
+        base = run.state.resid_pre("vision_encoder", layer) if layer < len(self.vision_encoder.blocks) else x
+        n_base = len(run.state.inputs)
+        rows, late = x.shape[0] // n_base, 0 if hidden is None else hidden.shape[0] // n_base
+        if late == rows:
+            assert hidden is not None
+            return hidden
+        parts = [base[:, None].expand(-1, rows - late, -1, -1)]
+        if hidden is not None:
+            parts.insert(0, hidden.unflatten(0, (n_base, late)))
+        return torch.cat(parts, 1).flatten(0, 1)
+
+    def _merged(self, inputs: VLMInputs, features: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+        """Token embeddings with the image's features in place of its tokens."""
+        assert features is not None
+        embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(inputs.input_ids))
+        places = (inputs.input_ids == self._image_token)[..., None]
+        return embeds.masked_scatter(places.to(embeds.device), features.to(embeds))
+
+    def _rotary(self, inputs: VLMInputs) -> tuple[Tensor, Tensor]:
+        places = inputs.position_ids
+        return self._angles(places[:1] if inputs.real is None else places)
+
+    def _angles(self, position_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+        cos, sin = cast(Any, self.hf_model).model.language_model.rotary_emb(self._like, position_ids)
+        return cos, sin
+
+    @property
+    def _like(self) -> Tensor:
+        """An empty tensor of the model's device and dtype, which is all the rotary module reads."""
+        return torch.empty(0, device=self.device, dtype=self.dtype)
+
+    def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.hook_logits(self.unembed(self.ln_final(x)))
+
+    def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(tokens))
+        return embeds, self._angles(position_ids)
+
+    def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, Tensor | None]:
+        return inputs.input_ids, inputs.real
+
+    def _stop_tokens(self) -> tuple[list[int], int]:
+        hf = cast(Any, self.hf_model)
+        stop = hf.generation_config.eos_token_id
+        stop = hf.config.text_config.eos_token_id if stop is None else stop
+        stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+        pad = hf.generation_config.pad_token_id
+        pad = hf.config.text_config.pad_token_id if pad is None else pad
+        return stop, pad if pad is not None else (stop or [0])[0]
+
+    def _targets(self, inputs: VLMInputs) -> Tensor:
+        ids = inputs.input_ids.masked_fill(inputs.input_ids == self._image_token, -100)
+        return ids if inputs.real is None else ids.masked_fill(~inputs.real, -100)
+
+    # --- inputs -------------------------------------------------------------------------------------
+
+    def _check(self, inputs: VLMInputs, run: Run) -> None:
+        cfg = self.stacks["language_model"].cfg
+        low, high = int(inputs.input_ids.min()), int(inputs.input_ids.max())
+        if low < 0 or high >= cfg.d_vocab:
+            raise InputsError(f"input_ids has ids from {low} to {high}; the vocabulary is 0 to {cfg.d_vocab - 1}")
+        if inputs.decoder_input_ids is not None:
+            raise InputsError("LLaVA has no answer decoder: what it has answered so far stands at the end of input_ids")
+        if inputs.input_ids.shape[1] > cfg.n_ctx:
+            raise InputsError(f"input_ids has {inputs.input_ids.shape[1]} positions and the context is {cfg.n_ctx}")
+        patch, (height, width) = self.vision_encoder.patch_size, inputs.pixel_values.shape[-2:]
+        features = (height // patch) * (width // patch) + self.vision_encoder.has_class_token - self._drops_first
+        counts = (inputs.input_ids == self._image_token).sum(1).tolist()
+        if any(n != features for n in counts):
+            raise InputsError(
+                f"the prompts hold {counts} image tokens (id {self._image_token}) and each image gives {features} "
+                "features: make the inputs with model.to_inputs; if you did, the processor's patch_size, "
+                "vision_feature_select_strategy or num_additional_image_tokens is not this model's"
+            )
+
+    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
+        if texts is None:
+            raise TextError("LLaVA reads a text with every image: to_inputs(images, texts)")
+        prompts = [self._prompt(i, text) for i, text in enumerate(texts)]
+        if self.processor.patch_size is None:  # older checkpoints leave it to the model's config
+            self.processor.patch_size = self.vision_encoder.patch_size
+            self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
+            self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
+        encoded = self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
+        lengths = [int(n) for n in encoded["attention_mask"].sum(1)]
+        self._refuse_long(prompts, lengths, self.stacks["language_model"].cfg.n_ctx)
+        return VLMInputs.of({k: encoded.get(k) for k in ("pixel_values", "input_ids", "attention_mask")})
+
+    def _prompt(self, i: int, text: str) -> str:
+        """A text as the model is to read it: with its one image placeholder."""
+        token = self.processor.image_token
+        n_images = text.count(token)
+        if n_images > 1:
+            raise TextError(f"text {i} has {n_images} {token!r} placeholders; expected one, for its one image")
+        if n_images == 1:
+            return text
+        if getattr(self.processor, "chat_template", None) is None:
+            raise TextError(
+                f"text {i} has no {token!r} and the processor has no chat template to place it: write the whole "
+                f"prompt, e.g. 'USER: {token}\\n{text} ASSISTANT:'"
+            )
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return str(self.processor.apply_chat_template([turn], add_generation_prompt=True))

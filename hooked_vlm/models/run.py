@@ -1,0 +1,72 @@
+"""One run through the stacks of a model: from the start, or resumed inside one of them.
+
+Cost of a kept run: keys, values and one residual stream for every layer of every stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_vlm.components.stack import StackPass
+from hooked_vlm.errors import StackError
+from hooked_vlm.models.inputs import VLMInputs
+
+
+@dataclass
+class RunState:
+    """A finished run, kept so that it can be resumed from any block of any stack.
+
+    Args:
+        inputs: what was run.
+        interpolate: whether positions were interpolated over the image.
+        passes: for each stack its masks, positions, source, and the memory of what it computed.
+    """
+
+    inputs: VLMInputs
+    interpolate: bool = False
+    passes: dict[str, StackPass] = field(default_factory=dict)
+
+    def resid_pre(self, stack: str, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream as it arrived at a block, before its `hook_resid_pre`.
+
+        Raises:
+            StackError: if the run has no such stack or layer.
+        """
+        if stack not in self.passes:
+            raise StackError(f"this run has no stack {stack!r}; it has {', '.join(self.passes)}")
+        memory = self.passes[stack].memory
+        assert memory is not None
+        if not 0 <= layer < len(memory):
+            raise StackError(f"{stack} has layers 0 to {len(memory) - 1}; {layer} was asked for")
+        resid = memory[layer].resid_pre
+        assert resid is not None
+        return resid
+
+
+@dataclass
+class Run:
+    """How one forward goes through the stacks.
+
+    Args:
+        interpolate: stretch learned positions over images of another size.
+        logits_at: positions to unembed ("last": each row's last real one), None for all.
+        keep: the state to write this run into, or None.
+        state: the finished run to resume, or None to start at the beginning.
+        stack: the stack in which to resume.
+        joins: the rows that join, by layer.
+        first_position: first position that is computed again in the resumed stack.
+        with_cross: False to run text stacks without cross-attention (image-text similarity).
+    """
+
+    interpolate: bool = False
+    logits_at: str | slice | list[int] | None = None
+    keep: RunState | None = None
+    state: RunState | None = None
+    stack: str | None = None
+    joins: Mapping[int, Tensor] | None = None
+    first_position: int = 0
+    with_cross: bool = True

@@ -1,0 +1,139 @@
+"""Images and texts in, tokens and strings out: the processor's side of a model.
+
+Cost: that of the Hugging Face processor. Which words surround a question is the family's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from hooked_vlm.errors import InputsError, TextError
+from hooked_vlm.models.images import to_rgb_list
+from hooked_vlm.models.inputs import Layout, VLMInputs
+
+
+class PreparesInputs:
+    """The methods of a model that need its processor. A family provides `_prepare`."""
+
+    processor: Any
+    if TYPE_CHECKING:
+        device: torch.device
+        layout: Layout
+
+    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
+        """As many images as texts (None where the family can do without), through the processor."""
+        raise NotImplementedError
+
+    def to_inputs(self, images: Any, texts: str | Sequence[str] | None = None) -> VLMInputs:
+        """Images and texts as the model reads them, on its device.
+
+        Args:
+            images: a PIL image, a path, an array or a tensor (see `models.images.to_rgb`), or a list of them.
+            texts: a text or a list. One image is asked every text, one text is asked of every image.
+                LLaVA: a text without "<image>" goes through the chat template; one that has it is taken as
+                it stands.
+
+        Raises:
+            ImageError: if an image cannot be read.
+            TextError: if a text is empty, beyond the context, or has not exactly one image placeholder.
+            InputsError: if there are different numbers of images and texts, or no processor.
+        """
+        self._need("processor")
+        pictures = to_rgb_list(images)
+        words = None if texts is None else [texts] if isinstance(texts, str) else list(texts)
+        if words is not None:
+            self._refuse_empty(words)
+            if len(pictures) == 1:
+                pictures = pictures * len(words)
+            if len(words) == 1:
+                words = words * len(pictures)
+            if len(words) != len(pictures):
+                raise InputsError(
+                    f"{len(pictures)} images and {len(words)} texts: give as many of each, or one of either"
+                )
+        return self._prepare(pictures, words).to(self.device).replace(layout=self.layout)
+
+    def to_pixels(self, images: Any) -> Float[Tensor, "batch channel height width"]:
+        """Images alone, preprocessed, on the model's device.
+
+        Raises:
+            ImageError: as `to_inputs`.
+        """
+        pictures = to_rgb_list(images)
+        pixels: Tensor = self._need("processor").image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.device)
+
+    def to_tokens(self, texts: str | Sequence[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+        """Texts as token ids, padded on the tokenizer's side, without any prompt template.
+
+        Args:
+            texts: one or several.
+            prepend_bos: True or None for the tokenizer's own special tokens, False for none.
+        """
+        tokenizer = self._need("tokenizer")
+        words = [texts] if isinstance(texts, str) else list(texts)
+        self._refuse_empty(words)
+        ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
+        return torch.tensor(ids, device=self.device)
+
+    def to_string(self, tokens: Any) -> Any:
+        """Token ids as text: a string for one row (or one id), a list of strings for [batch pos]."""
+        tokenizer = self._need("tokenizer")
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
+        return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
+
+    def to_str_tokens(self, given: Any, prepend_bos: bool | None = None) -> Any:
+        """The tokens of a text (or of ids) as strings; a list of lists for several."""
+        tokenizer = self._need("tokenizer")
+        is_text = isinstance(given, str) or (isinstance(given, (list, tuple)) and isinstance(given[0], str))
+        ids = self.to_tokens(given, prepend_bos) if is_text else torch.as_tensor(given)
+        rows = [tokenizer.convert_ids_to_tokens(row) for row in (ids if ids.ndim == 2 else ids[None]).tolist()]
+        return rows[0] if isinstance(given, str) or ids.ndim == 1 or len(rows) == 1 else rows
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            TextError: if it takes several tokens, or none.
+        """
+        tokenizer = self._need("tokenizer")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = tokenizer.convert_ids_to_tokens(ids)
+            raise TextError(f"{text!r} is {len(ids)} tokens {pieces}, not one; take to_tokens, or another word")
+        if ids[0] == tokenizer.unk_token_id:
+            raise TextError(f"{text!r} is not in the vocabulary: the tokenizer reads it as {tokenizer.unk_token!r}")
+        return int(ids[0])
+
+    def _need(self, part: str) -> Any:
+        """The processor, or its tokenizer. Raises InputsError where there is none."""
+        found = self.processor if part == "processor" else getattr(self.processor, "tokenizer", None)
+        if found is None:
+            raise InputsError(f"this model has no {part}: pass one, {type(self).__name__}.from_hf(hf_model, processor)")
+        return found
+
+    @staticmethod
+    def _refuse_empty(texts: list[str]) -> None:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TextError(f"text {i} is a {type(text).__name__}; expected a string")
+            if not text.strip():
+                raise TextError(f"text {i} is empty: every image needs a question")
+        if not texts:
+            raise TextError("the list of texts is empty; expected at least one")
+
+    @staticmethod
+    def _refuse_long(texts: list[str] | None, lengths: list[int], limit: int) -> None:
+        """Raise TextError if a row has more tokens than the context."""
+        for i, n in enumerate(lengths):
+            if n > limit:
+                shown = "" if texts is None else f" ({texts[i][:40]!r}...)"
+                raise TextError(f"text {i}{shown} takes {n} tokens and the context is {limit}: shorten it by {n - limit}")
