@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hooked_vlm.datasets import shapes
 from hooked_vlm.datasets.scenes import GRID, Scene, render
-from hooked_vlm.zoo import PREFIX, ZOO, locate
+from hooked_vlm.zoo import PREFIX, ZOO
 
 BATCH = 100
 BLANK = (128, 128, 128)
@@ -214,13 +214,10 @@ def _bars(axis: Any, models: dict[str, tuple[Answerer, Any]], pair: shapes.Pair)
 
 
 def _load(name: str) -> tuple[Answerer, Any]:
-    from transformers import AutoProcessor
-
     from hooked_vlm import HookedVLM
 
-    model: Answerer = HookedVLM.from_pretrained(PREFIX + name)
-    processor: Any = AutoProcessor.from_pretrained(locate(name))  # type: ignore[no-untyped-call]
-    return model, processor.tokenizer
+    model = HookedVLM.from_pretrained(PREFIX + name)
+    return model, model.processor.tokenizer
 
 
 def _table(name: str, figures: Sequence[Figures]) -> Table:
