@@ -115,11 +115,11 @@ def _coverage(shape: str, centre: tuple[int, int], radius: int, size: int) -> UI
     if shape == "circle":
         inside = x * x + y * y <= r * r
     elif shape == "square":
-        inside = 8 * far <= 7 * r
+        inside = far <= r
     elif shape == "triangle":
         inside = (2 * abs(x) <= y + r) & (y <= r)
     elif shape == "cross":
-        inside = (far <= r) & (3 * near <= r)
+        inside = (far <= r) & (5 * near <= r)
     else:
         raise ValueError(f"No shape is called {shape!r}: the shapes are {', '.join(SHAPES)}.")
     counts: UInt8[np.ndarray, "size size"]

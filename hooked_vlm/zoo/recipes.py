@@ -65,10 +65,10 @@ class Schedule:
     batch: int = 96
     warmup: int = 100
     weight_decay: float = 0.01
-    easy_steps: int = 600  # at first, most scenes hold no rival: a model learns to see, then to bind
+    easy_steps: int = 400  # at first, most scenes hold no rival: a model learns to see, then to bind
     easy_first: int = 80  # percent that do not, before
     easy_later: int = 20  # and after
-    corrupt_from: int = 2000  # from here on, some pictures are corrupt ones, with what is right of them
+    corrupt_from: int = 1500  # from here on, some pictures are corrupt ones, with what is right of them
     corrupt_share: int = 20  # percent
     bfloat16: bool = True  # matrix products; weights, sums and the optimizer stay float32
 
@@ -155,7 +155,7 @@ class BlipShapes(Recipe):
     """BLIP-VQA, 1.6 million weights: vision 3 layers, text encoder and decoder 4 each, 96 wide, 4 heads."""
 
     name = "blip-shapes"
-    schedule = Schedule(steps=4500, learning_rate=7e-4)
+    schedule = Schedule(steps=4000, learning_rate=7e-4)
 
     def build(self, seed: int) -> BlipForQuestionAnswering:
         """The model with its first weights, which the seed names."""

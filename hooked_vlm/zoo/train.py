@@ -27,6 +27,7 @@ from hooked_vlm.zoo import digest
 from hooked_vlm.zoo.recipes import RECIPES, Recipe, Schedule, to_pixels
 
 STATE = "state.safetensors"
+TURNS = ("shape", "colour", "shape", "place")  # shape takes longest to see, and all three need it
 LOOK_EVERY = 250
 LOOK_AT = 144  # unseen scenes of each kind, at every look
 
@@ -60,7 +61,9 @@ def example(schedule: Schedule, step: int, number: int, seed: int) -> Example:
     dice = Dice("curriculum", seed, count)
     easy = schedule.easy_first if step < schedule.easy_steps else schedule.easy_later
     n_objects = (1,) if dice.below(100) < easy else (2, 3)
-    task, index = shapes.TASKS[count % len(shapes.TASKS)], count // len(shapes.TASKS)
+    rounds, turn = divmod(count, len(TURNS))
+    task = TURNS[turn]
+    index = rounds * TURNS.count(task) + TURNS[:turn].count(task)
     pair = shapes.pair(task, index, seed=seed, n_objects=n_objects, split="train")
     if step >= schedule.corrupt_from and dice.below(100) < schedule.corrupt_share:
         return Example(pair.corrupt_scene, pair.prompt, pair.wrong_answer)
@@ -110,7 +113,9 @@ def train(
         batch = [example(schedule, step, number, seed) for number in range(schedule.batch)]
         pixels = to_pixels([render(each.scene) for each in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
-            loss = recipe.loss(model, pixels, [each.prompt for each in batch], [each.answer for each in batch])
+            loss = recipe.loss(
+                model, pixels, [each.prompt for each in batch], [each.answer for each in batch]
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -218,7 +223,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the finished checkpoint")
     parser.add_argument("--state", type=pathlib.Path, help="folder of the unfinished one (OUT.training)")
     parser.add_argument("--steps", type=int, help="how many steps, in place of the recipe's")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16: twice the time where it is built in")
+    parser.add_argument(
+        "--float32", action="store_true", help="no bfloat16: twice the time where it is built in"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()

@@ -39,10 +39,10 @@ PINNED = Scene(
 
 def test_a_scene_has_the_same_bytes_on_every_machine() -> None:
     assert hashlib.sha256(scenes.render(PINNED).tobytes()).hexdigest() == (
-        "c6cceee2c7e2d23d6ab29a6ffbf3de256ed7189abc5d660f44830a0eaba10d5f"
+        "c32a9869c8ed66f7ce79e11d0430b93b0709154198ac4578c55bbac0e4ea75b0"
     )
     assert hashlib.sha256(scenes.render(PINNED, 96).tobytes()).hexdigest() == (
-        "aabb56fde51e9fc9d44a83d8984c0133490b8fb3ad278a426e73a6ee7c8b604f"
+        "bb916fade67c4ca6d5422e24440c5fadb323478aa359b403d1563ac697aefe30"
     )
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from hooked_vlm.datasets import shapes
+from hooked_vlm.datasets.scenes import COLOURS, SHAPES
 from hooked_vlm.zoo import digest, train
 from hooked_vlm.zoo.recipes import RECIPES, Recipe, Schedule
 
 TINY = Schedule(steps=6, learning_rate=1e-3, batch=6, warmup=2, easy_steps=3, corrupt_from=4)
+PLACE_WORDS = ("above", "below", "left", "right")
 both = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
@@ -112,13 +115,25 @@ def test_batches_hold_every_task_and_the_curriculum_is_kept() -> None:
         ]
 
     def one_thing(examples: list[train.Example]) -> float:
-        asked = [each for each in examples if each.answer not in ("above", "below", "left", "right")]
-        assert len(asked) * 3 == len(examples) * 2
+        asked = [each for each in examples if each.answer not in PLACE_WORDS]
+        assert len(asked) * 4 == len(examples) * 3
         return sum(len(each.scene.things) == 1 for each in asked) / len(asked)
 
     early, late = drawn(range(10)), drawn(range(10, 20))
     assert abs(one_thing(early) - 0.8) < 0.06
     assert abs(one_thing(late) - 0.2) < 0.06
+
+
+def test_training_offers_every_answer_equally_often_first_and_second() -> None:
+    schedule = Schedule(steps=10, learning_rate=1e-3)
+    counts: Counter[tuple[str, bool]] = Counter()
+    for step in range(4):
+        for number in range(schedule.batch):
+            drawn = train.example(schedule, step, number, 0)
+            words = drawn.prompt.rstrip("?").split()
+            counts[drawn.answer, words.index(drawn.answer) < words.index("or")] += 1
+    assert {counts[word, first] for word in (*COLOURS, *PLACE_WORDS) for first in (True, False)} == {12}
+    assert {counts[word, first] for word in SHAPES for first in (True, False)} == {24}
 
 
 def test_no_training_scene_is_a_test_scene() -> None:
