@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Stack
-from hooked_vlm.components.weights import Projection
+from hooked_vlm.components.weights import Projection, dense_weight
 from hooked_vlm.errors import InputsError
 
 
@@ -120,12 +120,12 @@ class TextStack(Stack):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
-        return self._words[0].weight
+        return dense_weight(self._words[0])
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
         """Position embedding; the parameter itself."""
-        return self._words[1].weight
+        return dense_weight(self._words[1])
 
     def embed(
         self, ids: Int[Tensor, "batch pos"], position_ids: Int[Tensor, "batch pos"]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vlm.components.hook_point import HookPoint, hooked
+from hooked_vlm.components.weights import in_memory
 
 
 class HookedNorm(nn.Module):
@@ -38,8 +39,10 @@ class HookedNorm(nn.Module):
         if not self.is_rms:
             y = y - y.mean(-1, keepdim=True)
         scale = self.hook_scale((y.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        y = self.hook_normalized(y / scale) * self.w
-        return (y if self.is_rms else y + self.b).to(x.dtype)
+        y = self.hook_normalized(y / scale)
+        with in_memory(leaf):
+            y = y * self.w
+            return (y if self.is_rms else y + self.b).to(x.dtype)
 
     @property
     def w(self) -> Float[Tensor, " d_model"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,32 @@ def dense_weight(linear: nn.Module) -> Float[Tensor, "out in"]:
             "Load the model without quantization_config to read weights; hooks and activations work as it is"
         )
     if weight.device.type == "meta":
-        raise DenseWeightError(
-            f"the weight of this {kind} is offloaded and not in memory. Load the model without disk or CPU "
-            "offload (no device_map) to read weights"
-        )
+        raise _offloaded("weight", linear)
     return weight
+
+
+def _offloaded(part: str, layer: nn.Module) -> DenseWeightError:
+    return DenseWeightError(
+        f"the {part} of this {type(layer).__name__} is offloaded and not in memory. Load the model without disk or "
+        "CPU offload (no device_map) to read weights"
+    )
+
+
+def in_memory(leaf: nn.Module) -> AbstractContextManager[None]:
+    """While it is open, a layer's own parameters are in memory, also where accelerate keeps them elsewhere."""
+    if not hasattr(leaf, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    context: AbstractContextManager[None] = align_module_device(leaf)
+    return context
+
+
+def held(module: nn.Module, name: str) -> Tensor:
+    """A parameter that a layer holds itself, brought into memory where accelerate keeps it elsewhere."""
+    with in_memory(module):
+        found: Tensor = getattr(module, name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -68,4 +90,6 @@ class Projection:
         if bias is None:
             weight = self.weight
             return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        if bias.device.type == "meta":
+            raise _offloaded("bias", self.linear)
         return bias if self.size is None else bias.narrow(0, self.start, self.size)

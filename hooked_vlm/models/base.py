@@ -514,8 +514,9 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the first weight is."""
-        return next(self.hf_model.parameters()).device
+        """Where the first weight is that is in memory; the CPU if all are offloaded."""
+        devices = (p.device for p in self.hf_model.parameters() if p.device.type != "meta")
+        return next(devices, torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:

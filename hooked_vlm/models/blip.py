@@ -23,7 +23,7 @@ from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Sight, StackPass
-from hooked_vlm.components.weights import Projection
+from hooked_vlm.components.weights import Projection, held
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
@@ -57,8 +57,8 @@ def vision_stack(hf: Any) -> VisionStack:
 
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=lambda: e.class_embedding,
-        positions=lambda: e.position_embedding,
+        class_token=lambda: held(e, "class_embedding"),
+        positions=lambda: held(e, "position_embedding"),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
     )

@@ -69,10 +69,13 @@ class Generates:
             inputs: from `model.to_inputs`.
             max_new_tokens: longest answer, in tokens.
             do_sample: draw each token instead of taking the likeliest.
-            temperature, top_k, top_p: shape the distribution that is drawn from; Hugging Face's warpers.
+            temperature: divides the logits before drawing; Hugging Face's warpers do this and the next two.
+            top_k: draw among the k likeliest tokens alone; None for all.
+            top_p: draw among the likeliest tokens that together have this probability; None for all.
             seed: makes the draws repeatable; None draws from torch's global generator.
             stop_at_eos: end each answer at the model's stop token.
             return_type: "str" for a list of answers; "tokens" for [batch new_tokens], padded after the end.
+            interpolate_pos_encoding: stretch learned positions over images of another size.
 
         Raises:
             InputsError: if the inputs do not fit, or an option is out of its range.
@@ -82,12 +85,9 @@ class Generates:
         if return_type not in ("str", "tokens"):
             raise InputsError(f"return_type is {return_type!r}; expected 'str' or 'tokens'")
         warp = _warpers(temperature, top_k, top_p) if do_sample else None
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(device=next(self.hf_model.parameters()).device).manual_seed(seed)
         tokenizer = self._need("tokenizer") if return_type == "str" else None
         inputs = VLMInputs.of(inputs)
-        answer = self._decode(inputs, max_new_tokens, warp, generator, stop_at_eos, interpolate_pos_encoding)
+        answer = self._decode(inputs, max_new_tokens, warp, seed, stop_at_eos, interpolate_pos_encoding)
         if tokenizer is None:
             return answer
         return [text.strip() for text in tokenizer.batch_decode(answer, skip_special_tokens=True)]
@@ -97,13 +97,14 @@ class Generates:
         inputs: VLMInputs,
         max_new_tokens: int,
         warp: Any,
-        generator: torch.Generator | None,
+        seed: int | None,
         stop_at_eos: bool,
         interpolate: bool,
     ) -> Int[Tensor, "batch new_tokens"]:
         stop, pad = self._stop_tokens()
         state = RunState(inputs, interpolate)
         logits = self._checked_run(inputs, Run(interpolate=interpolate, keep=state, logits_at="last"))[:, -1]
+        generator = None if seed is None else torch.Generator(device=logits.device).manual_seed(seed)
         so_far, real = self._answer_so_far(inputs)
         n_context = self.stacks[self.answer_stack].cfg.n_ctx
         if so_far.shape[1] + max_new_tokens - 1 > n_context:

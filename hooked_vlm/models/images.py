@@ -6,22 +6,26 @@ Cost: one decoded image. Imports Pillow and NumPy only.
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hooked_vlm.errors import ImageError
+
+_BOMB_WAY_OUT = "Resize it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
 
 
 def to_rgb(image: Any, name: str = "image") -> Image.Image:
     """`image` as an RGB picture.
 
-    Greyscale, palette, 16-bit and RGBA pictures are converted as Pillow converts them (transparency is
-    dropped, not blended), and a camera's EXIF rotation is applied, as Hugging Face does.
+    Greyscale, palette, CMYK and RGBA pictures are converted as Pillow converts them (transparency is dropped,
+    not blended), 16 bits and floats in 0..1 are scaled to 8 bits, and a camera's EXIF rotation is applied.
 
     Args:
         image: a PIL image; a path; an array or tensor [height width], [height width channel] or
@@ -55,7 +59,7 @@ def to_rgb_list(images: Any) -> list[Image.Image]:
     """
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         images = list(images)
-    if not isinstance(images, Sequence) or isinstance(images, str):
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
         return [to_rgb(images)]
     if not len(images):
         raise ImageError("the list of images is empty; expected at least one")
@@ -66,8 +70,13 @@ def _opened(path: str) -> Image.Image:
     if not os.path.exists(path):
         raise ImageError(f"there is no image file {path!r}; check the path, or pass a PIL image")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with the way out
+            opened = Image.open(path)
+        with opened as image:
             return _decoded(image, path)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path!r} may be a decompression bomb: {error}. {_BOMB_WAY_OUT}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path!r} is not an image that Pillow can read; convert it to PNG or JPEG") from error
     except OSError as error:
@@ -82,9 +91,13 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith(("I;16", "I")):  # Pillow would clip 16 bits to 255
                 return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+            if image.mode == "F":  # Pillow would cut floats down to whole numbers, and 0..1 to black
+                return _from_array(np.asarray(image), name)
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ImageError(f"{name} is truncated or damaged ({error}); get the file again") from error
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ImageError(f"{name} is truncated, damaged or closed ({error}); get the file again") from error
 
 
 def _refuse_bomb(image: Image.Image, name: str) -> None:
@@ -92,11 +105,11 @@ def _refuse_bomb(image: Image.Image, name: str) -> None:
     if limit is not None and image.width * image.height > limit:
         raise ImageError(
             f"{name} has {image.width} x {image.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {limit}: "
-            "it may be a decompression bomb. Resize it first, or raise that limit if you trust the file"
+            f"it may be a decompression bomb. {_BOMB_WAY_OUT}"
         )
 
 
-def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     shape = array.shape
     if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)

@@ -140,8 +140,7 @@ class VLMInputs:
         answer = "" if self.decoder_input_ids is None else f", {self.decoder_input_ids.shape[1]} answer tokens"
         channels, height, width = self.pixel_values.shape[1:]
         return (
-            f"VLMInputs({len(self)} x [{channels} {height} {width}] pixels, "
-            f"{self.input_ids.shape[1]} tokens{answer})"
+            f"VLMInputs({len(self)} x [{channels} {height} {width}] pixels, {self.input_ids.shape[1]} tokens{answer})"
         )
 
     @property

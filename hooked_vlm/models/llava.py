@@ -21,7 +21,7 @@ from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Sight, Stack, StackPass
-from hooked_vlm.components.weights import Projection
+from hooked_vlm.components.weights import Projection, dense_weight, held
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
@@ -54,7 +54,7 @@ def vision_stack(hf: Any, n_layers: int) -> VisionStack:
     has_class_token = hasattr(e, "class_embedding")
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=(lambda: e.class_embedding) if has_class_token else None,
+        class_token=(lambda: held(e, "class_embedding")) if has_class_token else None,
         positions=lambda: e.position_embedding(e.position_ids),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
@@ -144,8 +144,7 @@ class HookedLLaVA(HookedVLM):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
-        weight: Tensor = cast(Any, self.hf_model).model.language_model.embed_tokens.weight
-        return weight
+        return dense_weight(cast(Any, self.hf_model).model.language_model.embed_tokens)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -11,17 +11,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError
 
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that older checkpoints saved and the model makes itself
-OURS = ("trust_remote_code", "use_safetensors", "output_loading_info", "attn_implementation", "torch_dtype")
+OURS = {
+    "trust_remote_code": "no code of a checkpoint is ever run",
+    "use_safetensors": "only safetensors are read",
+    "output_loading_info": "missing and extra weights are checked already (strict=)",
+    "ignore_mismatched_sizes": "strict=False does that",
+    "attn_implementation": "attention is computed by hooked_vlm, fused where nobody looks",
+    "torch_dtype": "it is called dtype",
+}
 
 
 def resolve(name: str) -> str:
-    """A hub name or directory as it is; "zoo:..." as the directory of a model that ships with the package."""
-    name = os.fspath(name)
+    """A hub name or directory as it is; "zoo:..." as the directory of a model that ships with the package.
+
+    Raises:
+        CheckpointError: if it is no name at all.
+    """
+    name = os.fspath(name) if isinstance(name, (str, os.PathLike)) else name
+    if not isinstance(name, str) or not name.strip():
+        raise CheckpointError(f"a checkpoint was asked for by {name!r}; expected a hub name, a directory or 'zoo:...'")
     if not name.startswith("zoo:"):
         return name
     from hooked_vlm import zoo
@@ -44,7 +59,7 @@ def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def to_device(device: str | torch.device | None) -> torch.device | None:
-    """A device that exists here.
+    """A device that exists here and holds numbers.
 
     Raises:
         InputsError: if it does not.
@@ -54,8 +69,10 @@ def to_device(device: str | torch.device | None) -> torch.device | None:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise InputsError(f"device is {device!r}, which is not here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputsError(f"device is {device!r}, which is not here ({_line(error)}); try 'cpu'") from error
+    if found.type == "meta":
+        raise InputsError("device is 'meta', which holds no numbers, so nothing could be run; try 'cpu'")
     return found
 
 
@@ -68,19 +85,27 @@ def read_config(directory: str, *, revision: str | None = None, **options: Any) 
     """
     for name in OURS:
         if name in options:
-            raise InputsError(f"{name} is not yours to set here: {_why(name)}")
+            raise InputsError(f"{name} is not yours to set here: {OURS[name]}")
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, revision=revision, **_hub_options(options))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
+        if os.path.isfile(os.path.join(directory, options.get("subfolder") or "", "config.json")):
+            raise CheckpointError(
+                f"the config.json of {directory!r} cannot be read: {_line(error)}. Get the file again, or save it with "
+                "config.save_pretrained"
+            ) from error
         raise CheckpointError(
             f"{directory!r} is neither a directory with a config.json nor a model that the hub (or its local cache) "
-            f"has: {str(error).splitlines()[0]}"
+            f"has: {_line(error)}"
         ) from error
     names = getattr(config, "architectures", None) or []
     if not names:
-        raise UnsupportedArchitectureError(f"the config of {directory!r} names no architecture (model_type {config.model_type!r})")
+        raise UnsupportedArchitectureError(
+            f"the config of {directory!r} names no architecture (model_type {config.model_type!r}): write the name of "
+            'its Hugging Face class into config.json, "architectures": ["..."]'
+        )
     return config, names[0]
 
 
@@ -99,8 +124,9 @@ def load_model(
     """The Hugging Face model.
 
     Raises:
-        CheckpointError: if weights are missing, extra, of another shape, or not safetensors.
-        InputsError: if both a device and a device map are given.
+        CheckpointError: if weights are missing, extra, of another shape, damaged, or not safetensors, or if the
+            config describes no model.
+        InputsError: if both a device and a device map are given, or an option that Hugging Face does not know.
     """
     if device is not None and device_map is not None:
         raise InputsError("device and device_map were both given: give one")
@@ -116,13 +142,25 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them; refused below
             **given,
             **options,
         )
-    except (OSError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the weights of {directory!r} cannot be loaded: {error}. Only model.safetensors is read; a checkpoint "
-            "that has pickled weights alone must be converted first"
+            f"the weights of {directory!r} cannot be loaded: {_line(error)}. Only safetensors are read: "
+            "pickled weights (.bin) must be converted first, and a damaged file fetched again"
+        ) from error
+    except TypeError as error:
+        raise InputsError(
+            f"{hf_class} cannot be loaded with the options {', '.join(options) or 'given'}: {error}"
+        ) from error
+    except (ValueError, KeyError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"{directory!r} cannot be built as its config.json and the options given say ({type(error).__name__}: "
+            f"{_line(error)}): check both"
         ) from error
     if strict:
         _refuse_differences(directory, report)
@@ -144,7 +182,7 @@ def load_processor(directory: str, *, revision: str | None = None, **options: An
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"the processor of {directory!r} cannot be loaded ({error}): save it beside the model with "
+            f"the processor of {directory!r} cannot be loaded ({_line(error)}): save it beside the model with "
             "processor.save_pretrained, or pass processor="
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -152,14 +190,21 @@ def load_processor(directory: str, *, revision: str | None = None, **options: An
             f"{directory!r} has a {type(processor).__name__} where a processor of images and text is needed: save one "
             "beside the model with processor.save_pretrained, or pass processor="
         )
+    tokenizer = processor.tokenizer
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what Hugging Face makes of a missing vocabulary
+        raise CheckpointError(
+            f"the tokenizer of {directory!r} knows no words: its tokenizer.json (or vocabulary) is missing. Save the "
+            "processor beside the model with processor.save_pretrained, or pass processor="
+        )
     return processor
 
 
 def _refuse_differences(directory: str, report: Any) -> None:
-    found = {
-        kind: sorted(str(key) for key in report.get(f"{kind}_keys", ()) if not str(key).endswith(RECOMPUTED))
-        for kind in ("missing", "unexpected", "mismatched")
-    }
+    keys_of = {kind: report.get(f"{kind}_keys", ()) for kind in ("missing", "unexpected", "mismatched")}
+    keys_of["mismatched"] = [
+        f"{key} is {tuple(has)} and not {tuple(wants)}" for key, has, wants in keys_of["mismatched"]
+    ]
+    found = {kind: sorted(k for k in keys if not k.endswith(RECOMPUTED)) for kind, keys in keys_of.items()}
     if any(found.values()):
         listed = "; ".join(
             f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -168,18 +213,15 @@ def _refuse_differences(directory: str, report: Any) -> None:
         )
         raise CheckpointError(
             f"the weights of {directory!r} are not this architecture's: {listed}. Check that config.json belongs to "
-            "them; strict=False loads them all the same, with fresh values for what is missing"
+            "them; strict=False loads them all the same, with fresh values for what is missing or mismatched"
         )
 
 
-def _why(name: str) -> str:
-    return {
-        "trust_remote_code": "no code of a checkpoint is ever run",
-        "use_safetensors": "only safetensors are read",
-        "output_loading_info": "missing and extra weights are checked already (strict=)",
-        "attn_implementation": "attention is computed by hooked_vlm, fused where nobody looks",
-        "torch_dtype": "it is called dtype",
-    }[name]
+def _line(error: BaseException) -> str:
+    """An error's first line, without its full stop (Hugging Face's go on for a page)."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    first = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return first.rstrip(".")
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:

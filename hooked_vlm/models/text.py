@@ -136,4 +136,6 @@ class PreparesInputs:
         for i, n in enumerate(lengths):
             if n > limit:
                 shown = "" if texts is None else f" ({texts[i][:40]!r}...)"
-                raise TextError(f"text {i}{shown} takes {n} tokens and the context is {limit}: shorten it by {n - limit}")
+                raise TextError(
+                    f"text {i}{shown} takes {n} tokens and the context is {limit}: shorten it by {n - limit}"
+                )

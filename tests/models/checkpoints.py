@@ -140,9 +140,7 @@ def llava_processor(
 # --- configs ----------------------------------------------------------------------------------------
 
 
-def blip_config(
-    text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **changes: Any
-) -> BlipConfig:
+def blip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **changes: Any) -> BlipConfig:
     """A BLIP config of two layers of two heads, width 16; `text` and `vision` change its parts."""
     tokenizer = wordpiece_tokenizer()
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,0 +1,68 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each target makes .venv on first use.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+JOBS ?= 2
+TESTS ?= hooked_vlm tests
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help install demo test test-slow bench notebooks lint format types constraints clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+install: $(STAMP) ## make .venv and install the package in it, versions as pinned
+
+# torch first: it is the largest, and the rest then finds it in place.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## a cache, a hook and a patch on a small model
+	@$(BIN)/hooked-vlm demo
+
+test: lint types ## everything that CI checks: lint, types, tests and doctests
+	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --doctest-modules $(PYTEST_ARGS) $(TESTS)
+
+test-slow: $(STAMP) ## the tests that take minutes
+	$(PYTEST) -n $(JOBS) --dist worksteal -m slow $(PYTEST_ARGS) tests
+
+bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
+	$(BIN)/python -m tests.benchmarks.bench_forward $(BENCH_ARGS)
+
+notebooks: $(STAMP) ## execute the notebooks
+ifeq ($(NOTEBOOKS),)
+	@echo "there are no notebooks yet"
+else
+	$(PYTEST) --nbmake --nbmake-timeout=900 $(PYTEST_ARGS) $(NOTEBOOKS)
+endif
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## ruff, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+constraints: ## pin the newest versions that pyproject.toml allows
+	rm -rf build/pin
+	$(PYTHON) -m venv build/pin
+	build/pin/bin/python -m pip install --quiet -e '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; build/pin/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' | LC_ALL=C sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,99 @@
+"""The hook points of a model as a table, one row for all layers of a stack. Knows no model.
+
+Cost: `skeleton` builds a checkpoint's model without its weights, so a table needs its config alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.models import loading
+from hooked_vlm.models.base import HookedVLM
+
+HEADER = ("hook point", "axes", "fires")
+BEFORE_BLOCKS = ("hook_embed", "hook_pos_embed", "ln_embed", "ln_pre")
+
+
+@dataclass(frozen=True)
+class HookRow:
+    """A hook point, or the same one in every layer of a stack.
+
+    Args:
+        name: as in `model.hook_dict`, with ``{l}`` in place of the layer.
+        axes: names of the activation's axes, e.g. ``("batch", "pos", "head", "d_head")``.
+        gate: the `cfg` flag that must be on for it to fire, or None.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    gate: str | None
+
+    @property
+    def shape(self) -> str:
+        """The axes as TransformerLens writes them, e.g. ``[batch pos head d_head]``."""
+        return f"[{' '.join(self.axes)}]"
+
+    @property
+    def fires(self) -> str:
+        """When it fires."""
+        return "always" if self.gate is None else f"with cfg.{self.gate}"
+
+
+def collapsed(name: str) -> str:
+    """A hook point's name with its layer left open.
+
+    >>> collapsed("text_encoder.blocks.11.cross_attn.hook_z")
+    'text_encoder.blocks.{l}.cross_attn.hook_z'
+    """
+    return re.sub(r"(^|\.)blocks\.\d+\.", r"\1blocks.{l}.", name)
+
+
+def hook_table(model: HookedVLM) -> list[HookRow]:
+    """Every hook point of a model, layers collapsed; a stack's embedding stands before its blocks."""
+    points = ((name, cast(HookPoint, point)) for name, point in model.hook_dict.items())
+    rows = dict.fromkeys(HookRow(collapsed(name), point.axes, point.gate) for name, point in points)
+    parts = list(dict.fromkeys(row.name.partition(".")[0] for row in rows))
+
+    def place(row: HookRow) -> tuple[int, bool]:
+        part, _, rest = row.name.partition(".")
+        return parts.index(part), not rest.startswith(BEFORE_BLOCKS)
+
+    return sorted(rows, key=place)
+
+
+def hook_table_markdown(model: HookedVLM) -> str:
+    """`hook_table` as a Markdown table, without a newline at its end."""
+    return to_markdown(hook_table(model))
+
+
+def to_markdown(rows: Sequence[HookRow]) -> str:
+    """Some rows as a Markdown table."""
+    cells = [(f"`{row.name}`", f"`{row.shape}`", row.fires) for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [HEADER, ("---",) * len(HEADER), *cells])
+
+
+def skeleton(name: str, *, revision: str | None = None, **hf_options: Any) -> HookedVLM:
+    """A checkpoint's model as its config describes it, on torch's meta device: hook points, and no weights.
+
+    Args:
+        name: as in `HookedVLM.from_pretrained`.
+        revision: branch, tag or commit on the hub.
+        hf_options: passed on to Hugging Face.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        UnsupportedArchitectureError: if no family reads it.
+    """
+    config, hf_class = loading.read_config(loading.resolve(name), revision=revision, **hf_options)
+    HookedVLM._family(hf_class)  # raises before anything is built
+    import transformers
+
+    with torch.device("meta"):
+        hf_model = getattr(transformers, hf_class)(config)
+    return cast(HookedVLM, HookedVLM.from_hf(hf_model))

@@ -1,0 +1,145 @@
+"""Logits and generated tokens equal Hugging Face's, for every variant, dtype, padding and batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooked_vlm import HookedVLM, VLMInputs
+from tests.models import drawn
+from tests.models.reference import hf_logits, real_logits, scale, unpadded
+
+KINDS = ["llava", "vqa", "caption", "itm"]
+
+
+def largest_difference(case: drawn.Case) -> float:
+    """Largest difference from Hugging Face's single runs, as a share of the logit scale."""
+    with torch.no_grad():
+        logits = HookedVLM.from_hf(case.hf)(case.inputs)
+    worst = 0.0
+    for i in range(len(case.inputs)):
+        expected = hf_logits(case.hf, case.kind, unpadded(case.inputs, i))
+        found = real_logits(logits, case.inputs, case.kind, i)
+        assert found.shape == expected.shape
+        worst = max(worst, float((found - expected).abs().max()) / scale(expected))
+    return worst
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_logits_equal_hugging_face(kind: str, data: st.DataObject) -> None:
+    assert largest_difference(data.draw(drawn.cases((kind,)))) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@settings(max_examples=8)
+@given(case=drawn.cases(max_batch=2))
+def test_half_precision_is_as_good_as_hugging_face(dtype: torch.dtype, case: drawn.Case) -> None:
+    row = unpadded(case.inputs, 0)
+    exact = hf_logits(case.hf, case.kind, row)
+    case.hf.to(dtype)
+    row = row.to(dtype=dtype)
+    theirs = hf_logits(case.hf, case.kind, row)
+    with torch.no_grad():
+        ours = HookedVLM.from_hf(case.hf)(row)
+    assert ours.dtype == dtype
+    allowed = 2 * (theirs.float() - exact).abs().max() + 4 * torch.finfo(dtype).eps * scale(exact)
+    assert (ours.float() - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_interpolated_positions_equal_hugging_face(kind: str, data: st.DataObject) -> None:
+    hf = data.draw(drawn.llava_models() if kind == "llava" else drawn.blip_models(kind))
+    vision = hf.config.vision_config
+    grid = vision.image_size // vision.patch_size + data.draw(st.sampled_from([-1, 1, 2]))
+    ids = drawn.prompt(hf, kind, 4, 0)
+    if kind == "llava":
+        more = grid**2 - (vision.image_size // vision.patch_size) ** 2
+        image = torch.full((drawn.n_image_tokens(hf) + more,), drawn.IMAGE)
+        ids = torch.cat([ids[:2], image, ids[-2:]])
+    inputs = VLMInputs(drawn.pixels(hf, 1, 0, size=grid * vision.patch_size), ids[None])
+    with torch.no_grad():
+        found = HookedVLM.from_hf(hf)(inputs, interpolate_pos_encoding=True)
+    expected = hf_logits(hf, kind, inputs, interpolate=True)
+    assert (found - expected).abs().max() <= 1e-5 * scale(expected)
+
+
+def hf_generate(hf: Any, kind: str, row: VLMInputs, n: int) -> list[int]:
+    """Hugging Face's greedy new tokens for a batch of one without padding."""
+    options = {"max_new_tokens": n, "do_sample": False}
+    if kind == "caption":  # its generate drops the last token of the prompt, a [SEP]
+        ids = torch.cat([row.input_ids, torch.tensor([[drawn.SEP]])], 1)
+        return hf.generate(row.pixel_values, ids, **options)[0, row.input_ids.shape[1] :].tolist()
+    skip = row.input_ids.shape[1] if kind == "llava" else 1
+    return hf.generate(input_ids=row.input_ids, pixel_values=row.pixel_values, **options)[0, skip:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["llava", "vqa", "caption"])
+@settings(max_examples=12)
+@given(data=st.data())
+def test_greedy_generation_equals_hugging_face_token_for_token(kind: str, data: st.DataObject) -> None:
+    case = data.draw(drawn.cases((kind,), max_batch=3))
+    inputs = case.inputs.replace(decoder_input_ids=None)
+    if kind == "caption":
+        first = inputs.input_ids.clone()
+        starts = torch.zeros(len(inputs), dtype=torch.long) if inputs.real is None else inputs.real.long().argmax(1)
+        first[torch.arange(len(inputs)), starts] = drawn.BOS  # its generate puts it there in any case
+        inputs = inputs.replace(input_ids=first)
+    found = HookedVLM.from_hf(case.hf).generate(inputs, 5, return_type="tokens")
+    _, padding = HookedVLM.from_hf(case.hf)._stop_tokens()
+    for i in range(len(inputs)):
+        expected = hf_generate(case.hf, kind, unpadded(inputs, i), 5)
+        n = found.shape[1]
+        expected = expected[:n] + [padding] * (n - len(expected))
+        assert found[i].tolist() == expected
+
+
+@settings(max_examples=20)
+@given(case=drawn.cases(max_batch=3), side=st.sampled_from(["left", "right"]), extra=st.integers(1, 4))
+def test_padding_changes_no_logit(case: drawn.Case, side: str, extra: int) -> None:
+    model, row = HookedVLM.from_hf(case.hf), unpadded(case.inputs, 0)
+    blank = torch.full((1, extra), drawn.PAD)
+    parts = [blank, row.input_ids] if side == "left" else [row.input_ids, blank]
+    masks = [torch.zeros_like(blank), torch.ones_like(row.input_ids)]
+    mask = torch.cat(masks if side == "left" else masks[::-1], 1)
+    padded = row.replace(input_ids=torch.cat(parts, 1), attention_mask=mask)
+    with torch.no_grad():
+        alone, together = model(row), model(padded)
+    found = real_logits(together, padded, case.kind, 0)
+    assert (found - alone).abs().max() <= 1e-5 * scale(alone)
+
+
+@settings(max_examples=15)
+@given(case=drawn.cases(("llava", "vqa", "caption"), max_batch=2))
+def test_loss_equals_hugging_face(case: drawn.Case) -> None:
+    row = unpadded(case.inputs, 0)
+    if case.kind == "vqa":
+        answer = torch.tensor([[drawn.BOS, 7, 9, 11]])
+        row = row.replace(decoder_input_ids=answer)
+        expected = case.hf(input_ids=row.input_ids, pixel_values=row.pixel_values, labels=answer).loss
+    else:
+        labels = row.input_ids.masked_fill(row.input_ids == drawn.IMAGE, -100)
+        if case.kind == "caption":
+            labels = row.input_ids
+        expected = case.hf(input_ids=row.input_ids, pixel_values=row.pixel_values, labels=labels).loss
+    model = HookedVLM.from_hf(case.hf)
+    loss = model(row, return_type="loss")
+    assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-5)
+    per_token = model(row, return_type="loss", loss_per_token=True)
+    assert torch.allclose(per_token.sum() / (per_token != 0).sum(), loss, rtol=1e-4)
+
+
+def test_similarity_equals_hugging_face() -> None:
+    hf = drawn.blip("itm")
+    inputs = drawn.inputs_for(hf, "itm", [4, 4, 4])
+    found = HookedVLM.from_hf(hf)(inputs, return_type="similarity")
+    expected = hf(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values, use_itm_head=False).itm_score
+    assert found.shape == (3, 3)
+    assert torch.allclose(found, expected, atol=1e-5)
