@@ -66,9 +66,7 @@ def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.D
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for number, row in enumerate(rows):
         if missing := [name for name in names if name not in row]:
-            raise TaskSchemaError(
-                f"Row {number} has no {', '.join(missing)}: a task's row has {', '.join(names)}."
-            )
+            raise TaskSchemaError(f"Row {number} has no {', '.join(missing)}: a task's row has {', '.join(names)}.")
         for name in names:
             value = row[name]
             columns[name].append(_png(value) if isinstance(value, Image.Image) else value)
@@ -89,9 +87,7 @@ def check(task: datasets.Dataset) -> datasets.Dataset:
     """
     needed = [name for name in COLUMNS if name not in OPTIONAL]
     if missing := [name for name in needed if name not in task.column_names]:
-        raise TaskSchemaError(
-            f"The table has no column {', '.join(missing)}: a task has {', '.join(needed)}."
-        )
+        raise TaskSchemaError(f"The table has no column {', '.join(missing)}: a task has {', '.join(needed)}.")
     seen: set[str] = set()
     texts = task.select_columns(["id", "prompt", "answer", "wrong_answer"])
     for number, row in enumerate(texts):

@@ -64,7 +64,7 @@ class Dice:
         return options[self.below(len(options))]
 
     def sample(self, options: Sequence[T], n: int) -> list[T]:
-        """n different ones of the options, in drawn order."""
+        """So many different ones of the options, in drawn order."""
         left = list(options)
         return [left.pop(self.below(len(left))) for _ in range(n)]
 

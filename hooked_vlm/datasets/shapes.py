@@ -70,9 +70,7 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
 """Of each task, every (answer, wrong answer)."""
 
 TEST_SHARE = 4  # one scene in so many belongs to split "test"
-_VERSION = (
-    1  # part of every digest: raise it when the world changes, so that nobody compares two worlds unawares
-)
+_VERSION = 1  # part of every digest: raise it when the world changes, so that nobody compares two worlds unawares
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ def _thing(dice: Dice, shape: str, colour: str, place: tuple[int, int]) -> Thing
 def _colour_things(dice: Dice, answer: str, wrong: str, n: int) -> tuple[list[Thing], Thing]:
     colours = (answer, wrong, dice.pick(tuple(COLOURS)))
     places = dice.sample(PLACES, n)
-    things = [
-        _thing(dice, *traits) for traits in zip(dice.sample(SHAPES, n), colours[:n], places, strict=True)
-    ]
+    things = [_thing(dice, *traits) for traits in zip(dice.sample(SHAPES, n), colours[:n], places, strict=True)]
     return things, replace(things[0], colour=wrong)
 
 
@@ -150,9 +146,7 @@ def _place_things(dice: Dice, answer: str, wrong: str, n: int) -> tuple[list[Thi
     moved = (across[0], place[1]) if axis == 0 else (place[0], across[1])
     places = (place, MIDDLE) if n == 1 else (place, across, MIDDLE)
     colours = [dice.pick(tuple(COLOURS)) for _ in places]
-    things = [
-        _thing(dice, *each) for each in zip(dice.sample(SHAPES, len(places)), colours, places, strict=True)
-    ]
+    things = [_thing(dice, *each) for each in zip(dice.sample(SHAPES, len(places)), colours, places, strict=True)]
     return things, replace(things[0], place=moved)
 
 
@@ -177,9 +171,7 @@ def _check(task: str, n_objects: Sequence[int], split: str) -> None:
         raise ValueError(f"split is {split!r}: it is 'train' or 'test'.")
 
 
-def pair(
-    task: str, index: int, *, seed: int = 0, n_objects: Sequence[int] = (2, 3), split: str = "test"
-) -> Pair:
+def pair(task: str, index: int, *, seed: int = 0, n_objects: Sequence[int] = (2, 3), split: str = "test") -> Pair:
     """The example at an index of the endless stream that a seed names.
 
     Examples come round in a fixed order of answers: 24 in a row hold each answer equally often, each in the
@@ -277,8 +269,9 @@ def load(
         A table with the columns of `pairs.COLUMNS`, ready for `pairs.write_parquet`.
 
     Example:
-        >>> task = load("colour", 2, seed=5)
-        >>> task[0]["prompt"], task[0]["answer"]
+        >>> row = load("colour", 2, seed=5)[0]
+        >>> row["prompt"], row["corrupt_prompt"], row["answer"], row["wrong_answer"]
+        ('is the square red or green?', 'is the triangle red or green?', 'red', 'green')
     """
     _check(task, n_objects, split)
     return pairs.table(rows(task, n, seed=seed, n_objects=n_objects, split=split, size=size))

@@ -181,9 +181,7 @@ class BlipShapes(Recipe):
             "image_size": GRID,
             "patch_size": PATCH,
         }
-        config = BlipConfig(
-            text_config=text, vision_config=vision, projection_dim=96, image_text_hidden_size=96
-        )
+        config = BlipConfig(text_config=text, vision_config=vision, projection_dim=96, image_text_hidden_size=96)
         model = BlipForQuestionAnswering(config)
         draw_weights(model, std=0.1, position_std=0.7, seed=seed)
         return model
@@ -191,13 +189,11 @@ class BlipShapes(Recipe):
     def processor(self) -> BlipProcessor:
         """The processor that is saved with the model."""
         tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS)
-        tokenizer = BertTokenizer(
-            vocab={token: number for number, token in enumerate(tokens)}, bos_token="[DEC]"
-        )
+        tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, bos_token="[DEC]")
         tokenizer.model_max_length = 32
         size = {"height": GRID, "width": GRID}
         pictures = BlipImageProcessorPil(size=size, image_mean=_MEAN, image_std=_STD)
-        return BlipProcessor(pictures, tokenizer)  # type: ignore[no-untyped-call]
+        return BlipProcessor(pictures, tokenizer)
 
     def loss(
         self,
@@ -211,9 +207,7 @@ class BlipShapes(Recipe):
         start = torch.full_like(target, self.tokenizer.bos_token_id)
         logits = self._decode(model, pixels, prompts, torch.stack([start, target], dim=1))
         end = torch.full_like(target, self.tokenizer.sep_token_id)
-        return functional.cross_entropy(logits[:, 0], target) + 0.1 * functional.cross_entropy(
-            logits[:, 1], end
-        )
+        return functional.cross_entropy(logits[:, 0], target) + 0.1 * functional.cross_entropy(logits[:, 1], end)
 
     def answer_logits(
         self, model: Any, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
@@ -292,9 +286,7 @@ class LlavaShapes(Recipe):
     def processor(self) -> LlavaProcessor:
         """The processor that is saved with the model."""
         tokens = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "USER", "ASSISTANT", ":", "\n", *WORDS)
-        inner = Tokenizer(
-            models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
-        )
+        inner = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
         spaces, marks = (
             pre_tokenizers.Split(Regex(" +"), "removed"),
             pre_tokenizers.Split(Regex(r"[\n:?]"), "isolated"),
@@ -303,7 +295,7 @@ class LlavaShapes(Recipe):
         inner.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokens.index("<s>"))]
         )
-        tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=inner,
             bos_token="<s>",
             eos_token="</s>",
@@ -315,7 +307,7 @@ class LlavaShapes(Recipe):
         )
         size = {"shortest_edge": GRID}
         crop = {"height": GRID, "width": GRID}
-        return LlavaProcessor(  # type: ignore[no-untyped-call]
+        return LlavaProcessor(
             CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=_MEAN, image_std=_STD),
             tokenizer,
             patch_size=PATCH,

@@ -113,9 +113,7 @@ def train(
         batch = [example(schedule, step, number, seed) for number in range(schedule.batch)]
         pixels = to_pixels([render(each.scene) for each in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
-            loss = recipe.loss(
-                model, pixels, [each.prompt for each in batch], [each.answer for each in batch]
-            )
+            loss = recipe.loss(model, pixels, [each.prompt for each in batch], [each.answer for each in batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -128,9 +126,7 @@ def train(
             return
 
 
-def _store(
-    file: pathlib.Path, run: str, done: int, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def _store(file: pathlib.Path, run: str, done: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     tensors: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
         tensors[f"weight/{name}"] = weight.detach().contiguous()
@@ -223,9 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the finished checkpoint")
     parser.add_argument("--state", type=pathlib.Path, help="folder of the unfinished one (OUT.training)")
     parser.add_argument("--steps", type=int, help="how many steps, in place of the recipe's")
-    parser.add_argument(
-        "--float32", action="store_true", help="no bfloat16: twice the time where it is built in"
-    )
+    parser.add_argument("--float32", action="store_true", help="no bfloat16: twice the time where it is built in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
@@ -244,9 +238,7 @@ def main() -> None:
             progress.update(bar, completed=done, description=f"{recipe.name}  loss {loss:.3f}")
             if done % LOOK_EVERY == 0 or done == schedule.steps:
                 shares = look(recipe, model, LOOK_AT)
-                told = "  ".join(
-                    f"{name} {share:.3f}" for name, share in shares.items() if name in shapes.TASKS
-                )
+                told = "  ".join(f"{name} {share:.3f}" for name, share in shares.items() if name in shapes.TASKS)
                 progress.console.print(f"{done}: {told}")
                 with (state / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps({"done": done, "loss": loss, **shares}) + "\n")

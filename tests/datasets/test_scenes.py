@@ -17,9 +17,7 @@ jitters = st.tuples(st.integers(-JITTER, JITTER), st.integers(-JITTER, JITTER))
 @st.composite
 def drawn_scenes(draw: st.DrawFn) -> Scene:
     places = draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True))
-    traits = st.tuples(
-        st.sampled_from(SHAPES), st.sampled_from(tuple(COLOURS)), jitters, st.sampled_from(RADII)
-    )
+    traits = st.tuples(st.sampled_from(SHAPES), st.sampled_from(tuple(COLOURS)), jitters, st.sampled_from(RADII))
     things = []
     for place in places:
         shape, colour, jitter, radius = draw(traits)

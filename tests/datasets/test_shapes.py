@@ -98,9 +98,7 @@ def test_no_test_scene_was_ever_a_training_scene() -> None:
 
     train, test = digests("train"), digests("test")
     assert not train & test
-    assert (
-        len(train) < 4000
-    )  # one-thing scenes do come again, so that drawing anew would not have been enough
+    assert len(train) < 4000  # one-thing scenes do come again, so that drawing anew would not have been enough
 
 
 @given(drawn_pairs, st.data())
@@ -144,9 +142,7 @@ def text_only_accuracy(task: str, key: Callable[[Pair], Any]) -> float:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_classifier_that_reads_whole_questions_and_sees_nothing_stays_at_chance(task: str) -> None:
-    assert (
-        abs(text_only_accuracy(task, lambda pair: pair.prompt) - 0.5) < 0.06
-    )  # four standard deviations of 1,200
+    assert abs(text_only_accuracy(task, lambda pair: pair.prompt) - 0.5) < 0.06  # four standard deviations of 1,200
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -194,9 +190,7 @@ def test_a_stream_gives_the_rows_of_the_table() -> None:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: np.asarray(value).tobytes() if name in pairs.PICTURES else value for name, value in row.items()
-    }
+    return {name: np.asarray(value).tobytes() if name in pairs.PICTURES else value for name, value in row.items()}
 
 
 def test_pictures_come_in_the_size_asked_for() -> None:

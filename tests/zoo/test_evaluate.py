@@ -11,7 +11,7 @@ from PIL import Image
 
 from hooked_vlm.datasets import shapes
 from hooked_vlm.datasets.scenes import render
-from hooked_vlm.zoo import ZOO, evaluate
+from hooked_vlm.zoo import ZOO, evaluate, figure, measure
 from hooked_vlm.zoo.recipes import RECIPES
 
 TOKENIZER = RECIPES["blip-shapes"].tokenizer
@@ -60,7 +60,7 @@ class Guesser(Oracle):
 
 @pytest.mark.parametrize("task", shapes.TASKS)
 def test_a_model_that_sees_everything_has_full_marks_and_guesses_when_it_is_shown_nothing(task: str) -> None:
-    figures = evaluate.measure(Oracle(), TOKENIZER, task, N, SEED)
+    figures = measure.measure(Oracle(), TOKENIZER, task, N, SEED)
     assert (figures.accuracy, figures.generated, figures.image_flip, figures.prompt_flip) == (1, 1, 1, 1)
     assert figures.blank == 0.5
     assert figures.n_prompt == (N if task == "place" else figures.n_prompt)
@@ -69,14 +69,14 @@ def test_a_model_that_sees_everything_has_full_marks_and_guesses_when_it_is_show
 
 @pytest.mark.parametrize("task", shapes.TASKS)
 def test_a_model_that_guesses_is_right_half_the_time_and_never_turns(task: str) -> None:
-    figures = evaluate.measure(Guesser(), TOKENIZER, task, N, SEED)
+    figures = measure.measure(Guesser(), TOKENIZER, task, N, SEED)
     assert figures.accuracy == figures.blank == figures.generated == 0.5
     assert figures.image_flip == figures.prompt_flip == 0
 
 
 @pytest.mark.parametrize("task", shapes.TASKS)
 def test_the_text_only_baseline_is_at_chance(task: str) -> None:
-    assert abs(evaluate.text_only_accuracy(task, 1200, SEED) - 0.5) < 0.06
+    assert abs(measure.text_only_accuracy(task, 1200, SEED) - 0.5) < 0.06
 
 
 def test_an_accuracy_below_the_bar_ends_with_one(
@@ -107,9 +107,8 @@ def test_an_accuracy_below_the_bar_ends_with_one(
 
 
 def test_the_figure_is_drawn(tmp_path: pathlib.Path) -> None:
-    evaluate.draw(
-        {"oracle": (Oracle(), TOKENIZER), "guesser": (Guesser(), TOKENIZER)}, tmp_path / "docs" / "pair.png"
-    )
+    pytest.importorskip("matplotlib", reason="an extra of the package")
+    figure.draw({"oracle": (Oracle(), TOKENIZER), "guesser": (Guesser(), TOKENIZER)}, tmp_path / "docs" / "pair.png")
     picture = np.asarray(Image.open(tmp_path / "docs" / "pair.png").convert("RGB"))
     assert picture.shape[0] > 500
     assert picture.std() > 20  # something is on it
@@ -119,7 +118,7 @@ def test_the_figure_is_drawn(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_the_zoo_answers_unseen_scenes_and_looks_at_them(name: str, task: str) -> None:
     model, tokenizer = evaluate._load(name)
-    figures = evaluate.measure(model, tokenizer, task, 144, 11)
+    figures = measure.measure(model, tokenizer, task, 144, 11)
     assert figures.accuracy >= 0.98
     assert figures.generated >= 0.98
     assert figures.image_flip >= 0.95

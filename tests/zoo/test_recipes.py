@@ -20,10 +20,7 @@ def processed(recipe: Recipe, pairs: list[shapes.Pair]) -> Any:
     pictures = [pair.to_row()["image"] for pair in pairs]
     prompts = [pair.prompt for pair in pairs]
     if recipe.name == "llava-shapes":
-        talks = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-            for text in prompts
-        ]
+        talks = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in prompts]
         prompts = [processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks]
     return processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
 
@@ -102,9 +99,7 @@ def test_what_is_saved_loads_again_under_its_own_class(recipe: Recipe, tmp_path:
     model: Any = recipe.build(0).eval()
     model.save_pretrained(tmp_path)
     recipe.processor().save_pretrained(tmp_path)
-    family: Any = {"blip-shapes": BlipForQuestionAnswering, "llava-shapes": LlavaForConditionalGeneration}[
-        recipe.name
-    ]
+    family: Any = {"blip-shapes": BlipForQuestionAnswering, "llava-shapes": LlavaForConditionalGeneration}[recipe.name]
     again = family.from_pretrained(tmp_path).eval()
     saved, read = model.state_dict(), again.state_dict()
     assert saved.keys() == read.keys()

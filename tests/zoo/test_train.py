@@ -42,9 +42,7 @@ def same_tensors(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 @both
-def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(
-    recipe: Recipe, tmp_path: pathlib.Path
-) -> None:
+def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(recipe: Recipe, tmp_path: pathlib.Path) -> None:
     assert run(recipe, tmp_path / "whole") == [1, 2, 3, 4, 5, 6]
     assert run(recipe, tmp_path / "broken", stop_after=3) == [1, 2, 3]
     assert not same_tensors(tmp_path / "whole", tmp_path / "broken")
@@ -97,9 +95,7 @@ def test_a_few_steps_on_one_batch_learn_it(
 ) -> None:
     """The loss reaches what it should: a model that is shown four scenes over and over knows them."""
     first = train.example
-    monkeypatch.setattr(
-        train, "example", lambda schedule, step, number, seed: first(schedule, 0, number, seed)
-    )
+    monkeypatch.setattr(train, "example", lambda schedule, step, number, seed: first(schedule, 0, number, seed))
     schedule = Schedule(steps=60, learning_rate=2e-3, batch=4, warmup=5)
     losses = [loss for _, loss, _ in train.train(recipe, schedule, tmp_path, save_every=1000)]
     assert losses[0] > 2.0
@@ -110,9 +106,7 @@ def test_batches_hold_every_task_and_the_curriculum_is_kept() -> None:
     schedule = Schedule(steps=100, learning_rate=1e-3, easy_steps=10, corrupt_from=20)
 
     def drawn(steps: range) -> list[train.Example]:
-        return [
-            train.example(schedule, step, number, 0) for step in steps for number in range(schedule.batch)
-        ]
+        return [train.example(schedule, step, number, 0) for step in steps for number in range(schedule.batch)]
 
     def one_thing(examples: list[train.Example]) -> float:
         asked = [each for each in examples if each.answer not in PLACE_WORDS]
@@ -159,9 +153,7 @@ def test_a_finished_run_is_written_with_its_digests(recipe: Recipe, tmp_path: pa
     weights, trained = load_file(out / "model.safetensors"), load_file(tmp_path / "state" / train.STATE)
     name = next(name for name in weights if name.endswith("patch_embedding.weight"))
     (held,) = [
-        value
-        for key, value in trained.items()
-        if key.startswith("weight/") and key.endswith("patch_embedding.weight")
+        value for key, value in trained.items() if key.startswith("weight/") and key.endswith("patch_embedding.weight")
     ]
     assert torch.equal(weights[name], held)
 
@@ -169,9 +161,7 @@ def test_a_finished_run_is_written_with_its_digests(recipe: Recipe, tmp_path: pa
 def test_looking_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES["blip-shapes"]
     model = recipe.build(0)
-    monkeypatch.setattr(
-        type(recipe), "answer_logits", lambda self, model, pixels, prompts: _scores(recipe, prompts)
-    )
+    monkeypatch.setattr(type(recipe), "answer_logits", lambda self, model, pixels, prompts: _scores(recipe, prompts))
     shares = train.look(recipe, model, 48)
     assert (
         shares["colour"] == shares["colour_corrupt"] == shares["colour_easy"] == 0.5

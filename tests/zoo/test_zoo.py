@@ -36,15 +36,11 @@ def test_a_checkpoint_has_at_most_eight_megabytes(name: str) -> None:
     assert sum(file.stat().st_size for file in zoo.locate(name).iterdir()) <= 8_000_000
 
 
-@pytest.mark.parametrize(
-    "name", ["zoo:clip-shapes", "blip", "zoo:", "../zoo/blip-shapes", "zoo:zoo:blip-shapes"]
-)
+@pytest.mark.parametrize("name", ["zoo:clip-shapes", "blip", "zoo:", "../zoo/blip-shapes", "zoo:zoo:blip-shapes"])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(zoo.UnknownCheckpointError) as raised:
         zoo.locate(name)
-    assert (
-        str(raised.value) == f"The zoo has no checkpoint {name!r}: it has zoo:blip-shapes, zoo:llava-shapes."
-    )
+    assert str(raised.value) == f"The zoo has no checkpoint {name!r}: it has zoo:blip-shapes, zoo:llava-shapes."
 
 
 @pytest.fixture
@@ -73,7 +69,5 @@ def test_a_missing_file_is_named(copied: pathlib.Path) -> None:
 def test_finding_a_checkpoint_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, json; from hooked_vlm import zoo; zoo.locate('blip-shapes'); "
     code += "print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    )
+    loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert not {"torch", "transformers", "datasets"} & set(loaded)
