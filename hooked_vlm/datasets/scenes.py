@@ -113,7 +113,7 @@ def _coverage(shape: str, centre: tuple[int, int], radius: int, size: int) -> UI
     r = radius * unit
     far, near = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
     if shape == "circle":
-        inside = x * x + y * y <= r * r
+        inside = 16 * 16 * (x * x + y * y) <= 15 * 15 * r * r
     elif shape == "square":
         inside = far <= r
     elif shape == "triangle":

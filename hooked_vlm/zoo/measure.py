@@ -6,7 +6,7 @@ Works with any model that has the public face of a `HookedVLM`, and names none. 
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ BLANK = (128, 128, 128)
 TEXT_ONLY_TRAIN = 20_000
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """What is measured: any `HookedVLM`."""
 

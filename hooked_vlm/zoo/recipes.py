@@ -155,7 +155,7 @@ class BlipShapes(Recipe):
     """BLIP-VQA, 1.6 million weights: vision 3 layers, text encoder and decoder 4 each, 96 wide, 4 heads."""
 
     name = "blip-shapes"
-    schedule = Schedule(steps=4000, learning_rate=7e-4)
+    schedule = Schedule(steps=4800, learning_rate=7e-4)
 
     def build(self, seed: int) -> BlipForQuestionAnswering:
         """The model with its first weights, which the seed names."""

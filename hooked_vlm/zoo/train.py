@@ -27,7 +27,7 @@ from hooked_vlm.zoo import digest
 from hooked_vlm.zoo.recipes import RECIPES, Recipe, Schedule, to_pixels
 
 STATE = "state.safetensors"
-TURNS = ("shape", "colour", "shape", "place")  # shape takes longest to see, and all three need it
+TURNS = ("shape", "colour", "place", "shape", "place", "shape", "colour", "place")  # colour is the easiest
 LOOK_EVERY = 250
 LOOK_AT = 144  # unseen scenes of each kind, at every look
 

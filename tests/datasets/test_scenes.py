@@ -37,10 +37,10 @@ PINNED = Scene(
 
 def test_a_scene_has_the_same_bytes_on_every_machine() -> None:
     assert hashlib.sha256(scenes.render(PINNED).tobytes()).hexdigest() == (
-        "c32a9869c8ed66f7ce79e11d0430b93b0709154198ac4578c55bbac0e4ea75b0"
+        "f79f64737b0b216377923723a738bcf2c798cd6628c68ed24c1103e6c4ceaaf6"
     )
     assert hashlib.sha256(scenes.render(PINNED, 96).tobytes()).hexdigest() == (
-        "bb916fade67c4ca6d5422e24440c5fadb323478aa359b403d1563ac697aefe30"
+        "06ca674a72bc0294083b6deeab1ae365d8f5da469422581fba9b69ff8f30ad3f"
     )
 
 

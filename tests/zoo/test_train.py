@@ -110,7 +110,7 @@ def test_batches_hold_every_task_and_the_curriculum_is_kept() -> None:
 
     def one_thing(examples: list[train.Example]) -> float:
         asked = [each for each in examples if each.answer not in PLACE_WORDS]
-        assert len(asked) * 4 == len(examples) * 3
+        assert len(asked) * 8 == len(examples) * 5
         return sum(len(each.scene.things) == 1 for each in asked) / len(asked)
 
     early, late = drawn(range(10)), drawn(range(10, 20))
@@ -126,8 +126,8 @@ def test_training_offers_every_answer_equally_often_first_and_second() -> None:
             drawn = train.example(schedule, step, number, 0)
             words = drawn.prompt.rstrip("?").split()
             counts[drawn.answer, words.index(drawn.answer) < words.index("or")] += 1
-    assert {counts[word, first] for word in (*COLOURS, *PLACE_WORDS) for first in (True, False)} == {12}
-    assert {counts[word, first] for word in SHAPES for first in (True, False)} == {24}
+    assert {counts[word, first] for word in COLOURS for first in (True, False)} == {12}
+    assert {counts[word, first] for word in (*SHAPES, *PLACE_WORDS) for first in (True, False)} == {18}
 
 
 def test_no_training_scene_is_a_test_scene() -> None:
