@@ -33,12 +33,13 @@ def _load(name: str) -> tuple[Answerer, Any]:
 
 
 def _table(name: str, figures: Sequence[Figures]) -> Table:
-    table = Table(title=name)
-    for field in dataclasses.fields(Figures):
-        table.add_column(field.name.replace("_", " "), justify="left" if field.name == "task" else "right")
+    heads = ("task", "right", "said", "image flip", "prompt flip", "blank", "text only")
+    table = Table(title=f"{name} on {figures[0].n} unseen scenes a task")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "task" else "right")
     for each in figures:
-        values = dataclasses.astuple(each)
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+        shares = (each.accuracy, each.generated, each.image_flip, each.prompt_flip, each.blank, each.text_only)
+        table.add_row(each.task, *(f"{share:.4f}" for share in shares))
     return table
 
 

@@ -244,7 +244,7 @@ class LlavaShapes(Recipe):
     """LLaVA, 1.3 million weights: CLIP tower 4 layers of 96 (the third is read), Llama 4 of 128, 4 heads."""
 
     name = "llava-shapes"
-    schedule = Schedule(steps=3000, learning_rate=1e-3)
+    schedule = Schedule(steps=2000, learning_rate=1e-3, batch=64, easy_steps=300, corrupt_from=900)
 
     def build(self, seed: int) -> LlavaForConditionalGeneration:
         """The model with its first weights, which the seed names."""
