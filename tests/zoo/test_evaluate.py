@@ -118,9 +118,9 @@ def test_the_figure_is_drawn(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_the_zoo_answers_unseen_scenes_and_looks_at_them(name: str, task: str) -> None:
     model, tokenizer = evaluate._load(name)
-    figures = measure.measure(model, tokenizer, task, 144, 11)
+    figures = measure.measure(model, tokenizer, task, 300, 7)
     assert figures.accuracy >= 0.98
-    assert figures.generated >= 0.98
+    assert figures.generated >= 0.98  # nothing comes after the word
     assert figures.image_flip >= 0.95
     assert figures.prompt_flip >= 0.95
-    assert abs(figures.blank - 0.5) < 0.17  # four standard deviations of 144
+    assert abs(figures.blank - 0.5) < 0.12  # four standard deviations of 300
