@@ -4,6 +4,7 @@ Works with any model that has the public face of a `HookedVLM`, and names none. 
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ from hooked_vlm.datasets.scenes import GRID, Scene, render
 
 BATCH = 100
 BLANK = (128, 128, 128)
-TEXT_ONLY_TRAIN = 20_000
+TEXT_ONLY_TRAIN = 10_000
 
 
 @runtime_checkable
@@ -61,13 +62,19 @@ def text_only_accuracy(task: str, n: int, seed: int) -> float:
     Returns:
         Share of right answers; one half is chance.
     """
+    learned = _answers_by_prompt(task)
+    tests = [shapes.pair(task, index, seed=seed, n_objects=(1, 2, 3)) for index in range(n)]
+    right = [pair.prompt in learned and learned[pair.prompt].most_common(1)[0][0] == pair.answer for pair in tests]
+    return sum(right) / n
+
+
+@functools.cache
+def _answers_by_prompt(task: str) -> dict[str, Counter[str]]:
     learned: dict[str, Counter[str]] = {}
     for index in range(TEXT_ONLY_TRAIN):
         pair = shapes.pair(task, index, split="train", n_objects=(1, 2, 3))
         learned.setdefault(pair.prompt, Counter())[pair.answer] += 1
-    tests = [shapes.pair(task, index, seed=seed, n_objects=(1, 2, 3)) for index in range(n)]
-    right = [pair.prompt in learned and learned[pair.prompt].most_common(1)[0][0] == pair.answer for pair in tests]
-    return sum(right) / n
+    return learned
 
 
 @torch.inference_mode()

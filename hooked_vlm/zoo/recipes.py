@@ -65,6 +65,7 @@ class Schedule:
     batch: int = 96
     warmup: int = 100
     weight_decay: float = 0.01
+    turns: tuple[str, ...] = ("shape", "colour", "place", "shape", "place", "shape", "colour", "place")
     easy_steps: int = 400  # at first, most scenes hold no rival: a model learns to see, then to bind
     easy_first: int = 80  # percent that do not, before
     easy_later: int = 20  # and after
@@ -244,7 +245,15 @@ class LlavaShapes(Recipe):
     """LLaVA, 1.3 million weights: CLIP tower 4 layers of 96 (the third is read), Llama 4 of 128, 4 heads."""
 
     name = "llava-shapes"
-    schedule = Schedule(steps=2200, learning_rate=1e-3, batch=64, easy_steps=300, corrupt_from=900)
+    schedule = Schedule(
+        steps=3000,
+        learning_rate=1e-3,
+        batch=64,
+        turns=("place", "shape", "place", "shape", "colour"),  # place is what it is slow to see
+        easy_steps=700,
+        easy_later=25,
+        corrupt_from=1800,
+    )
 
     def build(self, seed: int) -> LlavaForConditionalGeneration:
         """The model with its first weights, which the seed names."""
@@ -281,7 +290,7 @@ class LlavaShapes(Recipe):
         )
         model = LlavaForConditionalGeneration(config)
         model.set_attn_implementation("eager")  # backward in bfloat16, the fused kernel takes more than twice the time
-        draw_weights(model, std=0.09, position_std=0.7, seed=seed)
+        draw_weights(model, std=0.09, position_std=1.0, seed=seed)
         return model
 
     def processor(self) -> LlavaProcessor:

@@ -1,5 +1,6 @@
 """The shapes world: every pair is what it says, and no question gives its answer away."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -133,9 +134,14 @@ def _first_offered(pair: Pair) -> str:
     return min(pair.answer, pair.wrong_answer, key=lambda word: pair.prompt.index(f" {word}"))
 
 
+@functools.cache
+def drawn_splits(task: str) -> tuple[list[Pair], list[Pair]]:
+    train = [shapes.pair(task, index, split="train", n_objects=(1, 2, 3)) for index in range(4000)]
+    return train, [shapes.pair(task, index, seed=1, n_objects=(1, 2, 3)) for index in range(1200)]
+
+
 def text_only_accuracy(task: str, key: Callable[[Pair], Any]) -> float:
-    train = [shapes.pair(task, index, split="train", n_objects=(1, 2, 3)) for index in range(6000)]
-    test = [shapes.pair(task, index, seed=1, n_objects=(1, 2, 3)) for index in range(1200)]
+    train, test = drawn_splits(task)
     learned = _most_frequent(train, key)
     return float(np.mean([learned.get(key(pair), _first_offered(pair)) == pair.answer for pair in test]))
 
