@@ -19,7 +19,7 @@ from hooked_vlm.datasets.scenes import GRID, Scene, render
 
 BATCH = 100
 BLANK = (128, 128, 128)
-TEXT_ONLY_TRAIN = 10_000
+TEXT_ONLY_TRAIN = 5_000
 
 
 @runtime_checkable
