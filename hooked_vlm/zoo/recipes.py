@@ -246,13 +246,10 @@ class LlavaShapes(Recipe):
 
     name = "llava-shapes"
     schedule = Schedule(
-        steps=3000,
+        steps=3600,
         learning_rate=1e-3,
-        batch=64,
-        turns=("place", "shape", "place", "shape", "colour"),  # place is what it is slow to see
-        easy_steps=700,
-        easy_later=25,
-        corrupt_from=1800,
+        easy_steps=500,
+        corrupt_from=2000,
     )
 
     def build(self, seed: int) -> LlavaForConditionalGeneration:
@@ -291,6 +288,8 @@ class LlavaShapes(Recipe):
         model = LlavaForConditionalGeneration(config)
         model.set_attn_implementation("eager")  # backward in bfloat16, the fused kernel takes more than twice the time
         draw_weights(model, std=0.09, position_std=1.0, seed=seed)
+        with torch.no_grad():  # nothing normalises the embeddings: drawn small, they drown in the first layer's sum
+            model.get_input_embeddings().weight.mul_(8.0)
         return model
 
     def processor(self) -> LlavaProcessor:
