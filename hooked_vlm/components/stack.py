@@ -22,6 +22,7 @@ from transformer_lens.config import TransformerLensConfig
 from hooked_vlm.components.attention import AttentionPass, HookedAttention, KeysValues
 from hooked_vlm.components.block import Block, BlockPass
 from hooked_vlm.components.hook_point import HookPoint, Window
+from hooked_vlm.errors import StackError
 
 
 @dataclass
@@ -145,11 +146,11 @@ class Stack(nn.Module):
         """A weight of every block, stacked along a new first axis: `stacked("W_V", "cross_attn")`.
 
         Raises:
-            AttributeError: if the blocks have no such module or weight.
+            StackError: if the blocks have no such module or weight.
         """
-        weights = [getattr(getattr(block, module), name) for block in self.blocks]
-        if weights[0] is None:
-            raise AttributeError(f"the blocks of {self.name} have no {name}: their MLP has no gate")
+        weights = [getattr(getattr(block, module, None), name, None) for block in self.blocks]
+        if any(weight is None for weight in weights):
+            raise StackError(f"the blocks of {self.name} have no {module}.{name}")
         return torch.stack(weights)
 
     def hook_points(self) -> list[HookPoint]:

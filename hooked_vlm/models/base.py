@@ -388,6 +388,13 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
         return live
 
+    def stack_of(self, hook: str) -> str | None:
+        """The stack whose positions a hook point's are; None for pixels and image features of BLIP."""
+        if hook == "hook_logits":
+            return getattr(self, "answer_stack", self.prompt_stack)
+        owners = [name for name, stack in self.stacks.items() if stack.prefix and hook.startswith(stack.prefix)]
+        return owners[0] if owners else self.main_stack
+
     def _is_on(self, hook: str) -> bool:
         gate = cast(HookPoint, self.hook_dict[hook]).gate
         owner = self.mod_dict.get(hook.rpartition(".")[0])
@@ -471,7 +478,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         """TransformerLens' caching hooks, for the hook points that are on, sliced along the axis that is a position."""
         cache = {} if cache is None else cache
         names = self.hook_names((lambda _: True) if names_filter is None else names_filter)
-        sliced = {n for n in names if n.startswith(self.stacks[self.prompt_stack].prefix + "blocks.")}
+        sliced = {n for n in names if self.stack_of(n) == self.prompt_stack}
 
         def hooks(suffix: str) -> list[Any]:
             return [

@@ -43,7 +43,7 @@ def caching_hook(
         axes = [axis for axis in hook.axes if axis in ("pos", "query_pos")]
         stored = activation.detach().to(device)
         if axes:
-            stored = pos_slice.apply(stored, dim=hook.axes.index(axes[0]) - len(hook.axes))
+            stored = pos_slice.apply(stored, dim=hook.axes.index(axes[0]))
         cache[f"{hook.name}{suffix}"] = stored[0] if remove_batch_dim and stored.shape[0] == 1 else stored
 
     return save
