@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +18,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
+
+_UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
+
+
+def _with_free_spaces(text: str) -> str:
+    """A pattern for `text` in which spaces are needed only between two words."""
+    parts = re.findall(r"\w+|[^\w\s]", text)
+    joints = [r"\s+" if a[-1].isalnum() and b[0].isalnum() else r"\s*" for a, b in pairwise(parts)]
+    return "".join(re.escape(part) + joint for part, joint in zip(parts, [*joints, ""], strict=False))
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,7 @@ class VLMInputs:
     layout: Layout = Layout()
 
     def __post_init__(self) -> None:
-        batch = self.input_ids.shape[0] if self.input_ids.ndim else 0
-        for name, ndim in (("pixel_values", 4), ("input_ids", 2), ("attention_mask", 2), ("decoder_input_ids", 2)):
+        for name, ndim in (("input_ids", 2), ("pixel_values", 4), ("attention_mask", 2), ("decoder_input_ids", 2)):
             value = getattr(self, name)
             if value is None and name in ("attention_mask", "decoder_input_ids"):
                 continue
@@ -64,8 +74,13 @@ class VLMInputs:
                 raise InputsError(f"{name} is a {type(value).__name__}; expected a tensor. model.to_inputs makes them")
             if value.ndim != ndim:
                 raise InputsError(f"{name} has shape {tuple(value.shape)}; expected {ndim} axes")
+            if not value.numel():
+                raise InputsError(f"{name} has shape {tuple(value.shape)}, which is empty; expected at least one row")
+            batch, device = self.input_ids.shape[0], self.input_ids.device
             if value.shape[0] != batch:
                 raise InputsError(f"{name} has {value.shape[0]} rows and input_ids {batch}; they must be as many")
+            if value.device != device:
+                raise InputsError(f"{name} is on {value.device} and input_ids on {device}: put all on one device")
         for name in ("input_ids", "decoder_input_ids"):
             value = getattr(self, name)
             if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
@@ -109,10 +124,10 @@ class VLMInputs:
 
     def __getitem__(self, rows: int | slice | list[int] | Tensor) -> VLMInputs:
         """Some rows, padding included; an int gives a batch of one."""
-        if isinstance(rows, int):
+        if isinstance(rows, Integral):
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"row {rows} of a batch of {len(self)}")
-            rows = [rows % len(self)]
+            rows = [int(rows) % len(self)]
         return self._each(lambda t: t[rows])
 
     def __iter__(self) -> Iterator[VLMInputs]:
@@ -120,7 +135,13 @@ class VLMInputs:
         return (self[i] for i in range(len(self)))
 
     def repeat(self, n: int) -> VLMInputs:
-        """Every row `n` times, its copies next to one another."""
+        """Every row `n` times, its copies next to one another.
+
+        Raises:
+            InputsError: if `n` is below 1.
+        """
+        if n < 1:
+            raise InputsError(f"rows cannot be repeated {n} times; expected at least 1")
         return self._each(lambda t: t.repeat_interleave(n, 0))
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> VLMInputs:
@@ -145,10 +166,18 @@ class VLMInputs:
 
     @property
     def real(self) -> Tensor | None:
-        """[batch pos], False where there is padding; None where there is none at all."""
+        """[batch pos], False where there is padding; None where there is none at all.
+
+        Raises:
+            InputsError: if a row is nothing but padding.
+        """
         if self.attention_mask is None or bool(self.attention_mask.all()):
             return None
-        return self.attention_mask.bool()
+        real = self.attention_mask.bool()
+        if not bool(real.any(1).all()):
+            rows = (~real.any(1)).nonzero()[:, 0].tolist()
+            raise InputsError(f"attention_mask leaves no token in rows {rows}; expected at least one 1 in each")
+        return real
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
@@ -219,7 +248,8 @@ class VLMInputs:
         """Positions of the tokens that spell `text`.
 
         Args:
-            text: a word or several, whole: "red" is not found in "bored". Case matters only where it decides.
+            text: a word or several, whole: "red" is not found in "bored". Case matters only where it decides,
+                and spaces only between words: tokenizers part "cat's" and "red?" in their own ways.
             occurrence: which one, from 0; may be left out if there is one.
 
         Raises:
@@ -246,11 +276,9 @@ class VLMInputs:
         return row
 
     def _find_in_row(self, i: int, text: str, occurrence: int | None) -> list[int]:
-        spelled, ends = self._spelled(i)
-        word = rf"(?<!\w){re.escape(text.strip())}(?!\w)"
-        hits = [m.span() for m in re.finditer(word, spelled)] or [
-            m.span() for m in re.finditer(word, spelled, re.IGNORECASE)
-        ]
+        spelled, spans = self._spelled(i)
+        word = rf"(?<!\w){_with_free_spaces(text)}(?!\w)"
+        hits = self._hits(i, word, spelled, spans) or self._hits(i, f"(?i:{word})", spelled, spans)
         shown = spelled if len(spelled) < 200 else spelled[:90] + " ... " + spelled[-90:]
         if not text.strip() or not hits:
             raise PositionError(f"{text!r} is not in row {i}, whose tokens spell {shown!r}")
@@ -259,21 +287,40 @@ class VLMInputs:
         if not -len(hits) <= (occurrence or 0) < len(hits):
             raise PositionError(f"{text!r} is {len(hits)} times in row {i}; there is no occurrence {occurrence}")
         start, stop = hits[occurrence or 0]
-        starts = [0, *ends[:-1]]
-        return [p for p, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < stop and b > start]
+        return [p for p, (a, b) in enumerate(spans) if a < stop and b > start]
 
-    def _spelled(self, i: int) -> tuple[str, list[int]]:
-        """Row `i` as text, and where in it each token ends (image tokens and padding spell nothing)."""
+    def _hits(self, i: int, word: str, spelled: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where `word` is spelled in row `i`, but not as a part of a special token: the s of "<s>" is no word."""
+        special = set(self._tokenizer.all_special_ids)
+        closed = [span for span, token in zip(spans, self.input_ids[i].tolist(), strict=True) if token in special]
+        found = [m.span() for m in re.finditer(word, spelled)]
+        return [
+            (a, b)
+            for a, b in found
+            if not any(c <= a and b <= d and spelled[a:b] != spelled[c:d].strip() for c, d in closed)
+        ]
+
+    def _spelled(self, i: int) -> tuple[str, list[tuple[int, int]]]:
+        """Row `i` as text, and what of it each token spells (image tokens and padding nothing).
+
+        Tokens that share one letter, each a byte of it, all spell that letter.
+        """
         ids, silent = self.input_ids[i].tolist(), set()
         if self.real is not None:
             silent = {p for p, is_real in enumerate(self.real[i].tolist()) if not is_real}
-        text, ends, seen = "", [], list[int]()
+        text, seen, spans = "", list[int](), [(0, 0)] * len(ids)
+        start, sharing = 0, list[int]()
         for p, token in enumerate(ids):
-            if p not in silent and token != self.layout.image_token_id:
-                seen.append(token)
-                text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
-            ends.append(len(text))
-        return text, ends
+            if p in silent or token == self.layout.image_token_id:
+                continue
+            seen.append(token)
+            sharing.append(p)
+            text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
+            for other in sharing:
+                spans[other] = (start, len(text))
+            if not text.endswith(_UNFINISHED):
+                start, sharing = len(text), []
+        return text, spans
 
     @property
     def _tokenizer(self) -> Any:
