@@ -33,7 +33,7 @@ class HookPoint(LensHookPoint):
     """
 
     def __init__(self, axes: str, *, gate: str | None = None, aliased: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = tuple(axes.split())
         self.gate = gate
         self.aliased = aliased

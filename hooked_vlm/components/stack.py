@@ -8,10 +8,10 @@ values that did not change, and are computed together from there on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
-from hooked_vlm.components.attention import AttentionPass, HookedAttention, KeysValues
-from hooked_vlm.components.block import Block, BlockPass
+from hooked_vlm.components.attention import AttentionPass, KeysValues
+from hooked_vlm.components.block import Block, BlockPass, PostNormBlock
 from hooked_vlm.components.hook_point import HookPoint, Window
 from hooked_vlm.errors import StackError
 
@@ -115,7 +115,7 @@ class Stack(nn.Module):
     """
 
     def __init__(
-        self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: list[Block], *, causal: bool
+        self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: Sequence[Block], *, causal: bool
     ) -> None:
         super().__init__()
         self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
@@ -148,8 +148,9 @@ class Stack(nn.Module):
         Raises:
             StackError: if the blocks have no such module or weight.
         """
-        weights = [getattr(getattr(block, module, None), name, None) for block in self.blocks]
-        if any(weight is None for weight in weights):
+        found = [getattr(getattr(block, module, None), name, None) for block in self.blocks]
+        weights = [weight for weight in found if weight is not None]
+        if len(weights) < len(found):
             raise StackError(f"the blocks of {self.name} have no {module}.{name}")
         return torch.stack(weights)
 
@@ -207,28 +208,25 @@ class Stack(nn.Module):
         return x, collected
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
-        block = self.blocks[layer]
+        block = cast(Block, self.blocks[layer])
         remembered = None if given.memory is None else given.memory[layer]
         first, n_queries = given.first_position, x.shape[1]
-        attn = AttentionPass(
-            rotary=given.rotary, **given.sight.given(first, n_queries, block.attn.window, x.device)
-        )
+        attn = AttentionPass(rotary=given.rotary, **given.sight.given(first, n_queries, block.attn.window, x.device))
         if remembered is not None:
             if first and remembered.attn is not None:
                 attn.prefix = remembered.attn.first(first)
             if given.keep:
                 attn.store = lambda kv: setattr(remembered, "attn", kv)
-        if given.source is None or not getattr(block, "has_cross_attn", False):
+        if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
             return BlockPass(attn)
         real = given.source_real
         cross = AttentionPass(mask=None if real is None else real[:, None, None, :])
         source = given.source
-        reader: HookedAttention = block.cross_attn
         if remembered is not None:
             if given.keep:
                 cross.instead = remembered.cross_attn
                 cross.store = lambda kv: setattr(remembered, "cross_attn", kv)
-            elif reader.sees_keys_values():  # somebody looks: every row gets its own keys and values
+            elif block.cross_attn.sees_keys_values():  # somebody looks: every row gets its own keys and values
                 source = source.repeat_interleave(x.shape[0] // source.shape[0], 0)
             else:
                 cross.instead = remembered.cross_attn

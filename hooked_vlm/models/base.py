@@ -156,7 +156,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             InputsError: if the dtype or device does not exist here.
         """
         directory = loading.resolve(name)
-        config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
+        _, hf_class = loading.read_config(directory, revision=revision, **hf_options)
         family = cls._family(hf_class)
         hf_model = loading.load_model(
             directory,
@@ -212,6 +212,8 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
+        if isinstance(logits_at, str) and logits_at != "last":
+            raise InputsError(f"logits_at is {logits_at!r}; expected 'last', a slice, a list of positions or None")
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
         inputs = VLMInputs.of(inputs)
@@ -332,7 +334,9 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
                 return None, {}
             if name == run.stack:
                 before = run.state.passes[name]
-                rotary = before.rotary and tuple(t[:, run.first_position :] for t in before.rotary)
+                rotary = before.rotary
+                if rotary is not None:
+                    rotary = (rotary[0][:, run.first_position :], rotary[1][:, run.first_position :])
                 again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
                 return stack(None, again, joins=run.joins, collect=collect)
         new = given()
@@ -346,7 +350,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
         if run.logits_at is None:
             return x
-        if run.logits_at != "last":
+        if not isinstance(run.logits_at, str):
             return x[:, run.logits_at]
         if last_each is None:
             return x[:, -1:]
@@ -360,7 +364,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         self.mod_dict, self.hook_dict = {}, {}
         for name, module in self.named_modules():
             if name and name.split(".")[0] != "hf_model":
-                module.name = name  # type: ignore[assignment]
+                module.name = name
                 self.mod_dict[name] = module
                 if isinstance(module, HookPoint):
                     self.hook_dict[name] = module
@@ -417,9 +421,11 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
     ) -> Iterator[HookedVLM]:
         """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
-        fwd, bwd = ([(one, fn) for name, fn in hooks for one in self.hook_names(name)] for hooks in (fwd_hooks, bwd_hooks))
-        with super().hooks(fwd, bwd, *args, **kwargs):
+        with super().hooks(self._named(fwd_hooks), self._named(bwd_hooks), *args, **kwargs):
             yield self
+
+    def _named(self, hooks: Sequence[Any]) -> list[Any]:
+        return [(one, fn) for name, fn in hooks for one in self.hook_names(name)]
 
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
         """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
@@ -535,7 +541,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         return len(set(getattr(self.hf_model, "hf_device_map", {}).values())) > 1
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._after_move()
         return self
 

@@ -64,7 +64,13 @@ def vision_stack(hf: Any) -> VisionStack:
     )
     blocks = [block(layer) for layer in hf.encoder.layers]
     return VisionStack(
-        "vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=None, ln_final=HookedNorm(hf.post_layernorm)
+        "vision_encoder",
+        "vision_encoder.",
+        cfg,
+        blocks,
+        leaves=leaves,
+        ln_pre=None,
+        ln_final=HookedNorm(hf.post_layernorm),
     )
 
 
@@ -130,7 +136,9 @@ class HookedBLIP(HookedVLM):
         self.stacks["text_decoder"] = self.text_decoder
         head = hf_decoder.cls.predictions
         transform = head.transform
-        self.text_decoder.head = TransformHead(transform.dense, transform.transform_act_fn, HookedNorm(transform.LayerNorm))
+        self.text_decoder.head = TransformHead(
+            transform.dense, transform.transform_act_fn, HookedNorm(transform.LayerNorm)
+        )
         self.unembed = Unembed(head.decoder)
 
     @property

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from transformer_lens import ActivationCache
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import ResidualError
@@ -49,20 +49,21 @@ def caching_hook(
     return save
 
 
-class VLMCache(ActivationCache):  # type: ignore[misc]
+class VLMCache(ActivationCache):
     """The activations of a run of the whole model, under their full names.
 
     What takes a residual stream apart is asked of one stack: `cache.focus("language_model").decompose_resid()`.
     In a model with a main stack (LLaVA) it can be asked here, and means that stack.
     """
 
+    model: HookedVLM
+
     def focus(self, stack: str) -> StackCache:
         """The activations of one stack under TransformerLens' names, `blocks.<l>...`; nothing is copied."""
-        model: HookedVLM = self.model
-        return model.focus(stack).cache_of(self)
+        return cast("StackCache", self.model.focus(stack).cache_of(self))
 
 
-class StackCache(ActivationCache):  # type: ignore[misc]
+class StackCache(ActivationCache):
     """The activations of one stack, under TransformerLens' names.
 
     Residual decompositions are exact in pre-norm stacks. In post-norm stacks, where each sum passes a norm,
@@ -75,7 +76,9 @@ class StackCache(ActivationCache):  # type: ignore[misc]
 def _decompose_in_main(name: str, self: VLMCache, *args: Any, **kwargs: Any) -> Any:
     if self.model.main_stack is None:
         stacks = ", ".join(self.model.stacks)
-        raise ResidualError(f"{name} is about one residual stream, and this model has {stacks}: cache.focus(stack).{name}")
+        raise ResidualError(
+            f"{name} is about one residual stream, and this model has {stacks}: cache.focus(stack).{name}"
+        )
     return getattr(self.focus(self.model.main_stack), name)(*args, **kwargs)
 
 

@@ -110,6 +110,7 @@ class HookedProjector(nn.Module):
         self.hook_post = HookPoint("batch image_pos d_model")
 
     def forward(self, x: Float[Tensor, "batch image_pos d_vision"]) -> Float[Tensor, "batch image_pos d_model"]:
+        """Image features in the width of the language model."""
         first, act, second = self._leaves
         return second(self.hook_post(act(self.hook_pre(first(x)))))
 
@@ -207,7 +208,7 @@ class HookedLLaVA(HookedVLM):
             return hidden
         parts = [base[:, None].expand(-1, rows - late, -1, -1)]
         if hidden is not None:
-            parts.insert(0, hidden.unflatten(0, (n_base, late)))
+            parts.insert(0, hidden.reshape(n_base, late, *hidden.shape[1:]))
         return torch.cat(parts, 1).flatten(0, 1)
 
     def _merged(self, inputs: VLMInputs, features: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
@@ -280,7 +281,9 @@ class HookedLLaVA(HookedVLM):
         prompts = [self._prompt(i, text) for i, text in enumerate(texts)]
         if self.processor.patch_size is None:  # older checkpoints leave it to the model's config
             self.processor.patch_size = self.vision_encoder.patch_size
-            self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
+            self.processor.vision_feature_select_strategy = cast(
+                Any, self.hf_model
+            ).config.vision_feature_select_strategy
             self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
         encoded = self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
         lengths = [int(n) for n in encoded["attention_mask"].sum(1)]

@@ -104,7 +104,7 @@ def test_backward_hooks_fire_in_every_stack() -> None:
     hooks = [(lambda n: "blocks.0" in n, lambda grad, hook: fired.add(hook.name))]
     with model.hooks(bwd_hooks=hooks):
         model(inputs, return_type="loss").backward()
-    expected = {n for n in model.hook_names(lambda n: "blocks.0" in n)}
+    expected = set(model.hook_names(lambda n: "blocks.0" in n))
     assert fired == expected
     assert not model.list_hooks()
 

@@ -36,7 +36,13 @@ SWEEPS = [
     "get_act_patch_attn_head_pattern_all_pos",
 ]
 EVERY = ["get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_by_pos_every", "get_act_patch_block_every"]
-VIEWS = [("vqa", "vision_encoder"), ("vqa", "text_encoder"), ("vqa", "text_decoder"), ("llava", "vision_encoder"), ("llava", "language_model")]
+VIEWS = [
+    ("vqa", "vision_encoder"),
+    ("vqa", "text_encoder"),
+    ("vqa", "text_decoder"),
+    ("llava", "vision_encoder"),
+    ("llava", "language_model"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +74,11 @@ def metric(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind, stack", VIEWS)
-def test_a_view_satisfies_the_protocol_and_gives_the_models_logits(models: dict[str, HookedVLM], kind: str, stack: str) -> None:
+def test_a_view_satisfies_the_protocol_and_gives_the_models_logits(
+    models: dict[str, HookedVLM], kind: str, stack: str
+) -> None:
     view, clean, _ = view_and_tokens(models, kind, stack)
-    if kind == "vqa" and stack == "vision_encoder" or kind == "llava" and stack == "language_model":
+    if (kind == "vqa" and stack == "vision_encoder") or (kind == "llava" and stack == "language_model"):
         assert isinstance(view, TransformerLensModelWithWeights)
     assert {n for n in view.hook_dict if n.startswith("blocks.")}
     direct = models[kind](view.to_inputs(clean))
@@ -103,7 +111,8 @@ def test_transformer_lens_patching_equals_patching_by_hand(
                 index[-1] = min(index[-1], index[-2])
             point = "" if activation in ("resid_pre", "resid_mid", "attn_out", "mlp_out") else "attn."
             short = f"blocks.{index[0]}.{point}hook_{activation}"
-            hook = (view.stack.prefix + short, lambda x, hook: setter(x, index, clean_cache[short]))
+            clean_activation = clean_cache[short]
+            hook = (view.stack.prefix + short, lambda x, hook, i=index, c=clean_activation: setter(x, i, c))
             by_hand = metric(model.run_with_hooks(view.to_inputs(corrupt), fwd_hooks=[hook]))
             assert torch.allclose(found[tuple(index)], by_hand, atol=1e-5)
 
@@ -151,13 +160,16 @@ def test_the_head_detector_reads_a_view(models: dict[str, HookedVLM], kind: str,
     view, clean, _ = view_and_tokens(models, kind, stack)
     found = head_detector.detect_head(view, clean, torch.eye(clean.shape[1]).tril())
     _, cache = view.run_with_cache(clean)
-    expected = torch.stack([cache["pattern", l][0].diagonal(dim1=-2, dim2=-1).mean(-1) for l in range(view.cfg.n_layers)])
+    expected = torch.stack(
+        [cache["pattern", i][0].diagonal(dim1=-2, dim2=-1).mean(-1) for i in range(view.cfg.n_layers)]
+    )
     assert torch.allclose(found, expected, atol=1e-5)
     scores = head_detector.detect_head(view, clean, "previous_token_head", cache=cache.remove_batch_dim())
     assert scores.shape == (view.cfg.n_layers, view.cfg.n_heads)
 
 
 # --- ActivationCache -------------------------------------------------------------------------------
+
 
 def stack_cache(name: str, stack: str) -> tuple[HookedVLM, Any, Tensor, FocusedStack]:
     """A stack's cache, its logits and view, with head results."""
@@ -168,7 +180,9 @@ def stack_cache(name: str, stack: str) -> tuple[HookedVLM, Any, Tensor, FocusedS
 
 def pre_norm_stacks() -> list[tuple[str, str]]:
     """Every pre-norm stack of every variant."""
-    return [(n, "vision_encoder") for n in VARIANTS] + [(n, "language_model") for n in VARIANTS if n.startswith("llava")]
+    return [(n, "vision_encoder") for n in VARIANTS] + [
+        (n, "language_model") for n in VARIANTS if n.startswith("llava")
+    ]
 
 
 @pytest.mark.parametrize("name, stack", pre_norm_stacks())
@@ -213,19 +227,19 @@ def test_decompositions_raise_in_post_norm_stacks_and_say_why(name: str) -> None
         if stack == "vision_encoder":
             continue
         part = cache.focus(stack)
-        asks = [
-            lambda: part.decompose_resid(),
-            lambda: part.accumulated_resid(),
-            lambda: part.get_full_resid_decomposition(),
-            lambda: part.logit_attrs(torch.zeros(1, 2, 5, 16), 7),
-            lambda: part.apply_ln_to_stack(torch.zeros(1, 2, 5, 16)),
-            lambda: part.stack_neuron_results(1),
-            lambda: part.stack_head_results(apply_ln=True),
-            lambda: part.stack_head_results(-1, False, True),
+        asks: list[tuple[str, tuple[Any, ...]]] = [
+            ("decompose_resid", ()),
+            ("accumulated_resid", ()),
+            ("get_full_resid_decomposition", ()),
+            ("logit_attrs", (torch.zeros(1, 2, 5, 16), 7)),
+            ("apply_ln_to_stack", (torch.zeros(1, 2, 5, 16),)),
+            ("stack_neuron_results", (1,)),
+            ("stack_head_results", (-1, False, True)),
+            ("stack_head_results", (-1, False, False, None, True)),
         ]
-        for ask in asks:
-            with pytest.raises(ResidualError, match=f"does not hold in {stack}: it is post-norm"):
-                ask()
+        for ask, arguments in asks:
+            with pytest.raises(ResidualError, match=f"{ask} does not hold in {stack}: it is post-norm"):
+                getattr(part, ask)(*arguments)
         heads = part.stack_head_results(1)  # the heads alone hold: they sum to their own block's output
         out = part["attn_out", 0]
         assert torch.allclose(heads.sum(0) + model.stacks[stack].blocks[0].attn.b_O, out, atol=1e-5 * scale(out))
@@ -249,7 +263,7 @@ def test_what_is_not_offered_raises_and_names_the_way_out(models: dict[str, Hook
     with pytest.raises(InputsError, match="texts="):
         model.focus("vision_encoder").run_with_cache(checkpoints.picture())
     view = model.focus("text_encoder", images=checkpoints.picture())
-    with pytest.raises(HookNameError, match="text_encoder.blocks.0.attn.hook_zz"):
+    with pytest.raises(HookNameError, match=r"text_encoder\.blocks\.0\.attn\.hook_zz"):
         view.run_with_hooks("is it red?", fwd_hooks=[("blocks.0.attn.hook_zz", lambda x, hook: x)])
     with pytest.raises(HookNameError, match="matches none"):
         view.run_with_cache("is it red?", names_filter=lambda n: n.startswith("vision_encoder"))
@@ -267,6 +281,6 @@ def test_a_view_batches_tokens_and_masks_padding(models: dict[str, HookedVLM]) -
     for kind, stack in (("vqa", "text_encoder"), ("llava", "language_model")):
         view = models[kind].focus(stack, images=checkpoints.picture())
         both = view.to_tokens(["is it red?", "is the circle red or blue?"])
-        together = view(both)[:, -1] if kind == "llava" else view(both)[:, -1]
+        together = view(both)[:, -1]
         alone = view("is it red?")[:, -1]
         assert torch.allclose(together[:1], alone, atol=1e-5 * scale(alone))

@@ -25,7 +25,9 @@ def test_fused_equals_explicit_in_logits_and_gradients(case: drawn.Case) -> None
     found = []
     for hooks in ([], [LOOK]):
         logits = model.run_with_hooks(case.inputs.replace(pixel_values=pixels), fwd_hooks=hooks)
-        logits = logits if case.inputs.real is None or case.kind not in ("llava", "caption") else logits[case.inputs.real]
+        logits = (
+            logits if case.inputs.real is None or case.kind not in ("llava", "caption") else logits[case.inputs.real]
+        )
         weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
         found.append((logits.detach(), *torch.autograd.grad((logits * weights).sum(), [pixels])))
     for fused, explicit in zip(*found, strict=True):

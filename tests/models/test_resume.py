@@ -62,7 +62,9 @@ def test_rows_that_join_anywhere_equal_whole_runs(case: drawn.Case, data: st.Dat
         assert (found - whole).abs().max() <= 2e-5 * scale(plain)
 
 
-@pytest.mark.parametrize("hook", ["attn.hook_z", "attn.hook_k", "attn.hook_pattern", "mlp.hook_post", "hook_resid_post"])
+@pytest.mark.parametrize(
+    "hook", ["attn.hook_z", "attn.hook_k", "attn.hook_pattern", "mlp.hook_post", "hook_resid_post"]
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_hooks_act_on_resumed_rows_as_on_a_whole_run(name: str, hook: str) -> None:
     model, inputs = variant(name)
@@ -105,7 +107,9 @@ def test_earlier_stages_and_shared_keys_are_not_computed_again(monkeypatch: pyte
     fired: list[str] = []
     for name, point in model.hook_dict.items():
         if model._is_on(name):
-            point.add_hook(lambda x, hook: fired.append(hook.name) if not hook.name.endswith(("hook_k", "hook_v")) else None)
+            point.add_hook(
+                lambda x, hook: fired.append(hook.name) if not hook.name.endswith(("hook_k", "hook_v")) else None
+            )
     read: list[Any] = []
     for block in model.stacks["text_encoder"].blocks:
         leaf = block.cross_attn._leaves.k.linear

@@ -67,11 +67,13 @@ def test_stacked_weights_have_one_entry_a_layer(name: str) -> None:
         for weight, module in (("W_Q", "attn"), ("W_O", "attn"), ("b_V", "attn"), ("W_in", "mlp"), ("b_out", "mlp")):
             whole = getattr(stack, weight)
             assert whole.shape[0] == stack.cfg.n_layers
-            assert all(torch.equal(w, getattr(getattr(b, module), weight)) for w, b in zip(whole, stack.blocks, strict=True))
+            assert all(
+                torch.equal(w, getattr(getattr(b, module), weight)) for w, b in zip(whole, stack.blocks, strict=True)
+            )
         if hasattr(stack.blocks[0], "cross_attn"):
             assert torch.equal(stack.stacked("W_V", "cross_attn")[1], stack.blocks[1].cross_attn.W_V)
         if stack.blocks[0].mlp.W_gate is None:
-            with pytest.raises(StackError, match="no mlp.W_gate"):
+            with pytest.raises(StackError, match=r"no mlp\.W_gate"):
                 _ = stack.W_gate
     if model.main_stack is not None:
         assert torch.equal(model.W_Q, model.stacks[model.main_stack].W_Q)
