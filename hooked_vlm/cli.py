@@ -85,7 +85,10 @@ def demo() -> None:
     """Cache, hook and patch cross-attention heads of a small BLIP. Needs no network and no accelerator."""
     console = _console()
     with console.status("Importing torch, transformers and transformer_lens"):
+        import torch
+
         from hooked_vlm import demo as shown
+    torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     shown.run(console)
 
 
