@@ -111,7 +111,8 @@ def _method(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return fn(self, *args, **kwargs)
 
-    method.__name__, method.__doc__ = name, getattr(ActivationCache, name).__doc__
+    method.__name__ = name
+    method.__doc__ = f"`ActivationCache.{name}`, of one stack. Raises `ResidualError` where it does not hold."
     return method
 
 

@@ -155,7 +155,8 @@ class VLMInputs:
     def _each(self, fn: Any) -> VLMInputs:
         parts = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
         given = {name: getattr(self, name) for name in parts}
-        return replace(self, **{name: None if t is None else fn(t) for name, t in given.items()})
+        changed: dict[str, Any] = {name: None if t is None else fn(t) for name, t in given.items()}
+        return replace(self, **changed)
 
     def __repr__(self) -> str:
         answer = "" if self.decoder_input_ids is None else f", {self.decoder_input_ids.shape[1]} answer tokens"

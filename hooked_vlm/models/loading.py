@@ -164,7 +164,7 @@ def load_model(
         ) from error
     if strict:
         _refuse_differences(directory, report)
-    return model if device is None else model.to(device)  # type: ignore[no-any-return]
+    return model if device is None else model.to(device)
 
 
 def load_processor(directory: str, *, revision: str | None = None, **options: Any) -> Any:

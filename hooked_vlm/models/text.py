@@ -23,8 +23,14 @@ class PreparesInputs:
 
     processor: Any
     if TYPE_CHECKING:
-        device: torch.device
-        layout: Layout
+
+        @property
+        def device(self) -> torch.device:
+            """Where the model is."""
+
+        @property
+        def layout(self) -> Layout:
+            """How the model lays out its sequences."""
 
     def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
         """As many images as texts (None where the family can do without), through the processor."""
