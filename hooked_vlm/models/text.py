@@ -139,6 +139,11 @@ class PreparesInputs:
         found = self.processor if part == "processor" else getattr(self.processor, "tokenizer", None)
         if found is None:
             raise InputsError(f"this model has no {part}: pass one, {type(self).__name__}.from_hf(hf_model, processor)")
+        if part == "processor" and not (hasattr(found, "image_processor") and hasattr(found, "tokenizer")):
+            raise InputsError(
+                f"this model's processor is a {type(found).__name__}; expected one with an image_processor and a "
+                f"tokenizer: {type(self).__name__}.from_hf(hf_model, processor)"
+            )
         return found
 
     @staticmethod
