@@ -54,7 +54,7 @@ class Sight:
         n_keys = first + n_queries
         window = None if window is None or n_keys <= window else window
         if not self.causal:
-            return {"mask": None if self.real is None else self.real[:, None, None, :]}
+            return {"mask": None if self.real is None else self.real[:, None, None, :].to(device)}
         if self.real is None and window is None and (first == 0 or n_queries == 1):
             return {"causal": n_queries > 1}
         return {"mask": self._masks(first, n_queries, window, device)}
@@ -68,7 +68,7 @@ class Sight:
         if self.real is None:
             return sees[None, None]
         # A padded query sees itself: it must see something to stay finite, and nobody sees it.
-        return (sees & self.real[:, None, None, : first + n_queries]) | (keys == queries)
+        return (sees & self.real[:, None, None, : first + n_queries].to(device)) | (keys == queries)
 
 
 @dataclass
@@ -121,7 +121,6 @@ class Stack(nn.Module):
         self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
         self.blocks = nn.ModuleList(blocks)
         self.window = Window()
-        self.block_devices: list[torch.device] | None = None  # set where layers lie on several devices
 
     @property
     def post_norm(self) -> bool:
@@ -188,13 +187,12 @@ class Stack(nn.Module):
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
         self.window.first_position = given.first_position
         try:
-            for layer, block in enumerate(self.blocks):
+            for layer, block in enumerate(cast("list[Block]", self.blocks)):
                 if layer in joins:
                     x = _join(x, joins[layer], n_base or joins[layer].shape[0])
                 if x is None:
                     continue
-                if self.block_devices is not None:
-                    x = x.to(self.block_devices[layer])
+                x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
                 if layer in collect:
                     collected[layer] = x
                 if given.keep and given.memory is not None:
@@ -211,7 +209,8 @@ class Stack(nn.Module):
         block = cast(Block, self.blocks[layer])
         remembered = None if given.memory is None else given.memory[layer]
         first, n_queries = given.first_position, x.shape[1]
-        attn = AttentionPass(rotary=given.rotary, **given.sight.given(first, n_queries, block.attn.window, x.device))
+        rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))
+        attn = AttentionPass(rotary=rotary, **given.sight.given(first, n_queries, block.attn.window, x.device))
         if remembered is not None:
             if first and remembered.attn is not None:
                 attn.prefix = remembered.attn.first(first)
@@ -220,7 +219,7 @@ class Stack(nn.Module):
         if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
             return BlockPass(attn)
         real = given.source_real
-        cross = AttentionPass(mask=None if real is None else real[:, None, None, :])
+        cross = AttentionPass(mask=None if real is None else real[:, None, None, :].to(x.device))
         source = given.source
         if remembered is not None:
             if given.keep:

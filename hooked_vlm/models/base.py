@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
 from hooked_vlm.components.attention import gated_error
+from hooked_vlm.components.embed import Unembed
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import (
@@ -524,6 +525,17 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
     def set_use_split_qkv_input(self, on: bool) -> None:
         """Set `cfg.use_split_qkv_input` in every stack."""
         self.cfg.use_split_qkv_input = on
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights; a view.
+
+        Raises:
+            StackError: in a model that makes no tokens.
+        """
+        if "unembed" not in self._modules:
+            raise StackError(f"{type(self).__name__} makes no tokens, so it has no unembedding")
+        return cast(Unembed, self.unembed).W_U
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ Face's `forward` does and its `generate` does not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -57,8 +58,8 @@ def vision_stack(hf: Any) -> VisionStack:
 
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=lambda: held(e, "class_embedding"),
-        positions=lambda: held(e, "position_embedding"),
+        class_token=partial(held, e, "class_embedding"),
+        positions=partial(held, e, "position_embedding"),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.components.block import Block
-from hooked_vlm.components.embed import Unembed, VisionStack
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
 from hooked_vlm.models.cache import StackCache, VLMCache
 from hooked_vlm.models.inputs import VLMInputs
@@ -102,7 +102,7 @@ class FocusedStack:
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding weights. Raises ResidualError where the logits are not read from this stack alone."""
         self._need_logits("W_U")
-        return cast(Unembed, self.model.unembed).W_U
+        return self.model.W_U
 
     # --- running ------------------------------------------------------------------------------------
 

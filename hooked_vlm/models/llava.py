@@ -7,6 +7,7 @@ that padding on the left shifts nothing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -54,14 +55,20 @@ def vision_stack(hf: Any, n_layers: int) -> VisionStack:
     has_class_token = hasattr(e, "class_embedding")
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=(lambda: held(e, "class_embedding")) if has_class_token else None,
-        positions=lambda: e.position_embedding(e.position_ids),
+        class_token=partial(held, e, "class_embedding") if has_class_token else None,
+        positions=partial(position_table, e),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
     )
     ln_pre = HookedNorm(hf.pre_layrnorm) if hasattr(hf, "pre_layrnorm") else None
     blocks = [block(layer) for layer in hf.encoder.layers[:n_layers]]
     return VisionStack("vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=ln_pre, ln_final=None)
+
+
+def position_table(embeddings: Any) -> Tensor:
+    """The learned positions of a CLIP or SigLIP tower, read anew each time: its buffers move with the model."""
+    table: Tensor = embeddings.position_embedding(embeddings.position_ids)
+    return table
 
 
 def language_stack(hf: Any) -> Stack:
@@ -146,11 +153,6 @@ class HookedLLaVA(HookedVLM):
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
         return dense_weight(cast(Any, self.hf_model).model.language_model.embed_tokens)
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding weights; a view."""
-        return self.unembed.W_U
 
     @property
     def layout(self) -> Layout:

@@ -103,7 +103,8 @@ def llava(n_layers: int = 4) -> tuple[Any, dict[str, Any]]:
         patch_size=14,
     )
     text = LlamaConfig(vocab_size=32064, num_hidden_layers=n_layers)  # the defaults are Llama-7B's
-    hf = LlavaForConditionalGeneration(LlavaConfig(vision, text, image_token_index=32000)).eval()
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
+    hf = LlavaForConditionalGeneration(config).eval()
     words = torch.randint(5, 30000, (1, 24))
     ids = torch.cat([words[:, :5], torch.full((1, 576), 32000), words[:, 5:]], 1)
     return hf, {"input_ids": ids, "pixel_values": torch.randn(1, 3, 336, 336)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -85,6 +87,20 @@ def test_a_change_of_the_hugging_face_weight_is_seen_at_once() -> None:
     with torch.no_grad():
         model.hf_model.model.language_model.layers[1].self_attn.v_proj.weight.zero_()
     assert (model.blocks[1].attn.W_V == 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_deep_copy_stands_on_its_own_weights(name: str) -> None:
+    model, inputs = variant(name)
+    with torch.no_grad():
+        plain, other = model(inputs), copy.deepcopy(model)
+        assert torch.equal(other(inputs), plain)
+        for p in model.parameters():
+            p.zero_()
+        assert torch.equal(other(inputs), plain)
+        edit = (f"{model.stacks[model.prompt_stack].prefix}blocks.0.attn.hook_z", lambda z, hook: z * 0)
+        assert not torch.equal(other.run_with_hooks(inputs, fwd_hooks=[edit]), plain)
+        assert not model.list_hooks()
 
 
 def test_moving_the_model_tells_every_config() -> None:
