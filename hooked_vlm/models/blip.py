@@ -145,8 +145,7 @@ class HookedBLIP(HookedVLM):
     @property
     def layout(self) -> Layout:
         """Image patches are keys of cross-attention, after the class token."""
-        n_positions = self.vision_encoder.cfg.n_ctx
-        return Layout(getattr(self.processor, "tokenizer", None), image_keys=slice(1, n_positions))
+        return Layout(getattr(self.processor, "tokenizer", None), patch_size=self.vision_encoder.patch_size)
 
     def _image(self, inputs: VLMInputs, run: Run) -> Tensor | None:
         """What text cross-attends to, [batch image_pos d_vision]; None if the run resumes after it."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
 
+_NAMED = "make them with model.to_inputs, or inputs.replace(layout=model.layout), to name positions"
 _UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
 
 
@@ -36,12 +37,13 @@ class Layout:
     Args:
         tokenizer: a Hugging Face tokenizer, or None.
         image_token_id: the placeholder's id where image and text share one sequence (LLaVA), else None.
-        image_keys: where the image's patches stand among the keys of cross-attention (BLIP), else None.
+        patch_size: side of a patch in pixels where the patches are keys of cross-attention, after a class
+            token (BLIP), else None.
     """
 
     tokenizer: Any = None
     image_token_id: int | None = None
-    image_keys: slice | None = None
+    patch_size: int | None = None
 
 
 @dataclass(eq=False)
@@ -53,7 +55,7 @@ class VLMInputs:
         input_ids: [batch pos], the prompt (BLIP: the question).
         attention_mask: [batch pos], 1 for tokens and 0 for padding; None for no padding.
         decoder_input_ids: [batch answer_pos], what BLIP's answer decoder has so far; None: its start token.
-        layout: filled in by `model.to_inputs` (and by the model, when it runs inputs built by hand).
+        layout: filled in by `model.to_inputs`; `model.layout` for inputs built by hand.
 
     Raises:
         InputsError: if shapes, dtypes or batch sizes do not fit one another.
@@ -233,10 +235,11 @@ class VLMInputs:
         Raises:
             PositionError: if a row has no image, or the layout is not known yet.
         """
-        if self.layout.image_keys is not None:
-            return [self.layout.image_keys] * len(self)
+        if self.layout.patch_size is not None:
+            height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
+            return [slice(1, 1 + height * width)] * len(self)
         if self.layout.image_token_id is None:
-            raise PositionError("these inputs were built by hand: make them with model.to_inputs to name positions")
+            raise PositionError(f"these inputs were built by hand and know no layout: {_NAMED}")
         spans = []
         for i, row in enumerate(self.input_ids == self.layout.image_token_id):
             places = row.nonzero()[:, 0].tolist()
@@ -326,5 +329,5 @@ class VLMInputs:
     @property
     def _tokenizer(self) -> Any:
         if self.layout.tokenizer is None:
-            raise PositionError("these inputs know no tokenizer: make them with model.to_inputs to name positions")
+            raise PositionError(f"these inputs know no tokenizer: {_NAMED}")
         return self.layout.tokenizer

@@ -130,6 +130,7 @@ class HookedLLaVA(HookedVLM):
     """
 
     prompt_stack = main_stack = answer_stack = "language_model"
+    processor_parts = ("image_processor", "tokenizer", "image_token")
     vision_encoder: VisionStack
 
     def _build(self) -> None:

@@ -6,7 +6,7 @@ Cost: that of the Hugging Face processor. Which words surround a question is the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ class PreparesInputs:
     """The methods of a model that need its processor. A family provides `_prepare`."""
 
     processor: Any
+    processor_parts: ClassVar[tuple[str, ...]] = ("image_processor", "tokenizer")
     if TYPE_CHECKING:
 
         @property
@@ -139,10 +140,11 @@ class PreparesInputs:
         found = self.processor if part == "processor" else getattr(self.processor, "tokenizer", None)
         if found is None:
             raise InputsError(f"this model has no {part}: pass one, {type(self).__name__}.from_hf(hf_model, processor)")
-        if part == "processor" and not (hasattr(found, "image_processor") and hasattr(found, "tokenizer")):
+        lacks = [name for name in self.processor_parts if part == "processor" and not hasattr(found, name)]
+        if lacks:
             raise InputsError(
-                f"this model's processor is a {type(found).__name__}; expected one with an image_processor and a "
-                f"tokenizer: {type(self).__name__}.from_hf(hf_model, processor)"
+                f"this model's processor is a {type(found).__name__}, which has no {' and no '.join(lacks)}: pass the "
+                f"one that its checkpoint has, {type(self).__name__}.from_hf(hf_model, processor)"
             )
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -234,9 +233,22 @@ def test_the_image_span_of_blip_is_the_patches_among_the_keys_of_cross_attention
     assert inputs.image_span == slice(1, n_keys) and len(inputs.image_spans) == 2
 
 
+def test_the_image_span_of_blip_grows_with_an_image_of_another_size(blip: HookedBLIP) -> None:
+    inputs = blip.to_inputs(picture(), "is it red?").replace(pixel_values=torch.zeros(1, 3, 24, 32))
+    name = "text_encoder.blocks.0.cross_attn.hook_pattern"
+    _, cache = blip.run_with_cache(inputs, names_filter=name, interpolate_pos_encoding=True)
+    assert inputs.image_span == slice(1, cache[name].shape[-1]) == slice(1, 13)
+
+
+def test_inputs_built_by_hand_name_positions_once_they_have_the_models_layout(blip: HookedBLIP) -> None:
+    made = blip.to_inputs(picture(), "is it red?")
+    built = VLMInputs(made.pixel_values, made.input_ids).replace(layout=blip.layout)
+    assert (built.image_span, built.find("red"), built.str_tokens) == (made.image_span, [3], made.str_tokens)
+
+
 def test_inputs_built_by_hand_know_no_positions_and_say_so() -> None:
     inputs = VLMInputs(PIXELS, IDS)
-    with pytest.raises(PositionError, match=r"built by hand: make them with model.to_inputs"):
+    with pytest.raises(PositionError, match=r"built by hand .*to_inputs, or inputs\.replace\(layout="):
         _ = inputs.image_span
     for ask in (lambda: inputs.str_tokens, lambda: inputs.find("red")):
         with pytest.raises(PositionError, match=r"know no tokenizer: make them with model.to_inputs"):
@@ -376,7 +388,3 @@ def test_find_each_equals_find_in_each_row_alone(byte_llava: HookedLLaVA, words:
         alone = byte_llava.to_inputs(picture(), text)
         shift = together.input_ids.shape[1] - alone.input_ids.shape[1]
         assert together.find_each("needle")[i].tolist() == [p + shift for p in alone.find("needle")]
-
-
-def test_layouts_are_values() -> None:
-    assert replace(Layout(), image_token_id=3) == Layout(image_token_id=3)

@@ -166,7 +166,13 @@ def test_a_model_without_a_processor_says_how_to_give_it_one(call: Any, part: st
 
 def test_a_tokenizer_is_no_processor() -> None:
     model = HookedVLM.from_hf(blip_vqa()[0], blip_processor().tokenizer)
-    with pytest.raises(InputsError, match=r"BertTokenizer.*image_processor"):
+    with pytest.raises(InputsError, match=r"is a BertTokenizer, which has no image_processor.*from_hf"):
+        model.to_inputs(picture(), "is it red?")
+
+
+def test_another_familys_processor_is_refused() -> None:
+    model = HookedVLM.from_hf(llava()[0], blip_processor())
+    with pytest.raises(InputsError, match=r"is a BlipProcessor, which has no image_token: .*HookedLLaVA\.from_hf"):
         model.to_inputs(picture(), "is it red?")
 
 
