@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs, its tables are the code's. ``python -m tests.test_readme`` writes the tables."""
+"""The README tells the truth: its code runs and its tables are the code's, written by ``python -m tests.test_readme``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_code_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     names: dict[str, Any] = {"torch": torch}
     for block in code:
         block = block.replace("Salesforce/blip-vqa-base", "blip").replace("llava-hf/llava-1.5-7b-hf", "llava")
-        exec(compile(block.replace(', device="cuda", dtype="float16"', ""), "README.md", "exec"), names)  # noqa: S102
+        exec(compile(block.replace(', device="cuda", dtype="float16"', ""), "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tensor(")
     assert names["effects"].shape == (2, 2) and names["over_image"].shape == (4,)

@@ -21,7 +21,7 @@ from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.components.attention import AttentionPass, KeysValues
 from hooked_vlm.components.block import Block, BlockPass, PostNormBlock
-from hooked_vlm.components.hook_point import HookPoint, Window
+from hooked_vlm.components.hook_point import Window
 from hooked_vlm.errors import StackError
 
 
@@ -153,10 +153,6 @@ class Stack(nn.Module):
             raise StackError(f"the blocks of {self.name} have no {module}.{name}")
         return torch.stack(weights)
 
-    def hook_points(self) -> list[HookPoint]:
-        """The hook points of the blocks."""
-        return [m for m in self.blocks.modules() if isinstance(m, HookPoint)]
-
     def new_memory(self) -> Memory:
         """An empty memory for this stack."""
         return [LayerMemory() for _ in self.blocks]
@@ -176,7 +172,8 @@ class Stack(nn.Module):
             given: masks, positions, source and memory of this pass.
             joins: for each layer the residuals of rows that join before it, [batch * new_rows pos d_model],
                 the rows of one example next to one another.
-            collect: also return the residual stream as it arrives at these layers (n_layers: as it leaves).
+            collect: also return the residual stream between the blocks before these layers (n_layers: after the
+                last one); rows that join a layer are altered in what its block receives, not there.
 
         Returns:
             The residual stream after the last block, [batch * rows pos d_model], each example's rows in the
@@ -185,21 +182,17 @@ class Stack(nn.Module):
         joins = joins or {}
         collected: dict[int, Tensor] = {}
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
-        self.window.first_position = given.first_position
-        try:
-            for layer, block in enumerate(cast("list[Block]", self.blocks)):
-                if layer in joins:
-                    x = _join(x, joins[layer], n_base or joins[layer].shape[0])
-                if x is None:
-                    continue
-                x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
-                if layer in collect:
-                    collected[layer] = x
-                if given.keep and given.memory is not None:
-                    given.memory[layer].resid_pre = x
-                x = block(x, self._block_pass(layer, x, given))
-        finally:
-            self.window.first_position = 0
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+            if layer in collect and x is not None:
+                collected[layer] = x
+            if layer in joins:
+                x = _join(x, joins[layer], n_base or joins[layer].shape[0])
+            if x is None:
+                continue
+            x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
+            if given.keep and given.memory is not None:
+                given.memory[layer].resid_pre = x
+            x = block(x, self._block_pass(layer, x, given))
         assert x is not None, "no rows: x is None and nothing joined"
         if len(self.blocks) in collect:
             collected[len(self.blocks)] = x

@@ -292,7 +292,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
     every image with every text, [batch batch], computed without cross-attention.
     """
 
-    prompt_stack = "text_encoder"
+    prompt_stack = answer_stack = "text_encoder"
 
     def _build_text(self, hf: Any) -> None:
         self.text_encoder = text_stack("text_encoder", hf.text_encoder, causal=False)

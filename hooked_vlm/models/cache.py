@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformer_lens import ActivationCache
@@ -15,10 +15,6 @@ from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import ResidualError
-
-if TYPE_CHECKING:
-    from hooked_vlm.models.base import HookedVLM
-    from hooked_vlm.models.focus import FocusedStack
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -56,11 +52,12 @@ class VLMCache(ActivationCache):
     In a model with a main stack (LLaVA) it can be asked here, and means that stack.
     """
 
-    model: HookedVLM
+    model: Any  # a HookedVLM
 
     def focus(self, stack: str) -> StackCache:
         """The activations of one stack under TransformerLens' names, `blocks.<l>...`; nothing is copied."""
-        return cast("StackCache", self.model.focus(stack).cache_of(self))
+        found: StackCache = self.model.focus(stack).cache_of(self)
+        return found
 
 
 class StackCache(ActivationCache):
@@ -70,7 +67,7 @@ class StackCache(ActivationCache):
     they do not hold and raise `ResidualError`.
     """
 
-    model: FocusedStack
+    model: Any  # a FocusedStack
 
 
 def _decompose_in_main(name: str, self: VLMCache, *args: Any, **kwargs: Any) -> Any:

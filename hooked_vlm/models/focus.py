@@ -8,7 +8,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +21,6 @@ from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
 from hooked_vlm.models.cache import StackCache, VLMCache
 from hooked_vlm.models.inputs import VLMInputs
-
-if TYPE_CHECKING:
-    from hooked_vlm.models.base import HookedVLM
 
 
 class Renamed:
@@ -44,7 +41,7 @@ class FocusedStack:
     one entry for each position (`view.to_tokens(images)`).
 
     Args:
-        model: the model.
+        model: a `HookedVLM`.
         name: the stack.
         images: what text stacks see in every run; one, or one for each row.
         texts: what the other stacks are asked in every run; one, or one for each row.
@@ -53,7 +50,7 @@ class FocusedStack:
         StackError: if the model has no such stack.
     """
 
-    def __init__(self, model: HookedVLM, name: str, images: Any = None, texts: Any = None) -> None:
+    def __init__(self, model: Any, name: str, images: Any = None, texts: Any = None) -> None:
         if name not in model.stacks:
             raise StackError(f"there is no stack {name!r}; this model has {', '.join(model.stacks)}")
         self.model, self.name, self.stack = model, name, model.stacks[name]
@@ -96,7 +93,7 @@ class FocusedStack:
         owner = self.model if self.name == self.model.main_stack else self.stack
         if "ln_final" not in owner._modules:
             raise AttributeError(f"no norm follows the last block of {self.name}")
-        return owner._modules["ln_final"]  # type: ignore[return-value]
+        return owner._modules["ln_final"]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -145,12 +147,17 @@ def test_add_caching_hooks_keeps_what_later_runs_show() -> None:
 
 def test_generate_runs_hooks_at_every_step_with_the_positions_they_see() -> None:
     model, inputs = variant("llava-llama-clip")
-    seen: list[tuple[int, int]] = []
-    with model.hooks([("blocks.0.attn.hook_z", lambda z, hook: seen.append((hook.first_position, z.shape[1])))]):
+    seen: dict[str, list[tuple[int, int]]] = {n: [] for n in ("hook_embed", "blocks.0.attn.hook_z", "hook_logits")}
+
+    def note(x: Tensor, hook: Any) -> None:
+        seen[hook.name].append((hook.first_position, x.shape[1]))
+
+    with model.hooks([(n, note) for n in seen]):
         answer = model.generate(inputs, 4, return_type="tokens", stop_at_eos=False)
     n = inputs.input_ids.shape[1]
     assert answer.shape == (2, 4)
-    assert seen == [(0, n), (n, 1), (n + 1, 1), (n + 2, 1)]
+    assert seen["hook_embed"] == seen["blocks.0.attn.hook_z"] == [(0, n), (n, 1), (n + 1, 1), (n + 2, 1)]
+    assert [first for first, _ in seen["hook_logits"]][1:] == [n, n + 1, n + 2]
 
 
 @pytest.mark.parametrize("name", ["blip-vqa", "blip-captioning", "llava-llama-clip"])

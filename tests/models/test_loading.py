@@ -266,6 +266,15 @@ def test_weights_that_differ_are_named_and_load_only_when_asked(vqa: Path, kind:
     assert same_query == (kind == "extra")
 
 
+def test_buffers_that_older_checkpoints_saved_are_no_difference(vqa: Path) -> None:
+    ids = {
+        f"{stack}.embeddings.position_ids": torch.arange(40)[None] for stack in ("text_encoder", "text_decoder.bert")
+    }
+    model = load(change_weights(vqa, lambda weights: weights.update(ids)))
+    saved = HookedVLM.from_hf(*blip_vqa())
+    assert torch.equal(model(asked(model)), saved(asked(saved)))
+
+
 def test_many_differences_are_counted_and_not_all_listed(vqa: Path) -> None:
     def drop(weights: dict[str, torch.Tensor]) -> None:
         for name in [name for name in weights if "crossattention.self" in name]:

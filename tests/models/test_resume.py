@@ -27,7 +27,7 @@ def from_position(logits: Tensor, first: int) -> Tensor:
     return logits[:, first:]
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(case=drawn.cases(max_batch=2), data=st.data())
 def test_rows_that_join_anywhere_equal_whole_runs(case: drawn.Case, data: st.DataObject) -> None:
     model = HookedVLM.from_hf(case.hf)
