@@ -62,6 +62,24 @@ def test_rows_that_join_anywhere_equal_whole_runs(case: drawn.Case, data: st.Dat
         assert (found - whole).abs().max() <= 2e-5 * scale(plain)
 
 
+@pytest.mark.parametrize("feature_layers", [[1, 2], [3, 1], [-1, -2], [1, 2, 3]], ids=str)
+def test_rows_join_a_tower_of_which_several_layers_are_read(feature_layers: list[int]) -> None:
+    hf = drawn.llava(feature_layer=feature_layers)
+    model, inputs = HookedVLM.from_hf(hf), drawn.inputs_for(hf, "llava", [4, 4])
+    n_layers = model.stacks["vision_encoder"].cfg.n_layers
+    with torch.no_grad():
+        _, state = model.run_with_state(inputs)
+        for layers in ({0}, {n_layers - 1}, set(range(n_layers))):
+            joins, expected = {}, []
+            for layer in sorted(layers):
+                base = state.resid_pre("vision_encoder", layer)
+                joins[layer] = base + base.flip(1)
+                hook = (f"vision_encoder.blocks.{layer}.hook_resid_pre", lambda x, hook: x + x.flip(1))
+                expected.append(model.run_with_hooks(inputs, fwd_hooks=[hook]))
+            whole = torch.stack(expected, 1).flatten(0, 1)
+            assert torch.allclose(model.resume(state, "vision_encoder", joins), whole, atol=2e-5 * scale(whole))
+
+
 @pytest.mark.parametrize(
     "hook", ["attn.hook_z", "attn.hook_k", "attn.hook_pattern", "mlp.hook_post", "hook_resid_post"]
 )
