@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs and its tables are the code's, written by ``python -m tests.test_readme``."""
+"""The README tells the truth: its code runs; its tables are the code's (``python -m tests.test_readme`` writes them)."""
 
 from __future__ import annotations
 
