@@ -144,10 +144,10 @@ def test_a_text_beyond_the_context_says_by_how_much(model: HookedVLM) -> None:
     fits = " ".join(["red"] * (n_context - around))
     assert model(model.to_inputs(picture(), fits)).isfinite().all()
     too_long = pytest.raises(
-        TextError, match=rf"text 1 \('.*takes {n_context + 2} tokens and the context is {n_context}: shorten it by 2"
+        TextError, match=rf"text 1 \('.*takes {n_context + 1} tokens and the context is {n_context}: shorten it by 1"
     )
     with too_long:
-        model.to_inputs(picture(), [QUESTION, f"{fits} red red"])
+        model.to_inputs(picture(), [QUESTION, f"{fits} red"])
 
 
 # --- image placeholders -----------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_find_each_names_the_row_that_lacks_the_word_and_the_lengths_that_differ
 
 
 def test_padding_and_image_tokens_spell_nothing(word_llava: HookedLLaVA) -> None:
-    inputs = word_llava.to_inputs(picture(), ["what color is the red circle ?", "is it red ?"])
+    inputs = word_llava.to_inputs(picture(), ["is it red ?", "what color is the red circle ?"])
     for text in ("pad", "<pad>", "image", "<image>"):
         with pytest.raises(PositionError, match="is not in row 0"):
             inputs.find_each(text)
