@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs; its tables are the code's (``python -m tests.test_readme`` writes them)."""
+"""The README tells the truth: its code runs and its tables (``python -m tests.test_readme`` writes them) are the code's."""
 
 from __future__ import annotations
 
