@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs and its tables (``python -m tests.test_readme`` writes them) are the code's."""
+"""The README tells the truth: its code runs; ``python -m tests.test_readme`` writes its tables from the code."""
 
 from __future__ import annotations
 

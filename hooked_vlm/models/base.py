@@ -144,18 +144,19 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         directory = loading.resolve(name)
         _, hf_class = loading.read_config(directory, revision=revision, **hf_options)
         family = cls._family(hf_class)
-        hf_model = loading.load_model(
+        weights_as, weights_on = loading.to_dtype(dtype), loading.to_device(device)
+        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
+        hf_model = loading.load_model(  # last, since it takes longest
             directory,
             hf_class,
-            dtype=loading.to_dtype(dtype),
-            device=loading.to_device(device),
+            dtype=weights_as,
+            device=weights_on,
             strict=strict,
             revision=revision,
             device_map=device_map,
             quantization_config=quantization_config,
             **hf_options,
         )
-        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
         return family(hf_model, processor)
 
     @classmethod
