@@ -343,6 +343,11 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         if last_each is None:
             return x[:, -1:]
         places = last_each.repeat_interleave(x.shape[0] // len(last_each)) - run.first_position
+        if bool((places < 0).any()):
+            raise StackError(
+                f"first_position is {run.first_position}, and a row's last real position is {int(last_each.min())}: "
+                "resume from there, or leave logits_at out"
+            )
         return x[torch.arange(len(x), device=x.device), places.to(x.device)][:, None]
 
     # --- the rest -----------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
         for name, p in model.named_parameters():
             values = torch.randn(p.shape, generator=generator)
             if p.ndim >= 2 and "embed" not in name:
-                values = values * (1.5 / p[0].numel() ** 0.5)
+                values = values * (1.0 / p[0].numel() ** 0.5)
             elif p.ndim < 2:
                 is_scale = name.endswith("weight")
                 values = 0.3 * values + (1.0 if is_scale else 0.0)
