@@ -61,7 +61,7 @@ constraints: ## pin the newest versions that pyproject.toml allows
 	rm -rf build/pin
 	$(PYTHON) -m venv build/pin
 	build/pin/bin/python -m pip install --quiet -e '.[dev]'
-	{ sed -n '/^#/p' constraints.txt; build/pin/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' | LC_ALL=C sort -f; } > build/constraints.txt
+	{ sed -n '/^#/p' constraints.txt; build/pin/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' | LC_ALL=C sort -f; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean: ## remove what was built, .venv included

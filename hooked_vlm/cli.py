@@ -36,7 +36,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool | None) -> None:
     if asked:
         typer.echo(f"hooked-vlm {__version__}")
         raise typer.Exit
@@ -45,8 +45,8 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = None,
 ) -> None:
     pass
 
@@ -85,7 +85,10 @@ def demo() -> None:
     """Cache, hook and patch cross-attention heads of a small BLIP. Needs no network and no accelerator."""
     console = _console()
     with console.status("Importing torch, transformers and transformer_lens"):
+        import torch
+
         from hooked_vlm import demo as shown
+    torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     shown.run(console)
 
 

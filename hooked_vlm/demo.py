@@ -95,7 +95,7 @@ def picture(colour: str) -> Image.Image:
 def logit_difference(model: HookedBLIP, logits: Float[Tensor, "1 pos d_vocab"]) -> float:
     """How much likelier the right answer is than the wrong one, in logits."""
     right, wrong = model.to_single_token(RIGHT), model.to_single_token(WRONG)
-    return float(logits[0, -1, right] - logits[0, -1, wrong])
+    return (logits[0, -1, right] - logits[0, -1, wrong]).item()
 
 
 def zero_head(z: Float[Tensor, "batch pos head d_head"], hook: Any, head: int) -> Tensor:
@@ -117,7 +117,7 @@ def cached(model: HookedBLIP, inputs: VLMInputs) -> Group:
     """What a cache holds: the cross-attention of one layer, by name."""
     logits, cache = model.run_with_cache(inputs)
     table = Table("in the cache", "shape", box=box.SIMPLE, pad_edge=False)
-    for name, activation in cache.items():
+    for name, activation in cache.cache_dict.items():
         if collapsed(name).startswith(f"{STACK}.blocks.{{l}}.cross_attn") and ".blocks.0." in name:
             table.add_row(Text(name), Text(" x ".join(map(str, activation.shape))))
     pattern = cache[f"{STACK}.blocks.0.cross_attn.hook_pattern"]
@@ -127,8 +127,9 @@ def cached(model: HookedBLIP, inputs: VLMInputs) -> Group:
         "cache",
         "logits, cache = model.run_with_cache(inputs)",
         table,
-        f"{len(cache)} activations of {len(model.stacks)} stacks. In layer 0 'circle' looks hardest at image patch "
-        f"{patch}, with head {head}. {QUESTION!r}: {RIGHT} over {WRONG} by {logit_difference(model, logits):+.3f} logits.",
+        f"{len(cache.cache_dict)} activations of {len(model.stacks)} stacks. In layer 0 'circle' looks hardest at "
+        f"image patch {patch}, with head {head}. {QUESTION} {RIGHT} over {WRONG} by "
+        f"{logit_difference(model, logits):+.3f} logits.",
     )
 
 
@@ -142,7 +143,8 @@ def zeroed(model: HookedBLIP, inputs: VLMInputs) -> Group:
 
     return section(
         "hook",
-        source(zero_head) + "\nmodel.run_with_hooks(inputs, fwd_hooks=[(name, partial(zero_head, head=head))])",
+        source(zero_head)
+        + "\nhook = partial(zero_head, head=head)\nmodel.run_with_hooks(inputs, fwd_hooks=[(name, hook)])",
         head_table(model, effect),
         f"Change of the logit difference ({before:+.3f}) when a cross-attention head is zeroed.",
     )
@@ -159,10 +161,12 @@ def patched(model: HookedBLIP, clean: VLMInputs, corrupt: VLMInputs) -> Group:
 
     return section(
         "patch",
-        source(patch_head) + "\nmodel.run_with_hooks(corrupt, fwd_hooks=[(name, partial(patch_head, head=head, clean=cache))])",
+        source(patch_head)
+        + "\nhook = partial(patch_head, head=head, clean=cache)"
+        + "\nmodel.run_with_hooks(corrupt, fwd_hooks=[(name, hook)])",
         head_table(model, restored),
-        f"Clean image: a {RIGHT} circle ({high:+.3f}). Corrupt: a {WRONG} one ({low:+.3f}). Shown is the share of the way "
-        "back to clean that a single head restores.",
+        f"Clean image: a {RIGHT} circle ({high:+.3f}). Corrupt: a {WRONG} one ({low:+.3f}). Shown is the share of the "
+        "way back to clean that a single head restores.",
     )
 
 

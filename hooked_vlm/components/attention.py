@@ -213,6 +213,11 @@ class HookedAttention(nn.Module):
             z = self._fused(q, attended, given)
         return self._out(self.hook_z(z))
 
+    @property
+    def device(self) -> torch.device:
+        """Where this attention computes."""
+        return self._leaves.o.device
+
     def sees_keys_values(self) -> bool:
         """True if somebody looks at the keys, the values or what they are computed from."""
         return hooked(self.hook_k, self.hook_v, self.hook_k_input, self.hook_v_input)

@@ -44,6 +44,7 @@ class PreNormBlock(nn.Module):
         self.hook_resid_post = HookPoint(RESID)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block."""
         x = self.hook_resid_pre(x)
         x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, given.attn, norm=self.ln1)))
         return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(x)))))
@@ -95,6 +96,7 @@ class PostNormBlock(nn.Module):
         self.hook_normalized_resid_post = HookPoint(RESID)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block."""
         x = self.hook_resid_pre(x)
         x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, given.attn)))
         x = self.hook_normalized_resid_mid(self.ln1(x))

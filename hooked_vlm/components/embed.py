@@ -77,6 +77,7 @@ class VisionStack(Stack):
         """Pixels to what the first block receives.
 
         Args:
+            pixel_values: preprocessed images.
             interpolate: stretch the learned positions over images of another size.
 
         Raises:
@@ -147,6 +148,7 @@ class Unembed(nn.Module):
         self._linear = Projection(linear)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits."""
         return self._linear(x)
 
     @property

@@ -26,5 +26,6 @@ class TransformHead(nn.Module):
         self.ln = ln
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the unembedding reads."""
         dense, act = self._leaves
         return self.ln(self.hook_post(act(self.hook_pre(dense(x)))))

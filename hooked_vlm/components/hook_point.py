@@ -6,13 +6,15 @@ Costs nothing when no hook is attached. Knows no model.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 
 
 class Window:
-    """Which absolute position the first entry of a stack's position axis is in the pass that runs now.
+    """Which absolute position is the first of a stack's position axis in the pass that runs now.
 
     Zero in a plain forward. In a cached generation step, or in a resumed run that shares a causal
     prefix, a stack sees only the positions from `first_position` on.
@@ -20,6 +22,15 @@ class Window:
 
     def __init__(self) -> None:
         self.first_position = 0
+
+    @contextmanager
+    def at(self, first_position: int) -> Iterator[None]:
+        """While it is open, passes begin at this position."""
+        before, self.first_position = self.first_position, first_position
+        try:
+            yield
+        finally:
+            self.first_position = before
 
 
 class HookPoint(LensHookPoint):
@@ -33,7 +44,7 @@ class HookPoint(LensHookPoint):
     """
 
     def __init__(self, axes: str, *, gate: str | None = None, aliased: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = tuple(axes.split())
         self.gate = gate
         self.aliased = aliased

@@ -40,6 +40,7 @@ class HookedMLP(nn.Module):
         self.hook_post = HookPoint("batch pos d_mlp")
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP adds to the residual stream."""
         (act,) = self._act
         if self._gate is None:
             return self._out(self.hook_post(act(self.hook_pre(self._in(x)))))

@@ -32,9 +32,10 @@ class HookedNorm(nn.Module):
         self.hook_normalized = HookPoint("batch pos d_model")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """`x` normalised, scaled and shifted."""
         (leaf,) = self._leaves
         if not hooked(self.hook_scale, self.hook_normalized):
-            return leaf(x)  # type: ignore[no-any-return]
+            return leaf(x)
         y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if not self.is_rms:
             y = y - y.mean(-1, keepdim=True)

@@ -8,10 +8,10 @@ values that did not change, and are computed together from there on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
-from hooked_vlm.components.attention import AttentionPass, HookedAttention, KeysValues
-from hooked_vlm.components.block import Block, BlockPass
-from hooked_vlm.components.hook_point import HookPoint, Window
+from hooked_vlm.components.attention import AttentionPass, KeysValues
+from hooked_vlm.components.block import Block, BlockPass, PostNormBlock
+from hooked_vlm.components.hook_point import Window
+from hooked_vlm.errors import StackError
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Sight:
         n_keys = first + n_queries
         window = None if window is None or n_keys <= window else window
         if not self.causal:
-            return {"mask": None if self.real is None else self.real[:, None, None, :]}
+            return {"mask": None if self.real is None else self.real[:, None, None, :].to(device)}
         if self.real is None and window is None and (first == 0 or n_queries == 1):
             return {"causal": n_queries > 1}
         return {"mask": self._masks(first, n_queries, window, device)}
@@ -67,7 +68,7 @@ class Sight:
         if self.real is None:
             return sees[None, None]
         # A padded query sees itself: it must see something to stay finite, and nobody sees it.
-        return (sees & self.real[:, None, None, : first + n_queries]) | (keys == queries)
+        return (sees & self.real[:, None, None, : first + n_queries].to(device)) | (keys == queries)
 
 
 @dataclass
@@ -114,13 +115,12 @@ class Stack(nn.Module):
     """
 
     def __init__(
-        self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: list[Block], *, causal: bool
+        self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: Sequence[Block], *, causal: bool
     ) -> None:
         super().__init__()
         self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
         self.blocks = nn.ModuleList(blocks)
         self.window = Window()
-        self.block_devices: list[torch.device] | None = None  # set where layers lie on several devices
 
     @property
     def post_norm(self) -> bool:
@@ -145,16 +145,13 @@ class Stack(nn.Module):
         """A weight of every block, stacked along a new first axis: `stacked("W_V", "cross_attn")`.
 
         Raises:
-            AttributeError: if the blocks have no such module or weight.
+            StackError: if the blocks have no such module or weight.
         """
-        weights = [getattr(getattr(block, module), name) for block in self.blocks]
-        if weights[0] is None:
-            raise AttributeError(f"the blocks of {self.name} have no {name}: their MLP has no gate")
+        found = [getattr(getattr(block, module, None), name, None) for block in self.blocks]
+        weights = [weight for weight in found if weight is not None]
+        if len(weights) < len(found):
+            raise StackError(f"the blocks of {self.name} have no {module}.{name}")
         return torch.stack(weights)
-
-    def hook_points(self) -> list[HookPoint]:
-        """The hook points of the blocks."""
-        return [m for m in self.blocks.modules() if isinstance(m, HookPoint)]
 
     def new_memory(self) -> Memory:
         """An empty memory for this stack."""
@@ -175,7 +172,8 @@ class Stack(nn.Module):
             given: masks, positions, source and memory of this pass.
             joins: for each layer the residuals of rows that join before it, [batch * new_rows pos d_model],
                 the rows of one example next to one another.
-            collect: also return the residual stream as it arrives at these layers (n_layers: as it leaves).
+            collect: also return the residual stream between the blocks before these layers (n_layers: after the
+                last one); rows that join a layer are altered in what its block receives, not there.
 
         Returns:
             The residual stream after the last block, [batch * rows pos d_model], each example's rows in the
@@ -184,50 +182,43 @@ class Stack(nn.Module):
         joins = joins or {}
         collected: dict[int, Tensor] = {}
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
-        self.window.first_position = given.first_position
-        try:
-            for layer, block in enumerate(self.blocks):
-                if layer in joins:
-                    x = _join(x, joins[layer], n_base or joins[layer].shape[0])
-                if x is None:
-                    continue
-                if self.block_devices is not None:
-                    x = x.to(self.block_devices[layer])
-                if layer in collect:
-                    collected[layer] = x
-                if given.keep and given.memory is not None:
-                    given.memory[layer].resid_pre = x
-                x = block(x, self._block_pass(layer, x, given))
-        finally:
-            self.window.first_position = 0
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+            if layer in collect and x is not None:
+                collected[layer] = x
+            if layer in joins:
+                x = _join(x, joins[layer], n_base or joins[layer].shape[0])
+            if x is None:
+                continue
+            x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
+            if given.keep and given.memory is not None:
+                given.memory[layer].resid_pre = x
+            x = block(x, self._block_pass(layer, x, given))
         assert x is not None, "no rows: x is None and nothing joined"
         if len(self.blocks) in collect:
             collected[len(self.blocks)] = x
         return x, collected
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
-        block = self.blocks[layer]
+        block = cast(Block, self.blocks[layer])
         remembered = None if given.memory is None else given.memory[layer]
         first, n_queries = given.first_position, x.shape[1]
-        attn = AttentionPass(
-            rotary=given.rotary, **given.sight.given(first, n_queries, block.attn.window, x.device)
-        )
+        rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))
+        attn = AttentionPass(rotary=rotary, **given.sight.given(first, n_queries, block.attn.window, x.device))
         if remembered is not None:
             if first and remembered.attn is not None:
                 attn.prefix = remembered.attn.first(first)
             if given.keep:
                 attn.store = lambda kv: setattr(remembered, "attn", kv)
-        if given.source is None or not getattr(block, "has_cross_attn", False):
+        if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
             return BlockPass(attn)
         real = given.source_real
-        cross = AttentionPass(mask=None if real is None else real[:, None, None, :])
+        cross = AttentionPass(mask=None if real is None else real[:, None, None, :].to(x.device))
         source = given.source
-        reader: HookedAttention = block.cross_attn
         if remembered is not None:
             if given.keep:
                 cross.instead = remembered.cross_attn
                 cross.store = lambda kv: setattr(remembered, "cross_attn", kv)
-            elif reader.sees_keys_values():  # somebody looks: every row gets its own keys and values
+            elif block.cross_attn.sees_keys_values():  # somebody looks: every row gets its own keys and values
                 source = source.repeat_interleave(x.shape[0] // source.shape[0], 0)
             else:
                 cross.instead = remembered.cross_attn

@@ -78,6 +78,13 @@ class Projection:
         return y if self.size is None else y.narrow(-1, self.start, self.size)
 
     @property
+    def device(self) -> torch.device:
+        """Where the layer computes, also where accelerate keeps its weights elsewhere."""
+        device = getattr(getattr(self.linear, "_hf_hook", None), "execution_device", None)
+        weight: Tensor = self.linear.weight  # type: ignore[assignment]
+        return weight.device if device is None else torch.device(device)
+
+    @property
     def weight(self) -> Float[Tensor, "out in"]:
         """View of the rows of the weight matrix that belong to this map."""
         weight = dense_weight(self.linear)

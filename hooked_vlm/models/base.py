@@ -9,39 +9,28 @@ The model always computes as in evaluation: dropout is never applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
 
-from hooked_vlm.components.attention import gated_error
+from hooked_vlm.components.embed import Unembed
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.stack import Stack, StackPass
-from hooked_vlm.errors import (
-    GatedHookError,
-    HookNameError,
-    InputsError,
-    SilentHookError,
-    StackError,
-    UnsupportedArchitectureError,
-    closest,
-)
+from hooked_vlm.errors import InputsError, StackError, UnsupportedArchitectureError
 from hooked_vlm.models import loading
-from hooked_vlm.models.cache import VLMCache, caching_hook
 from hooked_vlm.models.config import VLMConfig
+from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.generation import Generates
+from hooked_vlm.models.hooking import HasHooks
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.run import Run, RunState
 from hooked_vlm.models.text import PreparesInputs
 
 FAMILIES: dict[str, type[HookedVLM]] = {}
-
-HookName = str | Callable[[str], bool]
 
 
 def register(*hf_classes: str) -> Callable[[type[HookedVLM]], type[HookedVLM]]:
@@ -54,7 +43,7 @@ def register(*hf_classes: str) -> Callable[[type[HookedVLM]], type[HookedVLM]]:
     return add
 
 
-class HookedVLM(PreparesInputs, Generates, HookedRootModule):
+class HookedVLM(PreparesInputs, Generates, HasHooks):
     """Base of the families, and the door to all of them: `HookedVLM.from_pretrained(name)`.
 
     Attributes:
@@ -64,13 +53,10 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         cfg: the stacks' configs; flags set here hold in every stack.
     """
 
-    prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
-    main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
-
     def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.hf_model, self.processor = hf_model, processor
-        self.stacks: dict[str, Stack] = {}
+        self.stacks = {}
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
@@ -156,20 +142,21 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             InputsError: if the dtype or device does not exist here.
         """
         directory = loading.resolve(name)
-        config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
+        _, hf_class = loading.read_config(directory, revision=revision, **hf_options)
         family = cls._family(hf_class)
-        hf_model = loading.load_model(
+        weights_as, weights_on = loading.to_dtype(dtype), loading.to_device(device)
+        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
+        hf_model = loading.load_model(  # last, since it takes longest
             directory,
             hf_class,
-            dtype=loading.to_dtype(dtype),
-            device=loading.to_device(device),
+            dtype=weights_as,
+            device=weights_on,
             strict=strict,
             revision=revision,
             device_map=device_map,
             quantization_config=quantization_config,
             **hf_options,
         )
-        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
         return family(hf_model, processor)
 
     @classmethod
@@ -212,6 +199,8 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
+        if isinstance(logits_at, str) and logits_at != "last":
+            raise InputsError(f"logits_at is {logits_at!r}; expected 'last', a slice, a list of positions or None")
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
         inputs = VLMInputs.of(inputs)
@@ -295,7 +284,8 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             joins=joins,
             first_position=first_position,
         )
-        return self._run(state.inputs, run)
+        with self.stacks[stack].window.at(first_position):
+            return self._run(state.inputs, run)
 
     def _check_joins(self, state: RunState, stack: str, joins: Mapping[int, Tensor], first: int) -> None:
         if stack not in self.stacks:
@@ -332,7 +322,9 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
                 return None, {}
             if name == run.stack:
                 before = run.state.passes[name]
-                rotary = before.rotary and tuple(t[:, run.first_position :] for t in before.rotary)
+                rotary = before.rotary
+                if rotary is not None:
+                    rotary = (rotary[0][:, run.first_position :], rotary[1][:, run.first_position :])
                 again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
                 return stack(None, again, joins=run.joins, collect=collect)
         new = given()
@@ -346,153 +338,21 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
         if run.logits_at is None:
             return x
-        if run.logits_at != "last":
+        if not isinstance(run.logits_at, str):
             return x[:, run.logits_at]
         if last_each is None:
             return x[:, -1:]
         places = last_each.repeat_interleave(x.shape[0] // len(last_each)) - run.first_position
+        if bool((places < 0).any()):
+            raise StackError(
+                f"first_position is {run.first_position}, and a row's last real position is {int(last_each.min())}: "
+                "resume from there, or leave logits_at out"
+            )
         return x[torch.arange(len(x), device=x.device), places.to(x.device)][:, None]
 
-    # --- hooks --------------------------------------------------------------------------------------
+    # --- the rest -----------------------------------------------------------------------------------
 
-    def setup(self) -> None:
-        """Name every module of ours and list the hook points; Hugging Face's modules are left alone."""
-        self.mod_dict, self.hook_dict = {}, {}
-        for name, module in self.named_modules():
-            if name and name.split(".")[0] != "hf_model":
-                module.name = name  # type: ignore[assignment]
-                self.mod_dict[name] = module
-                if isinstance(module, HookPoint):
-                    self.hook_dict[name] = module
-        for stack in self.stacks.values():
-            for point in stack.hook_points():
-                point.window = stack.window
-
-    def hook_names(self, name: HookName | Sequence[str]) -> list[str]:
-        """The hook points that a name, a list of names or a filter means.
-
-        Raises:
-            HookNameError: if a name is unknown or a filter matches nothing.
-            GatedHookError: if a hook point is named whose flag is off, or a filter matches only such.
-        """
-        if isinstance(name, str):
-            self._refuse_unknown(name)
-            return [name]
-        if not callable(name):
-            return [hook for one in name for hook in self.hook_names(one)]
-        matched = [hook for hook in self.hook_dict if name(hook)]
-        if not matched:
-            raise HookNameError(f"the filter matches none of the {len(self.hook_dict)} hook points in model.hook_dict")
-        live = [hook for hook in matched if self._is_on(hook)]
-        if not live:
-            raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
-        return live
-
-    def _is_on(self, hook: str) -> bool:
-        gate = cast(HookPoint, self.hook_dict[hook]).gate
-        owner = self.mod_dict.get(hook.rpartition(".")[0])
-        return gate is None or bool(getattr(cast(Any, owner).cfg, gate))
-
-    def _refuse_unknown(self, hook: str) -> None:
-        if hook not in self.hook_dict:
-            near = ", ".join(closest(hook, self.hook_dict))
-            raise HookNameError(f"there is no hook point {hook!r}. The closest are {near}; model.hook_dict lists all")
-        if not self._is_on(hook):
-            raise gated_error(cast(HookPoint, self.hook_dict[hook]))
-
-    def add_hook(self, name: HookName, hook: Any, *args: Any, **kwargs: Any) -> None:
-        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
-        for one in self.hook_names(name):
-            super().add_hook(one, hook, *args, **kwargs)
-
-    @contextmanager
-    def hooks(
-        self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
-    ) -> Iterator[HookedVLM]:
-        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
-        fwd, bwd = ([(one, fn) for name, fn in hooks for one in self.hook_names(name)] for hooks in (fwd_hooks, bwd_hooks))
-        with super().hooks(fwd, bwd, *args, **kwargs):
-            yield self
-
-    def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
-        """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
-
-        Raises:
-            HookNameError, GatedHookError: as `hook_names`.
-            SilentHookError: if a hook point given by name was not reached, e.g. cross-attention in a run
-                without it.
-        """
-        waiting: dict[str, int] = {}
-
-        def counted(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-            waiting[name] = 0
-
-            def call(activation: Tensor, hook: Any) -> Any:
-                waiting[name] += 1
-                return fn(activation, hook=hook)
-
-            return call
-
-        watched = [(name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in fwd_hooks]
-        out = super().run_with_hooks(*args, fwd_hooks=watched, **kwargs)
-        silent = [name for name, times in waiting.items() if not times]
-        if silent:
-            raise SilentHookError(f"the run never reached {', '.join(silent)}, so the hooks there did nothing")
-        return out
-
-    def run_with_cache(self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> tuple[Any, VLMCache]:
-        """As TransformerLens', returning an `ActivationCache`.
-
-        Args:
-            names_filter: a name, a list of names, a filter or None for everything that is on.
-            device: where to keep the activations.
-            remove_batch_dim: drop the batch axis; for a batch of one.
-            incl_bwd: also cache gradients; with ``return_type="loss"``.
-            pos_slice: keep some positions of the prompt alone. It applies to the stack the prompt runs in
-                (`model.prompt_stack`); activations of other stacks are kept whole.
-
-        Raises:
-            HookNameError, GatedHookError: as `hook_names`.
-        """
-        if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
-            raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
-        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
-        return out, VLMCache(cached, self, has_batch_dim=not remove_batch_dim)
-
-    def get_caching_hooks(
-        self,
-        names_filter: Any = None,
-        incl_bwd: bool = False,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-        pos_slice: Any = None,
-    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-        """TransformerLens' caching hooks, for the hook points that are on, sliced along the axis that is a position."""
-        cache = {} if cache is None else cache
-        names = self.hook_names((lambda _: True) if names_filter is None else names_filter)
-        sliced = {n for n in names if n.startswith(self.stacks[self.prompt_stack].prefix + "blocks.")}
-
-        def hooks(suffix: str) -> list[Any]:
-            return [
-                (n, caching_hook(cache, suffix, device, remove_batch_dim, pos_slice if n in sliced else None))
-                for n in names
-            ]
-
-        self.is_caching = True
-        return cache, hooks(""), hooks("_grad") if incl_bwd else []
-
-    def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As TransformerLens', for the hook points that are on."""
-        cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
-        for hooks, direction in ((fwd, "fwd"), (bwd, "bwd")):
-            for name, fn in hooks:
-                self.hook_dict[name].add_hook(fn, direction)  # type: ignore[arg-type]
-        return cache
-
-    # --- the rest of what TransformerLens models do -------------------------------------------------
-
-    def focus(self, stack: str, images: Any = None, texts: Any = None) -> Any:
+    def focus(self, stack: str, images: Any = None, texts: Any = None) -> FocusedStack:
         """One stack as a TransformerLens model, the rest held fixed; see `models.focus.FocusedStack`.
 
         Args:
@@ -500,8 +360,6 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             images: what the model sees in every run (text stacks).
             texts: what it is asked in every run (the vision encoder, and BLIP's answer decoder).
         """
-        from hooked_vlm.models.focus import FocusedStack
-
         return FocusedStack(self, stack, images=images, texts=texts)
 
     def set_use_attn_result(self, on: bool) -> None:
@@ -511,6 +369,17 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
     def set_use_split_qkv_input(self, on: bool) -> None:
         """Set `cfg.use_split_qkv_input` in every stack."""
         self.cfg.use_split_qkv_input = on
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights; a view.
+
+        Raises:
+            StackError: in a model that makes no tokens.
+        """
+        if "unembed" not in self._modules:
+            raise StackError(f"{type(self).__name__} makes no tokens, so it has no unembedding")
+        return cast(Unembed, self.unembed).W_U
 
     @property
     def device(self) -> torch.device:
@@ -528,7 +397,7 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
         return len(set(getattr(self.hf_model, "hf_device_map", {}).values())) > 1
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._after_move()
         return self
 
@@ -543,6 +412,3 @@ class HookedVLM(PreparesInputs, Generates, HookedRootModule):
             if name in Stack.__dict__ and self.main_stack in stacks:
                 return getattr(stacks[self.main_stack], name)
             raise
-
-
-__all__ = ["FAMILIES", "GatedHookError", "HookedVLM", "register"]

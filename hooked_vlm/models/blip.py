@@ -8,6 +8,7 @@ Face's `forward` does and its `generate` does not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -57,14 +58,20 @@ def vision_stack(hf: Any) -> VisionStack:
 
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=lambda: held(e, "class_embedding"),
-        positions=lambda: held(e, "position_embedding"),
+        class_token=partial(held, e, "class_embedding"),
+        positions=partial(held, e, "position_embedding"),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
     )
     blocks = [block(layer) for layer in hf.encoder.layers]
     return VisionStack(
-        "vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=None, ln_final=HookedNorm(hf.post_layernorm)
+        "vision_encoder",
+        "vision_encoder.",
+        cfg,
+        blocks,
+        leaves=leaves,
+        ln_pre=None,
+        ln_final=HookedNorm(hf.post_layernorm),
     )
 
 
@@ -130,14 +137,15 @@ class HookedBLIP(HookedVLM):
         self.stacks["text_decoder"] = self.text_decoder
         head = hf_decoder.cls.predictions
         transform = head.transform
-        self.text_decoder.head = TransformHead(transform.dense, transform.transform_act_fn, HookedNorm(transform.LayerNorm))
+        self.text_decoder.head = TransformHead(
+            transform.dense, transform.transform_act_fn, HookedNorm(transform.LayerNorm)
+        )
         self.unembed = Unembed(head.decoder)
 
     @property
     def layout(self) -> Layout:
         """Image patches are keys of cross-attention, after the class token."""
-        n_positions = self.vision_encoder.cfg.n_ctx
-        return Layout(getattr(self.processor, "tokenizer", None), image_keys=slice(1, n_positions))
+        return Layout(getattr(self.processor, "tokenizer", None), patch_size=self.vision_encoder.patch_size)
 
     def _image(self, inputs: VLMInputs, run: Run) -> Tensor | None:
         """What text cross-attends to, [batch image_pos d_vision]; None if the run resumes after it."""
@@ -284,7 +292,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
     every image with every text, [batch batch], computed without cross-attention.
     """
 
-    prompt_stack = "text_encoder"
+    prompt_stack = answer_stack = "text_encoder"
 
     def _build_text(self, hf: Any) -> None:
         self.text_encoder = text_stack("text_encoder", hf.text_encoder, causal=False)

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformer_lens import ActivationCache
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import ResidualError
-
-if TYPE_CHECKING:
-    from hooked_vlm.models.base import HookedVLM
-    from hooked_vlm.models.focus import FocusedStack
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -43,39 +39,43 @@ def caching_hook(
         axes = [axis for axis in hook.axes if axis in ("pos", "query_pos")]
         stored = activation.detach().to(device)
         if axes:
-            stored = pos_slice.apply(stored, dim=hook.axes.index(axes[0]) - len(hook.axes))
+            stored = pos_slice.apply(stored, dim=hook.axes.index(axes[0]))
         cache[f"{hook.name}{suffix}"] = stored[0] if remove_batch_dim and stored.shape[0] == 1 else stored
 
     return save
 
 
-class VLMCache(ActivationCache):  # type: ignore[misc]
+class VLMCache(ActivationCache):
     """The activations of a run of the whole model, under their full names.
 
     What takes a residual stream apart is asked of one stack: `cache.focus("language_model").decompose_resid()`.
     In a model with a main stack (LLaVA) it can be asked here, and means that stack.
     """
 
+    model: Any  # a HookedVLM
+
     def focus(self, stack: str) -> StackCache:
         """The activations of one stack under TransformerLens' names, `blocks.<l>...`; nothing is copied."""
-        model: HookedVLM = self.model
-        return model.focus(stack).cache_of(self)
+        found: StackCache = self.model.focus(stack).cache_of(self)
+        return found
 
 
-class StackCache(ActivationCache):  # type: ignore[misc]
+class StackCache(ActivationCache):
     """The activations of one stack, under TransformerLens' names.
 
     Residual decompositions are exact in pre-norm stacks. In post-norm stacks, where each sum passes a norm,
     they do not hold and raise `ResidualError`.
     """
 
-    model: FocusedStack
+    model: Any  # a FocusedStack
 
 
 def _decompose_in_main(name: str, self: VLMCache, *args: Any, **kwargs: Any) -> Any:
     if self.model.main_stack is None:
         stacks = ", ".join(self.model.stacks)
-        raise ResidualError(f"{name} is about one residual stream, and this model has {stacks}: cache.focus(stack).{name}")
+        raise ResidualError(
+            f"{name} is about one residual stream, and this model has {stacks}: cache.focus(stack).{name}"
+        )
     return getattr(self.focus(self.model.main_stack), name)(*args, **kwargs)
 
 
@@ -108,7 +108,8 @@ def _method(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return fn(self, *args, **kwargs)
 
-    method.__name__, method.__doc__ = name, getattr(ActivationCache, name).__doc__
+    method.__name__ = name
+    method.__doc__ = f"`ActivationCache.{name}`, of one stack. Raises `ResidualError` where it does not hold."
     return method
 
 

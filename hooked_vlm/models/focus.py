@@ -8,7 +8,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,13 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
-from hooked_vlm.components.stack import Stack
+from hooked_vlm.components.block import Block
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
 from hooked_vlm.models.cache import StackCache, VLMCache
 from hooked_vlm.models.inputs import VLMInputs
-
-if TYPE_CHECKING:
-    from hooked_vlm.models.base import HookedVLM
 
 
 class Renamed:
@@ -43,7 +41,7 @@ class FocusedStack:
     one entry for each position (`view.to_tokens(images)`).
 
     Args:
-        model: the model.
+        model: a `HookedVLM`.
         name: the stack.
         images: what text stacks see in every run; one, or one for each row.
         texts: what the other stacks are asked in every run; one, or one for each row.
@@ -52,7 +50,7 @@ class FocusedStack:
         StackError: if the model has no such stack.
     """
 
-    def __init__(self, model: HookedVLM, name: str, images: Any = None, texts: Any = None) -> None:
+    def __init__(self, model: Any, name: str, images: Any = None, texts: Any = None) -> None:
         if name not in model.stacks:
             raise StackError(f"there is no stack {name!r}; this model has {', '.join(model.stacks)}")
         self.model, self.name, self.stack = model, name, model.stacks[name]
@@ -95,13 +93,13 @@ class FocusedStack:
         owner = self.model if self.name == self.model.main_stack else self.stack
         if "ln_final" not in owner._modules:
             raise AttributeError(f"no norm follows the last block of {self.name}")
-        return owner._modules["ln_final"]  # type: ignore[return-value]
+        return owner._modules["ln_final"]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding weights. Raises ResidualError where the logits are not read from this stack alone."""
         self._need_logits("W_U")
-        return self.model.unembed.W_U  # type: ignore[union-attr,return-value]
+        return self.model.W_U
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -121,7 +119,9 @@ class FocusedStack:
         """As the model's, with this view's names."""
         return self.model.hooks(self._full(fwd_hooks), self._full(bwd_hooks), **options)
 
-    def run_with_cache(self, tokens: Any, *args: Any, names_filter: Any = None, **options: Any) -> tuple[Any, StackCache]:
+    def run_with_cache(
+        self, tokens: Any, *args: Any, names_filter: Any = None, **options: Any
+    ) -> tuple[Any, StackCache]:
         """As the model's, with this view's names and this stack's activations alone."""
         names_filter = (lambda _: True) if names_filter is None else names_filter
         names = [full for _, full in self._matching(names_filter)]
@@ -164,7 +164,7 @@ class FocusedStack:
             pixels = self.model.to_pixels(given)
             ids = torch.arange(len(self._seen), len(self._seen) + len(pixels), device=pixels.device)
             self._seen += list(pixels)
-            n_positions = self.stack.embed(pixels[:1]).shape[1]  # type: ignore[operator]
+            n_positions = cast(VisionStack, self.stack).embed(pixels[:1]).shape[1]
             return ids[:, None].repeat(1, n_positions)
         if self.name == self.model.prompt_stack and self._images is not None:
             return self.model.to_inputs(self._images, given).input_ids
@@ -179,7 +179,9 @@ class FocusedStack:
         tokens = self.to_tokens(tokens).to(self.model.device)
         if self.name == "vision_encoder":
             if self._texts is None:
-                raise InputsError("a vision encoder is run for a text: model.focus('vision_encoder', texts='a question?')")
+                raise InputsError(
+                    "a vision encoder is run for a text: model.focus('vision_encoder', texts='a question?')"
+                )
             pixels = torch.stack([self._seen[i] for i in tokens[:, 0].tolist()])
             asked = self.model.to_inputs(Image.new("RGB", (64, 64)), self._texts)
             return self._for_rows(asked, len(pixels)).replace(pixel_values=pixels)
@@ -188,7 +190,9 @@ class FocusedStack:
         if self.name == self.model.prompt_stack:
             pixels = self.model.to_pixels(self._images)
             if len(pixels) not in (1, len(tokens)):
-                raise InputsError(f"{len(tokens)} rows of tokens, and the view holds {len(pixels)} images: hold one, or as many")
+                raise InputsError(
+                    f"{len(tokens)} rows of tokens, and the view holds {len(pixels)} images: hold one, or as many"
+                )
             pixels = pixels.expand(len(tokens), -1, -1, -1)
             return VLMInputs(pixels, tokens, self._padding(tokens), layout=self.model.layout)
         if self._texts is None:
@@ -253,7 +257,7 @@ class FocusedStack:
         """
         layer = self.cfg.n_layers if layer in (-1, None) else layer
         total = torch.zeros(self.cfg.d_model, device=self.model.device, dtype=self.model.dtype)
-        for i, block in enumerate(self.blocks[: layer + mlp_input]):
+        for i, block in enumerate(cast("list[Block]", self.blocks[: layer + mlp_input])):
             total = total + block.attn.b_O
             if include_mlp_biases and i < layer:
                 total = total + block.mlp.b_out
@@ -272,7 +276,8 @@ class FocusedStack:
             raise ResidualError(f"{what} is not offered in {self.name}: the logits are not read from its stream alone")
 
     def __repr__(self) -> str:
-        return f"FocusedStack({self.name} of {self.model.cfg.architecture}: {self.cfg.n_layers} layers x {self.cfg.n_heads} heads)"
+        shape = f"{self.cfg.n_layers} layers x {self.cfg.n_heads} heads"
+        return f"FocusedStack({self.name} of {self.model.cfg.architecture}: {shape})"
 
 
 def _renaming(fn: Callable[..., Any], short: str) -> Callable[..., Any]:

@@ -129,11 +129,14 @@ class Generates:
     def _step(self, state: RunState, token: Tensor, position: int, real: Tensor | None) -> Tensor:
         """Logits after one more token at absolute `position`, [batch d_vocab]."""
         place = torch.full_like(token, position) if real is None else real.long().sum(1, keepdim=True) - 1
-        x, rotary = self._embed_next(token, place)
-        given = state.passes[self.answer_stack]
-        given = replace(given, sight=Sight(real, causal=True), rotary=rotary, first_position=position)
-        x, _ = self.stacks[self.answer_stack](x, given)
-        return self._logits(x)[:, -1]
+        stack = self.stacks[self.answer_stack]
+        with stack.window.at(position):
+            x, rotary = self._embed_next(token, place)
+            given = replace(
+                state.passes[stack.name], sight=Sight(real, causal=True), rotary=rotary, first_position=position
+            )
+            x, _ = stack(x, given)
+            return self._logits(x)[:, -1]
 
 
 def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hooked_vlm.errors import ImageError
 
+_DAMAGE = (SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises besides OSError
 _BOMB_WAY_OUT = "Resize it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
 
 
@@ -77,10 +78,12 @@ def _opened(path: str) -> Image.Image:
             return _decoded(image, path)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path!r} may be a decompression bomb: {error}. {_BOMB_WAY_OUT}") from error
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{path!r} is not an image that Pillow can read; convert it to PNG or JPEG") from error
-    except OSError as error:
-        raise ImageError(f"{path!r} cannot be read: {error}") from error
+    except (OSError, *_DAMAGE) as error:
+        raise ImageError(f"{path!r} cannot be read ({error}); check the file, or convert it to PNG or JPEG") from error
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
@@ -96,7 +99,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
             return image.convert("RGB")
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except (OSError, *_DAMAGE) as error:
         raise ImageError(f"{name} is truncated, damaged or closed ({error}); get the file again") from error
 
 

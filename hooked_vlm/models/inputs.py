@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +18,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
+
+_NAMED = "make them with model.to_inputs, or inputs.replace(layout=model.layout), to name positions"
+_UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
+
+
+def _with_free_spaces(text: str) -> str:
+    """A pattern for `text` in which spaces are needed only between two words."""
+    parts = re.findall(r"\w+|[^\w\s]", text)
+    joints = [r"\s+" if a[-1].isalnum() and b[0].isalnum() else r"\s*" for a, b in pairwise(parts)]
+    return "".join(re.escape(part) + joint for part, joint in zip(parts, [*joints, ""], strict=False))
 
 
 @dataclass(frozen=True)
@@ -25,12 +37,13 @@ class Layout:
     Args:
         tokenizer: a Hugging Face tokenizer, or None.
         image_token_id: the placeholder's id where image and text share one sequence (LLaVA), else None.
-        image_keys: where the image's patches stand among the keys of cross-attention (BLIP), else None.
+        patch_size: side of a patch in pixels where the patches are keys of cross-attention, after a class
+            token (BLIP), else None.
     """
 
     tokenizer: Any = None
     image_token_id: int | None = None
-    image_keys: slice | None = None
+    patch_size: int | None = None
 
 
 @dataclass(eq=False)
@@ -42,7 +55,7 @@ class VLMInputs:
         input_ids: [batch pos], the prompt (BLIP: the question).
         attention_mask: [batch pos], 1 for tokens and 0 for padding; None for no padding.
         decoder_input_ids: [batch answer_pos], what BLIP's answer decoder has so far; None: its start token.
-        layout: filled in by `model.to_inputs` (and by the model, when it runs inputs built by hand).
+        layout: filled in by `model.to_inputs`; `model.layout` for inputs built by hand.
 
     Raises:
         InputsError: if shapes, dtypes or batch sizes do not fit one another.
@@ -55,8 +68,7 @@ class VLMInputs:
     layout: Layout = Layout()
 
     def __post_init__(self) -> None:
-        batch = self.input_ids.shape[0] if self.input_ids.ndim else 0
-        for name, ndim in (("pixel_values", 4), ("input_ids", 2), ("attention_mask", 2), ("decoder_input_ids", 2)):
+        for name, ndim in (("input_ids", 2), ("pixel_values", 4), ("attention_mask", 2), ("decoder_input_ids", 2)):
             value = getattr(self, name)
             if value is None and name in ("attention_mask", "decoder_input_ids"):
                 continue
@@ -64,8 +76,13 @@ class VLMInputs:
                 raise InputsError(f"{name} is a {type(value).__name__}; expected a tensor. model.to_inputs makes them")
             if value.ndim != ndim:
                 raise InputsError(f"{name} has shape {tuple(value.shape)}; expected {ndim} axes")
+            if not value.numel():
+                raise InputsError(f"{name} has shape {tuple(value.shape)}, which is empty; expected at least one row")
+            batch, device = self.input_ids.shape[0], self.input_ids.device
             if value.shape[0] != batch:
                 raise InputsError(f"{name} has {value.shape[0]} rows and input_ids {batch}; they must be as many")
+            if value.device != device:
+                raise InputsError(f"{name} is on {value.device} and input_ids on {device}: put all on one device")
         for name in ("input_ids", "decoder_input_ids"):
             value = getattr(self, name)
             if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
@@ -109,10 +126,10 @@ class VLMInputs:
 
     def __getitem__(self, rows: int | slice | list[int] | Tensor) -> VLMInputs:
         """Some rows, padding included; an int gives a batch of one."""
-        if isinstance(rows, int):
+        if isinstance(rows, Integral):
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"row {rows} of a batch of {len(self)}")
-            rows = [rows % len(self)]
+            rows = [int(rows) % len(self)]
         return self._each(lambda t: t[rows])
 
     def __iter__(self) -> Iterator[VLMInputs]:
@@ -120,7 +137,13 @@ class VLMInputs:
         return (self[i] for i in range(len(self)))
 
     def repeat(self, n: int) -> VLMInputs:
-        """Every row `n` times, its copies next to one another."""
+        """Every row `n` times, its copies next to one another.
+
+        Raises:
+            InputsError: if `n` is below 1.
+        """
+        if n < 1:
+            raise InputsError(f"rows cannot be repeated {n} times; expected at least 1")
         return self._each(lambda t: t.repeat_interleave(n, 0))
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> VLMInputs:
@@ -134,7 +157,8 @@ class VLMInputs:
     def _each(self, fn: Any) -> VLMInputs:
         parts = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
         given = {name: getattr(self, name) for name in parts}
-        return replace(self, **{name: None if t is None else fn(t) for name, t in given.items()})
+        changed: dict[str, Any] = {name: None if t is None else fn(t) for name, t in given.items()}
+        return replace(self, **changed)
 
     def __repr__(self) -> str:
         answer = "" if self.decoder_input_ids is None else f", {self.decoder_input_ids.shape[1]} answer tokens"
@@ -145,10 +169,18 @@ class VLMInputs:
 
     @property
     def real(self) -> Tensor | None:
-        """[batch pos], False where there is padding; None where there is none at all."""
+        """[batch pos], False where there is padding; None where there is none at all.
+
+        Raises:
+            InputsError: if a row is nothing but padding.
+        """
         if self.attention_mask is None or bool(self.attention_mask.all()):
             return None
-        return self.attention_mask.bool()
+        real = self.attention_mask.bool()
+        if not bool(real.any(1).all()):
+            rows = (~real.any(1)).nonzero()[:, 0].tolist()
+            raise InputsError(f"attention_mask leaves no token in rows {rows}; expected at least one 1 in each")
+        return real
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
@@ -203,10 +235,11 @@ class VLMInputs:
         Raises:
             PositionError: if a row has no image, or the layout is not known yet.
         """
-        if self.layout.image_keys is not None:
-            return [self.layout.image_keys] * len(self)
+        if self.layout.patch_size is not None:
+            height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
+            return [slice(1, 1 + height * width)] * len(self)
         if self.layout.image_token_id is None:
-            raise PositionError("these inputs were built by hand: make them with model.to_inputs to name positions")
+            raise PositionError(f"these inputs were built by hand and know no layout: {_NAMED}")
         spans = []
         for i, row in enumerate(self.input_ids == self.layout.image_token_id):
             places = row.nonzero()[:, 0].tolist()
@@ -219,7 +252,8 @@ class VLMInputs:
         """Positions of the tokens that spell `text`.
 
         Args:
-            text: a word or several, whole: "red" is not found in "bored". Case matters only where it decides.
+            text: a word or several, whole: "red" is not found in "bored". Case matters only where it decides,
+                and spaces only between words: tokenizers part "cat's" and "red?" in their own ways.
             occurrence: which one, from 0; may be left out if there is one.
 
         Raises:
@@ -246,11 +280,9 @@ class VLMInputs:
         return row
 
     def _find_in_row(self, i: int, text: str, occurrence: int | None) -> list[int]:
-        spelled, ends = self._spelled(i)
-        word = rf"(?<!\w){re.escape(text.strip())}(?!\w)"
-        hits = [m.span() for m in re.finditer(word, spelled)] or [
-            m.span() for m in re.finditer(word, spelled, re.IGNORECASE)
-        ]
+        spelled, spans = self._spelled(i)
+        word = rf"(?<!\w){_with_free_spaces(text)}(?!\w)"
+        hits = self._hits(i, word, spelled, spans) or self._hits(i, f"(?i:{word})", spelled, spans)
         shown = spelled if len(spelled) < 200 else spelled[:90] + " ... " + spelled[-90:]
         if not text.strip() or not hits:
             raise PositionError(f"{text!r} is not in row {i}, whose tokens spell {shown!r}")
@@ -259,24 +291,43 @@ class VLMInputs:
         if not -len(hits) <= (occurrence or 0) < len(hits):
             raise PositionError(f"{text!r} is {len(hits)} times in row {i}; there is no occurrence {occurrence}")
         start, stop = hits[occurrence or 0]
-        starts = [0, *ends[:-1]]
-        return [p for p, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < stop and b > start]
+        return [p for p, (a, b) in enumerate(spans) if a < stop and b > start]
 
-    def _spelled(self, i: int) -> tuple[str, list[int]]:
-        """Row `i` as text, and where in it each token ends (image tokens and padding spell nothing)."""
+    def _hits(self, i: int, word: str, spelled: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where `word` is spelled in row `i`, but not as a part of a special token: the s of "<s>" is no word."""
+        special = set(self._tokenizer.all_special_ids)
+        closed = [span for span, token in zip(spans, self.input_ids[i].tolist(), strict=True) if token in special]
+        found = [m.span() for m in re.finditer(word, spelled)]
+        return [
+            (a, b)
+            for a, b in found
+            if not any(c <= a and b <= d and spelled[a:b] != spelled[c:d].strip() for c, d in closed)
+        ]
+
+    def _spelled(self, i: int) -> tuple[str, list[tuple[int, int]]]:
+        """Row `i` as text, and what of it each token spells (image tokens and padding nothing).
+
+        Tokens that share one letter, each a byte of it, all spell that letter.
+        """
         ids, silent = self.input_ids[i].tolist(), set()
         if self.real is not None:
             silent = {p for p, is_real in enumerate(self.real[i].tolist()) if not is_real}
-        text, ends, seen = "", [], list[int]()
+        text, seen, spans = "", list[int](), [(0, 0)] * len(ids)
+        start, sharing = 0, list[int]()
         for p, token in enumerate(ids):
-            if p not in silent and token != self.layout.image_token_id:
-                seen.append(token)
-                text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
-            ends.append(len(text))
-        return text, ends
+            if p in silent or token == self.layout.image_token_id:
+                continue
+            seen.append(token)
+            sharing.append(p)
+            text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
+            for other in sharing:
+                spans[other] = (start, len(text))
+            if not text.endswith(_UNFINISHED):
+                start, sharing = len(text), []
+        return text, spans
 
     @property
     def _tokenizer(self) -> Any:
         if self.layout.tokenizer is None:
-            raise PositionError("these inputs know no tokenizer: make them with model.to_inputs to name positions")
+            raise PositionError(f"these inputs know no tokenizer: {_NAMED}")
         return self.layout.tokenizer

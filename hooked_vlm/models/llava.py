@@ -7,6 +7,7 @@ that padding on the left shifts nothing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -54,14 +55,20 @@ def vision_stack(hf: Any, n_layers: int) -> VisionStack:
     has_class_token = hasattr(e, "class_embedding")
     leaves = PatchLeaves(
         patch=e.patch_embedding,
-        class_token=(lambda: held(e, "class_embedding")) if has_class_token else None,
-        positions=lambda: e.position_embedding(e.position_ids),
+        class_token=partial(held, e, "class_embedding") if has_class_token else None,
+        positions=partial(position_table, e),
         interpolate=e.interpolate_pos_encoding,
         image_size=(c.image_size, c.image_size),
     )
     ln_pre = HookedNorm(hf.pre_layrnorm) if hasattr(hf, "pre_layrnorm") else None
     blocks = [block(layer) for layer in hf.encoder.layers[:n_layers]]
     return VisionStack("vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=ln_pre, ln_final=None)
+
+
+def position_table(embeddings: Any) -> Tensor:
+    """The learned positions of a CLIP or SigLIP tower, read anew each time: its buffers move with the model."""
+    table: Tensor = embeddings.position_embedding(embeddings.position_ids)
+    return table
 
 
 def language_stack(hf: Any) -> Stack:
@@ -110,6 +117,7 @@ class HookedProjector(nn.Module):
         self.hook_post = HookPoint("batch image_pos d_model")
 
     def forward(self, x: Float[Tensor, "batch image_pos d_vision"]) -> Float[Tensor, "batch image_pos d_model"]:
+        """Image features in the width of the language model."""
         first, act, second = self._leaves
         return second(self.hook_post(act(self.hook_pre(first(x)))))
 
@@ -122,6 +130,7 @@ class HookedLLaVA(HookedVLM):
     """
 
     prompt_stack = main_stack = answer_stack = "language_model"
+    processor_parts = ("image_processor", "tokenizer", "image_token")
     vision_encoder: VisionStack
 
     def _build(self) -> None:
@@ -145,11 +154,6 @@ class HookedLLaVA(HookedVLM):
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
         return dense_weight(cast(Any, self.hf_model).model.language_model.embed_tokens)
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding weights; a view."""
-        return self.unembed.W_U
 
     @property
     def layout(self) -> Layout:
@@ -207,7 +211,7 @@ class HookedLLaVA(HookedVLM):
             return hidden
         parts = [base[:, None].expand(-1, rows - late, -1, -1)]
         if hidden is not None:
-            parts.insert(0, hidden.unflatten(0, (n_base, late)))
+            parts.insert(0, hidden.reshape(n_base, late, *hidden.shape[1:]))
         return torch.cat(parts, 1).flatten(0, 1)
 
     def _merged(self, inputs: VLMInputs, features: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
@@ -280,7 +284,9 @@ class HookedLLaVA(HookedVLM):
         prompts = [self._prompt(i, text) for i, text in enumerate(texts)]
         if self.processor.patch_size is None:  # older checkpoints leave it to the model's config
             self.processor.patch_size = self.vision_encoder.patch_size
-            self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
+            self.processor.vision_feature_select_strategy = cast(
+                Any, self.hf_model
+            ).config.vision_feature_select_strategy
             self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
         encoded = self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
         lengths = [int(n) for n in encoded["attention_mask"].sum(1)]

@@ -17,7 +17,6 @@ from torch import nn
 
 from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError
 
-RECOMPUTED = ("position_ids", "inv_freq")  # buffers that older checkpoints saved and the model makes itself
 OURS = {
     "trust_remote_code": "no code of a checkpoint is ever run",
     "use_safetensors": "only safetensors are read",
@@ -164,7 +163,7 @@ def load_model(
         ) from error
     if strict:
         _refuse_differences(directory, report)
-    return model if device is None else model.to(device)  # type: ignore[no-any-return]
+    return model if device is None else model.to(device)
 
 
 def load_processor(directory: str, *, revision: str | None = None, **options: Any) -> Any:
@@ -204,7 +203,7 @@ def _refuse_differences(directory: str, report: Any) -> None:
     keys_of["mismatched"] = [
         f"{key} is {tuple(has)} and not {tuple(wants)}" for key, has, wants in keys_of["mismatched"]
     ]
-    found = {kind: sorted(k for k in keys if not k.endswith(RECOMPUTED)) for kind, keys in keys_of.items()}
+    found = {kind: sorted(keys) for kind, keys in keys_of.items()}
     if any(found.values()):
         listed = "; ".join(
             f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"

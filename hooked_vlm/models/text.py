@@ -5,8 +5,8 @@ Cost: that of the Hugging Face processor. Which words surround a question is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +22,16 @@ class PreparesInputs:
     """The methods of a model that need its processor. A family provides `_prepare`."""
 
     processor: Any
+    processor_parts: ClassVar[tuple[str, ...]] = ("image_processor", "tokenizer")
     if TYPE_CHECKING:
-        device: torch.device
-        layout: Layout
+
+        @property
+        def device(self) -> torch.device:
+            """Where the model is."""
+
+        @property
+        def layout(self) -> Layout:
+            """How the model lays out its sequences."""
 
     def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
         """As many images as texts (None where the family can do without), through the processor."""
@@ -46,9 +53,8 @@ class PreparesInputs:
         """
         self._need("processor")
         pictures = to_rgb_list(images)
-        words = None if texts is None else [texts] if isinstance(texts, str) else list(texts)
+        words = None if texts is None else _listed(texts)
         if words is not None:
-            self._refuse_empty(words)
             if len(pictures) == 1:
                 pictures = pictures * len(words)
             if len(words) == 1:
@@ -75,36 +81,52 @@ class PreparesInputs:
         Args:
             texts: one or several.
             prepend_bos: True or None for the tokenizer's own special tokens, False for none.
+
+        Raises:
+            TextError: if a text is empty or no string.
         """
         tokenizer = self._need("tokenizer")
-        words = [texts] if isinstance(texts, str) else list(texts)
-        self._refuse_empty(words)
+        words = _listed(texts)
         ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
         return torch.tensor(ids, device=self.device)
 
     def to_string(self, tokens: Any) -> Any:
-        """Token ids as text: a string for one row (or one id), a list of strings for [batch pos]."""
+        """Token ids as text: a string for one row (or one id), a list of strings for [batch pos].
+
+        Raises:
+            InputsError: if they are no ids of the vocabulary.
+        """
         tokenizer = self._need("tokenizer")
-        ids = torch.as_tensor(tokens)
+        ids = _ids(tokens, len(tokenizer))
         if ids.ndim == 2:
             return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
         return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
 
     def to_str_tokens(self, given: Any, prepend_bos: bool | None = None) -> Any:
-        """The tokens of a text (or of ids) as strings; a list of lists for several."""
+        """The tokens of a text (or of ids) as strings; a list of lists for several.
+
+        Raises:
+            TextError: if a text is empty.
+            InputsError: if ids are none of the vocabulary.
+        """
         tokenizer = self._need("tokenizer")
-        is_text = isinstance(given, str) or (isinstance(given, (list, tuple)) and isinstance(given[0], str))
-        ids = self.to_tokens(given, prepend_bos) if is_text else torch.as_tensor(given)
-        rows = [tokenizer.convert_ids_to_tokens(row) for row in (ids if ids.ndim == 2 else ids[None]).tolist()]
-        return rows[0] if isinstance(given, str) or ids.ndim == 1 or len(rows) == 1 else rows
+        is_text = isinstance(given, str) or (
+            isinstance(given, (list, tuple)) and isinstance(next(iter(given), ""), str)
+        )
+        ids = self.to_tokens(given, prepend_bos) if is_text else _ids(given, len(tokenizer))
+        rows = [
+            tokenizer.convert_ids_to_tokens(row) for row in ids.reshape(-1, ids.shape[-1] if ids.ndim else 1).tolist()
+        ]
+        return rows[0] if len(rows) == 1 else rows
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.
 
         Raises:
-            TextError: if it takes several tokens, or none.
+            TextError: if it takes several tokens, or none, or is not in the vocabulary.
         """
         tokenizer = self._need("tokenizer")
+        _listed(text)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = tokenizer.convert_ids_to_tokens(ids)
@@ -118,17 +140,13 @@ class PreparesInputs:
         found = self.processor if part == "processor" else getattr(self.processor, "tokenizer", None)
         if found is None:
             raise InputsError(f"this model has no {part}: pass one, {type(self).__name__}.from_hf(hf_model, processor)")
+        lacks = [name for name in self.processor_parts if part == "processor" and not hasattr(found, name)]
+        if lacks:
+            raise InputsError(
+                f"this model's processor is a {type(found).__name__}, which has no {' and no '.join(lacks)}: pass the "
+                f"one that its checkpoint has, {type(self).__name__}.from_hf(hf_model, processor)"
+            )
         return found
-
-    @staticmethod
-    def _refuse_empty(texts: list[str]) -> None:
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TextError(f"text {i} is a {type(text).__name__}; expected a string")
-            if not text.strip():
-                raise TextError(f"text {i} is empty: every image needs a question")
-        if not texts:
-            raise TextError("the list of texts is empty; expected at least one")
 
     @staticmethod
     def _refuse_long(texts: list[str] | None, lengths: list[int], limit: int) -> None:
@@ -139,3 +157,38 @@ class PreparesInputs:
                 raise TextError(
                     f"text {i}{shown} takes {n} tokens and the context is {limit}: shorten it by {n - limit}"
                 )
+
+
+def _listed(texts: Any) -> list[str]:
+    """One text or several, as a list. Raises TextError if there is none, or one is empty or no string."""
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+        raise TextError(f"the text is a {type(texts).__name__}; expected a string or a list of strings")
+    listed: list[str] = [texts] if isinstance(texts, str) else list(texts)
+    if not listed:
+        raise TextError("the list of texts is empty; expected at least one")
+    for i, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TextError(f"text {i} is a {type(text).__name__}; expected a string")
+        if not text.strip():
+            raise TextError(f"text {i} is empty ({text!r}); expected at least one word")
+    return listed
+
+
+def _ids(tokens: Any, n_known: int) -> Tensor:
+    """Token ids as a tensor. Raises InputsError if they are no integers, or beyond the vocabulary."""
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputsError(
+            f"the tokens cannot be read as ids ({error}); expected integers, [pos] or [batch pos]"
+        ) from error
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 2 or not ids.numel():
+        raise InputsError(
+            f"the tokens have dtype {ids.dtype} and shape {tuple(ids.shape)}; expected integer ids, "
+            "[pos] or [batch pos]"
+        )
+    if not 0 <= int(ids.min()) <= int(ids.max()) < n_known:
+        raise InputsError(
+            f"the tokens run from {int(ids.min())} to {int(ids.max())}; the vocabulary is 0 to {n_known - 1}"
+        )
+    return ids

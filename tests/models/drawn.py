@@ -32,7 +32,11 @@ from hooked_vlm import VLMInputs
 
 PAD, BOS, EOS, SEP, IMAGE, D_VOCAB = 0, 1, 2, 3, 4, 53
 FIRST_WORD = 5
-BLIP_CLASSES = {"vqa": BlipForQuestionAnswering, "caption": BlipForConditionalGeneration, "itm": BlipForImageTextRetrieval}
+BLIP_CLASSES = {
+    "vqa": BlipForQuestionAnswering,
+    "caption": BlipForConditionalGeneration,
+    "itm": BlipForImageTextRetrieval,
+}
 
 
 @dataclass
@@ -60,7 +64,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
         for name, p in model.named_parameters():
             values = torch.randn(p.shape, generator=generator)
             if p.ndim >= 2 and "embed" not in name:
-                values = values * (1.5 / p[0].numel() ** 0.5)
+                values = values * (1.0 / p[0].numel() ** 0.5)
             elif p.ndim < 2:
                 is_scale = name.endswith("weight")
                 values = 0.3 * values + (1.0 if is_scale else 0.0)
@@ -162,7 +166,9 @@ def llava(
     elif text == "mistral":
         text_config = MistralConfig(**language, sliding_window=window)
     else:
-        sliding = {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+        sliding = (
+            {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+        )
         text_config = Qwen2Config(**language, **sliding)
     config = LlavaConfig(
         vision_config=vision_config,
@@ -212,7 +218,9 @@ def prompt(hf: Any, kind: str, length: int, seed: int) -> Tensor:
     return row
 
 
-def inputs_for(hf: Any, kind: str, lengths: list[int], *, side: str = "right", n_answer: int = 0, seed: int = 0) -> VLMInputs:
+def inputs_for(
+    hf: Any, kind: str, lengths: list[int], *, side: str = "right", n_answer: int = 0, seed: int = 0
+) -> VLMInputs:
     """A batch with prompts of these lengths (words, image tokens not counted)."""
     ids, mask = pad([prompt(hf, kind, n, seed + i) for i, n in enumerate(lengths)], side)
     answer = None

@@ -46,7 +46,9 @@ def replaced_by_noise(activation: Tensor, hook: Any) -> Tensor:
     return noise * (finite.abs().max() + 1.0) + 0.1
 
 
-@pytest.mark.parametrize("flags", [(), ("use_attn_result",), ("use_split_qkv_input",)], ids=["plain", "result", "split"])
+@pytest.mark.parametrize(
+    "flags", [(), ("use_attn_result",), ("use_split_qkv_input",)], ids=["plain", "result", "split"]
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_edit_at_any_hook_point_changes_the_logits(name: str, flags: tuple[str, ...]) -> None:
     model, inputs = variant(name, *flags)

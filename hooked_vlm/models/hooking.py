@@ -1,0 +1,175 @@
+"""Hooks and caches of a whole model: TransformerLens' methods, sure that every name means a live hook point.
+
+Cost: a cache costs the activations it holds. Knows no family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+from transformer_lens import HookedRootModule
+
+from hooked_vlm.components.attention import gated_error
+from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.stack import Stack
+from hooked_vlm.errors import HookNameError, InputsError, SilentHookError, closest
+from hooked_vlm.models.cache import VLMCache, caching_hook
+from hooked_vlm.models.inputs import VLMInputs
+
+HookName = str | Callable[[str], bool]
+
+
+class HasHooks(HookedRootModule):
+    """The methods of a model that name, place and watch hooks."""
+
+    prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
+    answer_stack: str  # the stack that makes the logits
+    main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
+    stacks: dict[str, Stack]
+
+    def setup(self) -> None:
+        """Name every module of ours and list the hook points; Hugging Face's modules are left alone."""
+        self.mod_dict, self.hook_dict = {}, {}
+        for name, module in self.named_modules():
+            if name and name.split(".")[0] != "hf_model":
+                module.name = name
+                self.mod_dict[name] = module
+                if isinstance(module, HookPoint):
+                    self.hook_dict[name] = module
+        for name, point in self.hook_dict.items():
+            owner = self.stack_of(name)
+            cast(HookPoint, point).window = None if owner is None else self.stacks[owner].window
+
+    def hook_names(self, name: HookName | Sequence[str]) -> list[str]:
+        """The hook points that a name, a list of names or a filter means.
+
+        Raises:
+            HookNameError: if a name is unknown or a filter matches nothing.
+            GatedHookError: if a hook point is named whose flag is off, or a filter matches only such.
+        """
+        if isinstance(name, str):
+            self._refuse_unknown(name)
+            return [name]
+        if not callable(name):
+            return [hook for one in name for hook in self.hook_names(one)]
+        matched = [hook for hook in self.hook_dict if name(hook)]
+        if not matched:
+            raise HookNameError(f"the filter matches none of the {len(self.hook_dict)} hook points in model.hook_dict")
+        live = [hook for hook in matched if self._is_on(hook)]
+        if not live:
+            raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
+        return live
+
+    def stack_of(self, hook: str) -> str | None:
+        """The stack whose positions a hook point's are; None for pixels and image features of BLIP."""
+        if hook == "hook_logits":
+            return self.answer_stack
+        owners = [name for name, stack in self.stacks.items() if stack.prefix and hook.startswith(stack.prefix)]
+        return owners[0] if owners else self.main_stack
+
+    def _is_on(self, hook: str) -> bool:
+        gate = cast(HookPoint, self.hook_dict[hook]).gate
+        owner = self.mod_dict.get(hook.rpartition(".")[0])
+        return gate is None or bool(getattr(cast(Any, owner).cfg, gate))
+
+    def _refuse_unknown(self, hook: str) -> None:
+        if hook not in self.hook_dict:
+            near = ", ".join(closest(hook, self.hook_dict))
+            raise HookNameError(f"there is no hook point {hook!r}. The closest are {near}; model.hook_dict lists all")
+        if not self._is_on(hook):
+            raise gated_error(cast(HookPoint, self.hook_dict[hook]))
+
+    def add_hook(self, name: HookName, hook: Any, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
+        for one in self.hook_names(name):
+            super().add_hook(one, hook, *args, **kwargs)
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
+    ) -> Iterator[Any]:
+        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
+        with super().hooks(self._named(fwd_hooks), self._named(bwd_hooks), *args, **kwargs):
+            yield self
+
+    def _named(self, hooks: Sequence[Any]) -> list[Any]:
+        return [(one, fn) for name, fn in hooks for one in self.hook_names(name)]
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
+        """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+            SilentHookError: if a hook point given by name was not reached, e.g. cross-attention in a run
+                without it.
+        """
+        waiting: dict[str, int] = {}
+
+        def counted(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+            waiting[name] = 0
+
+            def call(activation: Tensor, hook: Any) -> Any:
+                waiting[name] += 1
+                return fn(activation, hook=hook)
+
+            return call
+
+        watched = [(name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in fwd_hooks]
+        out = super().run_with_hooks(*args, fwd_hooks=watched, **kwargs)
+        silent = [name for name, times in waiting.items() if not times]
+        if silent:
+            raise SilentHookError(f"the run never reached {', '.join(silent)}, so the hooks there did nothing")
+        return out
+
+    def run_with_cache(self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> tuple[Any, VLMCache]:
+        """As TransformerLens', returning an `ActivationCache`.
+
+        Args:
+            names_filter: a name, a list of names, a filter or None for everything that is on.
+            device: where to keep the activations.
+            remove_batch_dim: drop the batch axis; for a batch of one.
+            incl_bwd: also cache gradients; with ``return_type="loss"``.
+            pos_slice: keep some positions of the prompt alone. It applies to the stack the prompt runs in
+                (`model.prompt_stack`); activations of other stacks are kept whole.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+        """
+        if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
+            raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
+        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
+        return out, VLMCache(cached, self, has_batch_dim=not remove_batch_dim)
+
+    def get_caching_hooks(
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+        """TransformerLens' caching hooks, for the hook points that are on, sliced along the axis that is a position."""
+        cache = {} if cache is None else cache
+        names = self.hook_names((lambda _: True) if names_filter is None else names_filter)
+        sliced = {n for n in names if self.stack_of(n) == self.prompt_stack}
+
+        def hooks(suffix: str) -> list[Any]:
+            return [
+                (n, caching_hook(cache, suffix, device, remove_batch_dim, pos_slice if n in sliced else None))
+                for n in names
+            ]
+
+        self.is_caching = True
+        return cache, hooks(""), hooks("_grad") if incl_bwd else []
+
+    def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As TransformerLens', for the hook points that are on."""
+        cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
+        for hooks, direction in ((fwd, "fwd"), (bwd, "bwd")):
+            for name, fn in hooks:
+                self.hook_dict[name].add_hook(fn, direction)  # type: ignore[arg-type]
+        return cache

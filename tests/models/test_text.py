@@ -1,0 +1,187 @@
+"""Texts to tokens and back, on a word-piece, a word and a byte-pair tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooked_vlm import HookedBLIP, HookedLLaVA, HookedVLM
+from hooked_vlm.errors import InputsError, TextError
+from tests.models.checkpoints import WORDS, blip_processor, blip_vqa, byte_tokenizer, llava, picture
+from tests.models.unchecked import unchecked
+
+EXAMPLES = settings(max_examples=50, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def blip() -> HookedBLIP:
+    return HookedBLIP.from_hf(*blip_vqa())
+
+
+@pytest.fixture(scope="module")
+def llava_bytes() -> HookedLLaVA:
+    return HookedLLaVA.from_hf(*llava(tokenizer=byte_tokenizer()))
+
+
+@pytest.fixture(scope="module")
+def llava_words() -> HookedLLaVA:
+    return HookedLLaVA.from_hf(*llava())
+
+
+# --- round trips ------------------------------------------------------------------------------------
+
+
+@EXAMPLES
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip))
+def test_byte_pairs_spell_every_text_again(llava_bytes: HookedLLaVA, text: str) -> None:
+    assert llava_bytes.to_string(llava_bytes.to_tokens(text, prepend_bos=False)) == [text]
+
+
+@EXAMPLES
+@given(st.lists(st.sampled_from([w for w in WORDS.lower().split() if w.isalpha()]), min_size=1, max_size=6))
+def test_word_pieces_spell_known_words_again(blip: HookedBLIP, words: list[str]) -> None:
+    tokens = blip.to_tokens(" ".join(words), prepend_bos=False)
+    assert tokens.shape == (1, len(words))
+    assert blip.to_string(tokens[0]) == " ".join(words)
+    assert blip.to_str_tokens(" ".join(words), prepend_bos=False) == words
+
+
+@EXAMPLES
+@given(st.sampled_from(WORDS.split()))
+def test_a_single_token_and_its_string_are_each_others_inverse(llava_words: HookedLLaVA, word: str) -> None:
+    token = llava_words.to_single_token(word)
+    assert llava_words.to_string(token) == word and llava_words.to_str_tokens([token]) == [word]
+
+
+def test_special_tokens_come_unless_they_are_declined(blip: HookedBLIP) -> None:
+    whole = blip.to_str_tokens("is it red?")
+    assert whole == ["[CLS]", "is", "it", "red", "?", "[SEP]"]
+    assert blip.to_str_tokens("is it red?", prepend_bos=True) == whole
+    assert blip.to_str_tokens("is it red?", prepend_bos=False) == whole[1:-1]
+
+
+def test_several_texts_are_padded_on_the_tokenizers_side(blip: HookedBLIP, llava_words: HookedLLaVA) -> None:
+    texts = ["red", "is it red"]
+    right, left = (model.to_tokens(texts, prepend_bos=False) for model in (blip, llava_words))
+    assert right.shape == left.shape == (2, 3)
+    assert blip.to_str_tokens(right[0]) == ["red", "[PAD]", "[PAD]"]
+    assert llava_words.to_str_tokens(left[0]) == ["<pad>", "<pad>", "red"]
+    assert blip.to_str_tokens(texts, prepend_bos=False) == [["red", "[PAD]", "[PAD]"], ["is", "it", "red"]]
+
+
+def test_tokens_are_on_the_models_device_and_are_those_of_its_tokenizer(blip: HookedBLIP) -> None:
+    tokens = blip.to_tokens("is it red?")
+    assert tokens.device == blip.device and tokens.dtype == torch.int64
+    assert tokens.tolist() == [blip.processor.tokenizer("is it red?")["input_ids"]]
+
+
+def test_ids_may_be_a_number_a_list_or_a_tensor_of_one_row_or_several(blip: HookedBLIP) -> None:
+    token = blip.to_single_token("red")
+    assert blip.to_string(token) == blip.to_string([token]) == blip.to_string(torch.tensor(token)) == "red"
+    assert blip.to_string([[token], [token]]) == ["red", "red"]
+    assert blip.to_str_tokens([[token, token], [token, token]]) == [["red", "red"], ["red", "red"]]
+    assert blip.to_str_tokens(torch.tensor(token)) == ["red"]
+
+
+# --- what cannot be done ----------------------------------------------------------------------------
+
+
+def test_a_word_of_several_tokens_is_refused_with_its_pieces(blip: HookedBLIP) -> None:
+    with pytest.raises(TextError, match=r"'reddish' is 3 tokens \['red', '##d', '##ish'\], not one; take to_tokens"):
+        blip.to_single_token("reddish")
+
+
+def test_a_word_beyond_the_vocabulary_is_refused(llava_words: HookedLLaVA) -> None:
+    with pytest.raises(TextError, match="'purple' is not in the vocabulary: the tokenizer reads it as '<unk>'"):
+        llava_words.to_single_token("purple")
+
+
+@pytest.mark.parametrize("method", ["to_tokens", "to_str_tokens", "to_single_token"])
+@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+def test_an_empty_text_has_no_tokens(blip: HookedBLIP, method: str, text: str) -> None:
+    with pytest.raises(TextError, match=r"text 0 is empty .*at least one word"):
+        getattr(blip, method)(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "list of texts is empty; expected at least one"),
+        (["red", ""], "text 1 is empty"),
+        (["red", 3], "text 1 is a int; expected a string"),
+        (None, "the text is a NoneType; expected a string or a list"),
+        (3.5, "the text is a float"),
+        (b"red", "the text is a bytes"),
+        ({"text": "red"}, "the text is a dict"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place_and_type(blip: HookedBLIP, texts: Any, message: str) -> None:
+    with unchecked(), pytest.raises(TextError, match=message):
+        blip.to_tokens(texts)
+
+
+@pytest.mark.parametrize("method", ["to_string", "to_str_tokens"])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([1, 9999], "from 1 to 9999; the vocabulary is 0 to"),
+        ([-1], "from -1 to -1; the vocabulary is 0 to"),
+        ([0.5], "dtype torch.float32 .*expected integer ids"),
+        ([True], "dtype torch.bool"),
+        ([[[1]]], r"shape \(1, 1, 1\); expected integer ids"),
+        ([], r"shape \(0,\)"),
+        ([[1], [1, 2]], "cannot be read as ids .*expected integers"),
+        (None, "cannot be read as ids"),
+    ],
+)
+def test_what_is_no_token_id_is_refused(blip: HookedBLIP, method: str, tokens: Any, message: str) -> None:
+    if tokens == [] and method == "to_str_tokens":
+        with pytest.raises(TextError, match="the list of texts is empty"):
+            blip.to_str_tokens(tokens)
+        return
+    with unchecked(), pytest.raises(InputsError, match=message):
+        getattr(blip, method)(tokens)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda m: m.to_inputs(picture(), "is it red?"), "processor"),
+        (lambda m: m.to_pixels(picture()), "processor"),
+        (lambda m: m.to_tokens("red"), "tokenizer"),
+        (lambda m: m.to_string([1]), "tokenizer"),
+        (lambda m: m.to_str_tokens("red"), "tokenizer"),
+        (lambda m: m.to_single_token("red"), "tokenizer"),
+    ],
+)
+def test_a_model_without_a_processor_says_how_to_give_it_one(call: Any, part: str) -> None:
+    model = HookedVLM.from_hf(blip_vqa()[0])
+    with pytest.raises(InputsError, match=rf"has no {part}: pass one, .*\.from_hf\(hf_model, processor\)"):
+        call(model)
+
+
+def test_a_tokenizer_is_no_processor() -> None:
+    model = HookedVLM.from_hf(blip_vqa()[0], blip_processor().tokenizer)
+    with pytest.raises(InputsError, match=r"is a BertTokenizer, which has no image_processor.*from_hf"):
+        model.to_inputs(picture(), "is it red?")
+
+
+def test_another_familys_processor_is_refused() -> None:
+    model = HookedVLM.from_hf(llava()[0], blip_processor())
+    with pytest.raises(InputsError, match=r"is a BlipProcessor, which has no image_token: .*HookedLLaVA\.from_hf"):
+        model.to_inputs(picture(), "is it red?")
+
+
+# --- pixels -----------------------------------------------------------------------------------------
+
+
+def test_pixels_are_those_of_the_processor_for_one_image_or_several(blip: HookedBLIP) -> None:
+    images = [picture(0), picture(1, 20, 30)]
+    expected = blip.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(blip.to_pixels(images), expected)
+    assert torch.equal(blip.to_pixels(images[1]), expected[1:])
+    assert torch.equal(blip.to_inputs(images, "is it red?").pixel_values, expected)

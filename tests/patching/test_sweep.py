@@ -1,0 +1,261 @@
+"""A sweep equals one `run_with_hooks` a site, for every kind of site in every stack of every model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformer_lens.patching import PatchingResult
+
+from hooked_vlm import HookedVLM, VLMInputs
+from hooked_vlm.errors import GatedHookError, HookNameError, InputsError, PositionError, StackError
+from hooked_vlm.patching import Sites, metrics, sweep
+from tests.models import drawn
+from tests.models.reference import scale
+from tests.models.test_hooks_live import VARIANTS, variant
+from tests.models.unchecked import unchecked
+
+ACTIVATIONS = ["z", "q", "k", "v", "pattern", "attn_scores", "result"]
+
+
+def other(inputs: VLMInputs, image: bool) -> VLMInputs:
+    """Inputs of the same shape with another image, or with other words."""
+    if image:
+        return inputs.replace(pixel_values=inputs.pixel_values.flip(-1) * 1.5 + 0.3)
+    ids = inputs.input_ids
+    changed = torch.where(ids > drawn.FIRST_WORD + 1, ids - 1, ids)
+    return inputs.replace(input_ids=changed)
+
+
+def at_last(model: HookedVLM, inputs: VLMInputs, logits: Tensor) -> Tensor:
+    """Logits at each row's last real position, [batch 1 d_vocab]."""
+    if model.answer_stack != model.prompt_stack or logits.shape[1] == 1:
+        return logits[:, -1:]
+    return logits[torch.arange(len(inputs)), inputs.last_each][:, None]
+
+
+def by_hand(model: HookedVLM, clean: VLMInputs, corrupt: VLMInputs, sites: Sites, measure: Any) -> Tensor:
+    """One whole run a site, written down plainly; [site example]."""
+    _, cache = model.run_with_cache(clean, names_filter=sites.hooks)
+    axis = sites.position_axis
+    table = sites.at(1 if axis is None else cache[sites.hooks[0]].shape[axis]).table
+    found = []
+    for _, cell in table.iterrows():
+        name = sites.hook.format(cell.get("layer"))
+
+        def fn(x: Tensor, hook: Any, cell: Any = cell) -> Tensor:
+            at: list[Any] = [slice(None)] * x.ndim
+            if "position" in cell:
+                at[axis] = cell["position"]
+            if "head" in cell or "neuron" in cell:
+                at[sites.axes.index(sites.unit)] = cell.get("head", cell.get("neuron"))
+            x[tuple(at)] = cache[hook.name][tuple(at)]
+            return x
+
+        found.append(measure(at_last(model, corrupt, model.run_with_hooks(corrupt, fwd_hooks=[(name, fn)]))))
+    return torch.stack(found)
+
+
+@st.composite
+def kinds_of_sites(draw: st.DrawFn, model: HookedVLM) -> tuple[str, dict[str, Any]]:
+    """Any kind of site in any stack, with any choice of layers, positions and heads: a maker and its arguments."""
+    stack = draw(st.sampled_from(list(model.stacks)))
+    crossed = getattr(model.stacks[stack].blocks[0], "has_cross_attn", False)
+    at: dict[str, Any] = {
+        "stack": stack,
+        "layers": draw(st.sampled_from([None, -1, [0]])),
+        "positions": draw(st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"])),
+    }
+    kind = draw(st.sampled_from(["heads", "heads", "residual", "module", "neurons"]))
+    if kind == "heads":
+        at["attention"] = draw(st.sampled_from(["attn", "cross_attn"] if crossed else ["attn"]))
+        at["activation"] = draw(st.sampled_from(ACTIVATIONS))
+        at["heads"] = draw(st.sampled_from([None, 0, [-1], "all_at_once"]))
+    elif kind == "residual":
+        at["hook"] = draw(st.sampled_from(["resid_pre", "resid_mid", "resid_post"]))
+    elif kind == "neurons":
+        at["neurons"] = [0, 3]
+    else:
+        hooks = ["attn_out", "mlp_out", "mlp_in", "mlp.hook_pre", "ln1.hook_scale", "ln2.hook_normalized"]
+        at["hook"] = draw(st.sampled_from(hooks + (["cross_attn_out", "normalized_resid_post"] if crossed else [])))
+    return kind, at
+
+
+@settings(max_examples=120)
+@given(
+    case=drawn.cases(max_batch=2),
+    data=st.data(),
+    image=st.booleans(),
+    direction=st.sampled_from(["denoise", "noise"]),
+    rows=st.sampled_from([1, 3, 1000]),
+)
+def test_a_sweep_equals_one_run_a_site(
+    case: drawn.Case, data: st.DataObject, image: bool, direction: str, rows: int
+) -> None:
+    model = HookedVLM.from_hf(case.hf)
+    clean, corrupt = case.inputs, other(case.inputs, image)
+    kind, at = data.draw(kinds_of_sites(model))
+    model.cfg.use_attn_result = at.get("activation") == "result"
+    sites = getattr(Sites, kind)(model, **at)
+    d_vocab = 2 if case.kind == "itm" else drawn.D_VOCAB
+    measure = metrics.logit_diff(d_vocab - 1, 0)
+    with torch.no_grad():
+        size = scale(model(corrupt, logits_at="last"))
+        found = sweep(
+            model,
+            clean,
+            corrupt,
+            sites,
+            {"difference": measure},
+            direction=direction,
+            budget=rows * 2**12,
+            progress=False,
+        )
+        source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
+        expected = by_hand(model, source, base, sites, measure)
+    assert isinstance(found, PatchingResult)
+    assert found.values.shape == (1, *found.values.shape[1:-1], len(clean))
+    assert (found.values.reshape(expected.shape) - expected).abs().max() <= 2e-5 * size
+    assert torch.allclose(found.baseline[0], measure(model(base, logits_at="last")), atol=2e-5 * size)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_hook_points_outside_of_blocks_are_swept_too(name: str) -> None:
+    model, clean = variant(name)
+    corrupt = other(clean, image=True)
+    for hook in [n for n in model.hook_dict if "blocks." not in n and n not in ("hook_image_embed", "hook_text_embed")]:
+        if hook in ("hook_pixel_values", "hook_logits"):
+            continue
+        sites = Sites.point(model, hook, positions=[0, -1] if "1" not in model.hook_dict[hook].axes else None)
+        measure = metrics.logit_diff(1, 0)
+        found = sweep(model, clean, corrupt, sites, measure, progress=False)
+        expected = by_hand(model, clean, corrupt, sites, measure)
+        assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5 * scale(expected)), hook
+
+
+def test_several_metrics_and_examples_come_with_their_statistics() -> None:
+    model, clean = variant("blip-vqa")
+    corrupt = other(clean, image=True)
+    sites = Sites.heads(model, "text_encoder", "cross_attn", positions=[1, 2])
+    asked = {
+        "difference": metrics.logit_diff([7, 9], [8, 10]),
+        "p": metrics.probability(7),
+        "own": lambda x: x[:, -1, 5],
+    }
+    found = sweep(model, clean, corrupt, sites, asked, progress=False)
+    assert found.values.shape == (3, 2, 2, 2, 2)
+    assert found.axis_names == ["layer", "position", "head"] and found.metric_names == ["difference", "p", "own"]
+    low, high = found.bootstrap_ci()
+    assert (low <= found.mean()).all() and (found.mean() <= high).all()
+    assert found.permutation_pvalue().shape == (3, 2, 2, 2)
+    frame = found["difference"].to_dataframe()
+    cell = frame[(frame.layer == 1) & (frame.position == 2) & (frame["head"] == 0) & (frame.example == 1)]
+    assert float(cell.value.iloc[0]) == pytest.approx(float(found.values[0, 1, 1, 0, 1]))
+    averaged = sweep(model, clean, corrupt, sites, asked, reduce="mean", progress=False)
+    assert torch.allclose(averaged.values, found.values.mean(-1))
+    for i in range(2):
+        alone = sweep(
+            model, clean[i], corrupt[i], sites, {"d": metrics.logit_diff([7, 9][i], [8, 10][i])}, progress=False
+        )
+        assert torch.allclose(alone.values[0, ..., 0], found.values[0, ..., i], atol=1e-5)
+
+
+def test_a_metric_of_ones_own_sees_every_position() -> None:
+    model, clean = variant("llava-llama-clip")
+    corrupt = other(clean, image=False)
+    sites = Sites.residual(model, "language_model", positions=[-2, -1])
+    shapes = []
+
+    def own(logits: Tensor) -> Tensor:
+        shapes.append(logits.shape)
+        return logits[:, 3, 7] + logits[:, -1, 8]
+
+    found = sweep(model, clean, corrupt, sites, own, progress=False)
+    assert set(shapes) == {(2, clean.input_ids.shape[1], drawn.D_VOCAB)}
+    assert torch.isfinite(found.values).all() and found.values.shape == (2, 2, 2)
+
+
+def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean = variant("blip-vqa")
+    corrupt = other(clean, image=True)
+    sites = Sites.heads(model, "text_encoder", "cross_attn")
+    expected = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
+    whole, sizes = model.resume, []
+
+    def scarce(state: Any, stack: str, joins: Any, **options: Any) -> Tensor:
+        sizes.append(sum(len(rows) for rows in joins.values()) // len(clean))
+        if sizes[-1] > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(state, stack, joins, **options)
+
+    monkeypatch.setattr(model, "resume", scarce)
+    found = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
+    assert torch.allclose(found.values, expected.values, atol=1e-5)
+    assert sizes[:4] == [20, 10, 5, 2]
+
+    def broken(*args: Any, **kwargs: Any) -> Tensor:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(model, "resume", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
+
+
+def test_hooks_of_the_users_own_are_kept_and_said() -> None:
+    model, clean = variant("blip-vqa")
+    corrupt = other(clean, image=True)
+    sites = Sites.heads(model, "text_encoder", "cross_attn", positions=1)
+    steer = ("text_encoder.blocks.1.attn.hook_z", lambda z, hook: z * 0.5)
+    with model.hooks([steer]), pytest.warns(UserWarning, match="hooks of its own"):
+        found = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
+    with model.hooks([steer]):
+        expected = by_hand(model, clean, corrupt, sites, metrics.logit_diff(7, 8))
+    assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5)
+    assert not model.list_hooks()
+
+
+def test_clean_and_corrupt_of_different_length_raise() -> None:
+    model, clean = variant("blip-vqa")
+    sites = Sites.heads(model, "text_encoder", "cross_attn")
+    longer = drawn.inputs_for(model.hf_model, "vqa", [6, 6], n_answer=2)
+    with pytest.raises(InputsError, match=r"differ in input_ids: \(2, 5\) and \(2, 6\)"):
+        sweep(model, clean, longer, sites, metrics.logit_diff(7, 8))
+    with pytest.raises(InputsError, match="expected one number for each of 2 examples"):
+        sweep(model, clean, clean, sites, lambda logits: logits[:, -1], progress=False)
+    with pytest.raises(PositionError, match=r"positions of .* are 0 to 4; \[9\]"):
+        sweep(model, clean, clean, Sites.residual(model, "text_encoder", positions=9), metrics.logit_diff(7, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda m: Sites.heads(m, "encoder"), StackError, "no stack 'encoder'; this model has vision_encoder"),
+        (lambda m: Sites.heads(m, "vision_encoder", "cross_attn"), HookNameError, "have no 'cross_attn.hook_z'"),
+        (lambda m: Sites.module(m, "text_encoder", "mlp_outt"), HookNameError, "closest are hook_mlp_out"),
+        (lambda m: Sites.heads(m, "text_encoder", layers=7), PositionError, "layers of text_encoder are 0 to 1"),
+        (lambda m: Sites.heads(m, "text_encoder", heads=[0, 9]), PositionError, "heads of text_encoder are 0 to 1"),
+        (lambda m: Sites.heads(m, "text_encoder", activation="result"), GatedHookError, "use_attn_result"),
+        (lambda m: Sites.heads(m, "text_encoder", heads="all"), PositionError, "'all' was asked for"),
+        (lambda m: Sites.neurons(m, "text_encoder", neurons=999), PositionError, "neurons of text_encoder"),
+        (lambda m: Sites.point(m, "hook_image"), HookNameError, "closest are hook_image_features"),
+        (lambda m: Sites.point(m, "text_encoder.blocks.0.hook_resid_pre"), HookNameError, "use Sites.module"),
+    ],
+    ids=range(10),
+)
+def test_sites_that_do_not_exist_raise(make: Any, error: type[Exception], message: str) -> None:
+    model, _ = variant("blip-vqa")
+    with pytest.raises(error, match=message), unchecked():
+        make(model)
+
+
+def test_sites_say_what_they_are() -> None:
+    model, _ = variant("blip-vqa")
+    sites = Sites.heads(model, "text_encoder", "cross_attn", positions=[1, 3])
+    assert repr(sites) == "Sites(text_encoder.blocks.{l}.cross_attn.hook_z: layers 0,1, positions 1,3, heads 0,1)"
+    assert len(sites.at(5)) == 8 and list(sites.at(5).table.columns) == ["layer", "position", "head"]
+    with pytest.raises(PositionError, match=r"sites\.at"):
+        _ = Sites.heads(model, "text_encoder").table

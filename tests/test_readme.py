@@ -1,0 +1,61 @@
+"""The README tells the truth: its code runs; ``python -m tests.test_readme`` writes its tables from the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooked_vlm import HookedVLM
+from hooked_vlm.models.table import hook_table_markdown
+from tests.models import checkpoints, drawn
+
+README = Path(__file__).parent.parent / "README.md"
+TABLES = {"vqa": lambda: drawn.blip("vqa"), "llava": drawn.llava}
+
+
+def with_tables(text: str) -> str:
+    """The README with the hook tables that the code makes."""
+    for kind, build in TABLES.items():
+        table = hook_table_markdown(HookedVLM.from_hf(build()))
+        text = re.sub(rf"(<!-- hooks: {kind} -->\n).*?(<!-- end -->)", rf"\1\n{table}\n\n\2", text, flags=re.DOTALL)
+    return text
+
+
+def test_the_hook_tables_are_the_codes() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m tests.test_readme"
+    assert text.count("| `text_encoder.blocks.{l}.cross_attn.hook_z` |") == 1
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures and, in place of the hub's, small checkpoints that the README's code names."""
+    path = tmp_path_factory.mktemp("readme")
+    for seed, name in enumerate(("red_circle.png", "blue_circle.png")):
+        checkpoints.picture(seed).save(path / name)
+    checkpoints.save(path / "blip", *checkpoints.blip_vqa(text={"num_hidden_layers": 4}))
+    checkpoints.save(path / "llava", *checkpoints.llava())
+    return path
+
+
+def test_the_code_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(workplace)
+    code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(code) >= 6
+    assert len([line for line in code[0].splitlines() if line]) == 10, "the first screen promises ten lines"
+    names: dict[str, Any] = {"torch": torch}
+    for block in code:
+        block = block.replace("Salesforce/blip-vqa-base", "blip").replace("llava-hf/llava-1.5-7b-hf", "llava")
+        exec(compile(block.replace(', device="cuda", dtype="float16"', ""), "README.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("tensor(")
+    assert names["effects"].shape == (2, 2) and names["over_image"].shape == (4,)
+    assert names["logits"].shape[:2] == (64, 1) and names["parts"].shape[0] > 2
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
