@@ -334,6 +334,14 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         return stack(embed(), new, collect=collect)
 
     @staticmethod
+    def _text_of_rows(inputs: VLMInputs, x: Tensor | None) -> VLMInputs:
+        """The text of each example as often as `x` has rows of it; its pixels, which were read, are not repeated."""
+        rows = 1 if x is None else x.shape[0] // len(inputs)
+        if rows == 1:
+            return inputs
+        return inputs.replace(pixel_values=inputs.pixel_values[:, :, :1, :1]).repeat(rows)
+
+    @staticmethod
     def _select(x: Tensor, run: Run, last_each: Tensor | None = None) -> Tensor:
         """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
         if run.logits_at is None:

@@ -172,8 +172,7 @@ class HookedLLaVA(HookedVLM):
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         features = self._image(inputs, run)
-        if features is not None and features.shape[0] != len(inputs):
-            inputs = inputs.repeat(features.shape[0] // len(inputs))
+        inputs = self._text_of_rows(inputs, features)
         x, _ = self._through(
             "language_model",
             run,

@@ -57,7 +57,7 @@ def sweep(
             `patching.metrics` are given the last position alone, any other function every position.
         direction: "denoise" patches clean into the corrupt run, "noise" corrupt into the clean one.
         reduce: "none" keeps every example, "mean" averages them.
-        budget: bytes that the rows of a chunk may take; None for a quarter of what is free.
+        budget: bytes that the sweep may take, the two runs it keeps included; None for a quarter of what is free.
         progress: show sites per second and time left.
 
     Returns:
@@ -192,27 +192,36 @@ def _rows_that_fit(task: Task, budget: int | None) -> int:
         device = task.model.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         budget = free // 4
-    inputs = task.base
-    stacks = task.model.stacks
-    name = task.sites.stack or next(iter(stacks))
-    later = list(stacks)[list(stacks).index(name) :]
-    widest = max((_block_numbers(task, n) for n in later), default=1)
+    stacks = list(task.model.stacks)
+    later = stacks[stacks.index(task.sites.stack) if task.sites.stack else 0 :]
     d_vocab = task.logits.shape[-1] * (1 if task.reads_last else task.logits.shape[1])
-    return max(1, int(budget // ((widest + 2 * d_vocab) * task.logits.element_size() * len(inputs))))
+    row = max([2 * d_vocab, *(_block_numbers(task, name) for name in later)])
+    spare = budget - _kept_bytes(task)
+    return max(1, int(spare // (row * task.logits.element_size() * len(task.base))))
+
+
+def _kept_bytes(task: Task) -> int:
+    """What the base run's state and the source's activations hold throughout."""
+    tensors = list(task.source.values())
+    for given in () if task.state is None else task.state.passes.values():
+        for layer in given.memory or ():
+            tensors += [t for kv in (layer.attn, layer.cross_attn) if kv is not None for t in (kv.k, kv.v)]
+            tensors += [] if layer.resid_pre is None else [layer.resid_pre]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _block_numbers(task: Task, name: str) -> int:
     """Roughly how many numbers one row holds at once in a block of a stack: streams, MLP, and attention."""
     cfg = task.model.stacks[name].cfg
-    n = task.base.input_ids.shape[1] if name != "vision_encoder" else cfg.n_ctx
-    keys = n
+    n = keys = cfg.n_ctx if name == "vision_encoder" else task.base.input_ids.shape[1]
     if task.sites.stack == name and task.state is not None:
         memory = task.state.passes[name].memory
         if memory is not None and memory[0].cross_attn is not None:
             keys = max(keys, memory[0].cross_attn.k.shape[1])
-        n = n - _first_position(task, slice(None))
-    explicit = "pattern" in task.sites.hook or "scores" in task.sites.hook or (task.causal and n < keys)
-    return int(n * (8 * cfg.d_model + 3 * (cfg.d_mlp or 0) + (3 * cfg.n_heads * keys if explicit else 0)))
+        n -= _first_position(task, slice(None))
+    looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
+    attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
+    return int(n * (4 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
 
 
 def _first_position(task: Task, numbers: list[int] | slice) -> int:

@@ -82,7 +82,7 @@ def blip() -> tuple[Any, dict[str, Any]]:
     """BLIP-VQA-base's dimensions with random weights, and Hugging Face's arguments for one example."""
     from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
 
-    text = BlipTextConfig(encoder_hidden_size=768, is_decoder=True)  # the defaults of both are BLIP-base's
+    text = BlipTextConfig(encoder_hidden_size=768, num_attention_heads=12, is_decoder=True)  # else the defaults
     config = BlipConfig(text_config=text.to_dict(), vision_config=BlipVisionConfig(image_size=384).to_dict())
     hf = BlipForQuestionAnswering(config).eval()
     ids = torch.randint(1000, 30000, (1, 9))
