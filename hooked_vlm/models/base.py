@@ -263,8 +263,9 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         Args:
             state: from `run_with_state`.
             stack: the stack to resume in.
-            joins: for each layer, residuals [batch * n_rows pos d_model] that its block receives, the rows of
-                one example next to one another, positions from `first_position` on.
+            joins: for each layer, the residual stream of rows as it arrives there (n_layers: as it leaves the
+                last), [batch * n_rows pos d_model], the rows of one example next to one another, positions from
+                `first_position` on. Whatever reads the stream there sees it.
             first_position: in a causal stack, the first position that differs from the base run.
             logits_at: "last" to unembed each row's last real position alone.
 

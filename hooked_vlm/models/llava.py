@@ -202,7 +202,7 @@ class HookedLLaVA(HookedVLM):
         if run.state is None:
             assert hidden is not None
             return hidden
-        base = run.state.resid_pre("vision_encoder", layer) if layer < len(self.vision_encoder.blocks) else x
+        base = run.state.resid_pre("vision_encoder", layer)
         n_base = len(run.state.inputs)
         rows, late = x.shape[0] // n_base, 0 if hidden is None else hidden.shape[0] // n_base
         if late == rows:

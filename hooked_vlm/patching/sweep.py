@@ -1,9 +1,10 @@
 """The exact sweep: thousands of sites patched in one growing pass.
 
 A sweep gives, to float rounding, the numbers of one `run_with_hooks` a site. Clean and corrupt run once each.
-Then the layers of the patched stack are walked once: before layer L a row joins for each site of layer L,
-carrying the base run's residual stream; the patch is applied to the rows that have just joined, and all rows
-run on together. What no site changes is computed once and shared: every earlier stage, the keys and values of
+Then the layers of the patched stack are walked once: at layer L a row joins for each site of layer L, carrying the
+base run's residual stream with the patch applied, and all rows run on together. A patch that changes its block's
+output at its own position alone (all but those of what other positions attend to) runs that position alone
+through the block. What no site changes is computed once and shared: every earlier stage, the keys and values of
 cross-attention, and in a causal stack everything before the first patched position. Only the position that the
 metrics read is unembedded.
 
@@ -127,6 +128,15 @@ class Task:
     def causal(self) -> bool:
         """True if the patched stack is causal, so that what is before a patched position can be shared."""
         return self.sites.stack is not None and bool(self.model.stacks[self.sites.stack].causal)
+
+    @property
+    def acts_alone(self) -> bool:
+        """True if a patch changes the stream after its block at its own position alone."""
+        stack = self.sites.stack
+        in_block = self.sites.hook.partition("{}.")[2]
+        return (
+            "position" in self.sites.axis_names and stack is not None and self.model.stacks[stack].acts_alone(in_block)
+        )
 
     @property
     def reads_last(self) -> bool:
@@ -270,10 +280,13 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     first = _first_position(task, chunk)
     joins, hooks, rows_of, joined = {}, [], [], 0
     for layer, cells in table.groupby("layer", sort=True):
-        resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
-        joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
         name = task.sites.hook.format(layer)
-        hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
+        if task.acts_alone:
+            joins[int(layer) + 1] = _after_its_block(task, int(layer), name, cells, first)
+        else:
+            resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
+            joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
+            hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
         rows_of += cells.index.tolist()
         joined += len(cells)
     with task.model.hooks(fwd_hooks=hooks):
@@ -294,7 +307,22 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     return measured[:, [order[number] for number in table.index]]
 
 
-def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -> Callable[..., Tensor]:
+def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) -> Tensor:
+    """The stream after a block with each site of it patched, from `first` on, [batch * site pos d_model].
+
+    A patch that acts alone changes the stream at its own position only: that position runs, and no other.
+    """
+    assert task.state is not None and task.sites.stack is not None
+    stack = task.model.stacks[task.sites.stack]
+    places = torch.tensor(cells["position"].to_list())
+    with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, 0, None))]):
+        after = stack.one_block(layer, places, task.state.passes[stack.name])
+    rows = task.state.resid_pre(stack.name, layer + 1)[:, first:].repeat_interleave(len(cells), 0)
+    rows[torch.arange(len(rows)), (places - first).repeat(len(task.base))] = after[:, 0]
+    return rows
+
+
+def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | None) -> Callable[..., Tensor]:
     """A hook function that patches the rows that have just joined, each at its own site.
 
     Args:
@@ -302,7 +330,7 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -
         name: the hook point.
         cells: the table's rows of this layer.
         joined: how many rows of each example were there before.
-        first: absolute position of the pass's first position.
+        first: absolute position of the pass's first position; None where each row holds its own position alone.
     """
     sites, n = task.sites, len(task.base)
     index, axes, source_axes = [torch.arange(joined, joined + len(cells))], [1], []
@@ -310,7 +338,7 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -
     if sites.positions != ALL and sites.position_axis is not None:
         at = torch.tensor(cells["position"].to_list())
         moves = sites.axes[sites.position_axis] in ("pos", "query_pos")  # key positions of another stack do not
-        index.append(at - first if moves else at)
+        index.append(torch.zeros_like(at) if first is None else at - first if moves else at)
         source_index.append(at)
         source_axes.append(sites.position_axis)
     if sites.units != ALL and sites.unit is not None:
