@@ -231,7 +231,7 @@ def _block_numbers(task: Task, name: str) -> int:
         n -= _first_position(task, slice(None))
     looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
     attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
-    return int(n * (4 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
+    return int(n * (6 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
 
 
 def _first_position(task: Task, numbers: list[int] | slice) -> int:

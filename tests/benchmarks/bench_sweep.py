@@ -79,9 +79,8 @@ def bench(name: str, hf: Any, given: dict[str, Any], make: Any, rounds: int, aim
     ratios = [n_sites * x / y for x, y in pairs]
     ratio = statistics.median(ratios)
     print(f"{name}: {n_sites} sites, loop {a:.2f} s a site, sweep {b:.2f} s in all ({b / n_sites * 1e3:.2f} ms a site)")
-    print(
-        f"  {ratio:.0f}x [{min(ratios):.0f}, {max(ratios):.0f}]  aim >= {aim:.0f}x  {'ok' if ratio >= aim else 'MISSED'}"
-    )
+    verdict = "ok" if ratio >= aim else "MISSED"
+    print(f"  {ratio:.0f}x [{min(ratios):.0f}, {max(ratios):.0f}]  aim >= {aim:.0f}x  {verdict}")
     if floor is not None:
         rate = matmul_rate()
         share = floor(model) / rate / b
