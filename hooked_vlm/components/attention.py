@@ -68,7 +68,7 @@ class AttentionPass:
             then need not read.
         rotary: cosines and sines at the positions of the queries, or None.
         prefix: keys and values of the positions before these (self-attention).
-        instead: keys and values to use in place of computing them (cross-attention).
+        instead: keys and values to use in place of computing them.
         store: called with the keys and values attended to, prefix included.
     """
 
@@ -269,7 +269,11 @@ class HookedAttention(nn.Module):
 
     def _fused(self, q: Tensor, kv: KeysValues, given: AttentionPass) -> Tensor:
         rows = q.shape[0] // kv.k.shape[0]  # more than one only where keys are shared: cross-attention
-        mask = None if given.mask is None else _for_batch(given.mask, kv.k.shape[0])
+        mask = given.mask
+        if mask is not None and rows > 1 and mask.shape[0] == q.shape[0]:  # each row sees keys of its own
+            mask = rearrange(mask, "(b r) 1 q k -> b 1 (r q) k", r=rows)
+        elif mask is not None:
+            mask = _for_batch(mask, kv.k.shape[0])
         z = F.scaled_dot_product_attention(
             rearrange(q, "(b r) q h d -> b h (r q) d", r=rows),
             rearrange(kv.k, "b k h d -> b h k d"),

@@ -8,6 +8,7 @@ values that did not change, and are computed together from there on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
@@ -58,6 +59,19 @@ class Sight:
         if self.real is None and window is None and (first == 0 or n_queries == 1):
             return {"causal": n_queries > 1}
         return {"mask": self._masks(first, n_queries, window, device)}
+
+    def of_rows(self, places: Int[Tensor, " rows"], batch: int, n_keys: int, window: int | None) -> Tensor | None:
+        """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of every example."""
+        if not self.causal and self.real is None:
+            return None
+        sees = torch.ones(1, len(places), n_keys, dtype=torch.bool, device=places.device)
+        keys = torch.arange(n_keys, device=places.device)
+        if self.causal:
+            sees = (keys <= places[:, None])[None]
+            sees = sees if window is None else sees & (places[:, None] - keys < window)
+        if self.real is not None:
+            sees = (sees & self.real[:, None, :n_keys].to(places.device)) | (keys == places[:, None])
+        return rearrange(sees.expand(batch, -1, -1), "b r k -> (b r) 1 1 k")
 
     def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:
         queries = torch.arange(first, first + n_queries, device=device)[:, None]
@@ -154,8 +168,8 @@ class Stack(nn.Module):
         return torch.stack(weights)
 
     def new_memory(self) -> Memory:
-        """An empty memory for this stack."""
-        return [LayerMemory() for _ in self.blocks]
+        """An empty memory for this stack: a part for each block, and one for what leaves the last."""
+        return [LayerMemory() for _ in range(len(self.blocks) + 1)]
 
     def forward(
         self,
@@ -170,10 +184,9 @@ class Stack(nn.Module):
         Args:
             x: the residual stream before the first block, or None if all rows join later.
             given: masks, positions, source and memory of this pass.
-            joins: for each layer the residuals of rows that join before it, [batch * new_rows pos d_model],
-                the rows of one example next to one another.
-            collect: also return the residual stream between the blocks before these layers (n_layers: after the
-                last one); rows that join a layer are altered in what its block receives, not there.
+            joins: for each layer the residuals of rows that join before it (n_layers: after the last one),
+                [batch * new_rows pos d_model], the rows of one example next to one another.
+            collect: also return the residual stream before these layers (n_layers: after the last one).
 
         Returns:
             The residual stream after the last block, [batch * rows pos d_model], each example's rows in the
@@ -183,20 +196,72 @@ class Stack(nn.Module):
         collected: dict[int, Tensor] = {}
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
         for layer, block in enumerate(cast("list[Block]", self.blocks)):
-            if layer in collect and x is not None:
-                collected[layer] = x
             if layer in joins:
                 x = _join(x, joins[layer], n_base or joins[layer].shape[0])
             if x is None:
                 continue
             x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
+            if layer in collect:
+                collected[layer] = x
             if given.keep and given.memory is not None:
                 given.memory[layer].resid_pre = x
             x = block(x, self._block_pass(layer, x, given))
+        end = len(self.blocks)
+        if end in joins:
+            x = _join(x, joins[end], n_base or joins[end].shape[0])
         assert x is not None, "no rows: x is None and nothing joined"
-        if len(self.blocks) in collect:
-            collected[len(self.blocks)] = x
+        if end in collect:
+            collected[end] = x
+        if given.keep and given.memory is not None:
+            given.memory[end].resid_pre = x
         return x, collected
+
+    def acts_alone(self, hook: str) -> bool:
+        """True if an edit at a block's hook point, at one position, changes the stream there alone.
+
+        Not so for what other positions attend to: the stream before attention, its norm, keys and values.
+
+        Args:
+            hook: a name within a block, e.g. "cross_attn.hook_z".
+        """
+        read_by_others = re.fullmatch(r"hook_resid_pre|(cross_)?attn\.hook_(k|v|rot_k|k_input|v_input)", hook)
+        return not read_by_others and (self.post_norm or not hook.startswith("ln1."))
+
+    def one_block(
+        self, layer: int, places: Int[Tensor, " rows"], given: StackPass
+    ) -> Float[Tensor, "_out_rows 1 d_model"]:
+        """One block of a finished pass again, for rows that hold one position each; hooks act on the rows.
+
+        Every row reads the finished pass' keys and values, so this is exact for hooks of which `acts_alone`.
+
+        Args:
+            layer: which block.
+            places: the position of each row, the same rows for every example.
+            given: the finished pass, with its memory.
+
+        Returns:
+            The stream after the block, [batch * rows 1 d_model], each example's rows together.
+        """
+        assert given.memory is not None
+        block, remembered = cast(Block, self.blocks[layer]), given.memory[layer]
+        assert remembered.resid_pre is not None and remembered.attn is not None
+        x = remembered.resid_pre
+        places = places.to(x.device)
+        batch, n_keys = remembered.attn.k.shape[:2]
+        mask = given.sight.of_rows(places, batch, n_keys, block.attn.window)
+        attn = AttentionPass(mask=mask, instead=remembered.attn)
+        if given.rotary is not None:
+            cos, sin = (rearrange(t.to(x.device)[:, places], "b r d -> (b r) 1 d") for t in given.rotary)
+            attn.rotary = (
+                cos.repeat(len(x) // len(given.rotary[0]), 1, 1),
+                sin.repeat(len(x) // len(given.rotary[1]), 1, 1),
+            )
+        rows = rearrange(x[:, places], "b r d -> (b r) 1 d")
+        if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
+            return block(rows, BlockPass(attn))
+        real = given.source_real
+        mask = None if real is None else real[:, None, None, :].to(x.device)
+        return block(rows, BlockPass(attn, AttentionPass(mask=mask, instead=remembered.cross_attn), given.source))
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
         block = cast(Block, self.blocks[layer])

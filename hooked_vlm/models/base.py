@@ -263,8 +263,9 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         Args:
             state: from `run_with_state`.
             stack: the stack to resume in.
-            joins: for each layer, residuals [batch * n_rows pos d_model] that its block receives, the rows of
-                one example next to one another, positions from `first_position` on.
+            joins: for each layer, the residual stream of rows as it arrives there (n_layers: as it leaves the
+                last), [batch * n_rows pos d_model], the rows of one example next to one another, positions from
+                `first_position` on. Whatever reads the stream there sees it.
             first_position: in a causal stack, the first position that differs from the base run.
             logits_at: "last" to unembed each row's last real position alone.
 
@@ -332,6 +333,14 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             new.memory, new.keep = stack.new_memory(), True
             run.keep.passes[name] = new
         return stack(embed(), new, collect=collect)
+
+    @staticmethod
+    def _text_of_rows(inputs: VLMInputs, x: Tensor | None) -> VLMInputs:
+        """The text of each example as often as `x` has rows of it; its pixels, which were read, are not repeated."""
+        rows = 1 if x is None else x.shape[0] // len(inputs)
+        if rows == 1:
+            return inputs
+        return inputs.replace(pixel_values=inputs.pixel_values[:, :, :1, :1]).repeat(rows)
 
     @staticmethod
     def _select(x: Tensor, run: Run, last_each: Tensor | None = None) -> Tensor:

@@ -217,7 +217,7 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         image = self._image(inputs, run)
-        inputs = matched(inputs, image)
+        inputs = self._text_of_rows(inputs, image)
         question = self._text(
             self.text_encoder,
             inputs.input_ids,
@@ -225,7 +225,7 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
             lambda: StackPass(Sight(inputs.real), source=image),
             inputs.position_ids,
         )
-        inputs = matched(inputs, question)
+        inputs = self._text_of_rows(inputs, question)
         so_far, _ = self._answer_so_far(inputs)
         answer = self._text(
             self.text_decoder,
@@ -265,7 +265,7 @@ class HookedBLIPForCaptioning(HookedBLIP):
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         image = self._image(inputs, run)
-        inputs = matched(inputs, image)
+        inputs = self._text_of_rows(inputs, image)
         caption = self._text(
             self.text_decoder,
             inputs.input_ids,
@@ -313,7 +313,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
     def _run(self, inputs: VLMInputs, run: Run) -> Tensor:
         hf = cast(Any, self.hf_model)
         image = self._image(inputs, run)
-        inputs = matched(inputs, image)
+        inputs = self._text_of_rows(inputs, image)
         text = self._text(
             self.text_encoder,
             inputs.input_ids,
@@ -324,7 +324,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
         assert text is not None
         first = text[:, 0]
         if inputs.real is not None:
-            places = matched(inputs, text).real
+            places = self._text_of_rows(inputs, text).real
             assert places is not None
             first = text[torch.arange(len(text), device=text.device), places.long().argmax(1)]
         if run.with_cross:
@@ -337,12 +337,6 @@ class HookedBLIPForRetrieval(HookedBLIP):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: a retrieval model scores texts, it makes none."""
         raise InputsError("a retrieval model makes no text; load a BlipForQuestionAnswering or a captioning checkpoint")
-
-
-def matched(inputs: VLMInputs, x: Tensor | None) -> VLMInputs:
-    """`inputs` with each example as often as `x` has rows of it."""
-    rows = 1 if x is None else x.shape[0] // len(inputs)
-    return inputs if rows == 1 else inputs.repeat(rows)
 
 
 def refuse_unknown_ids(name: str, ids: Tensor, d_vocab: int) -> None:

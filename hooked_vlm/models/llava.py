@@ -172,8 +172,7 @@ class HookedLLaVA(HookedVLM):
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         features = self._image(inputs, run)
-        if features is not None and features.shape[0] != len(inputs):
-            inputs = inputs.repeat(features.shape[0] // len(inputs))
+        inputs = self._text_of_rows(inputs, features)
         x, _ = self._through(
             "language_model",
             run,
@@ -203,7 +202,7 @@ class HookedLLaVA(HookedVLM):
         if run.state is None:
             assert hidden is not None
             return hidden
-        base = run.state.resid_pre("vision_encoder", layer) if layer < len(self.vision_encoder.blocks) else x
+        base = run.state.resid_pre("vision_encoder", layer)
         n_base = len(run.state.inputs)
         rows, late = x.shape[0] // n_base, 0 if hidden is None else hidden.shape[0] // n_base
         if late == rows:

@@ -41,7 +41,10 @@ class RunState:
         memory = self.passes[stack].memory
         assert memory is not None
         if not 0 <= layer < len(memory):
-            raise StackError(f"{stack} has layers 0 to {len(memory) - 1}; {layer} was asked for")
+            raise StackError(
+                f"{stack} has layers 0 to {len(memory) - 2}, and {len(memory) - 1} stands for what leaves the last; "
+                f"{layer} was asked for"
+            )
         resid = memory[layer].resid_pre
         assert resid is not None
         return resid

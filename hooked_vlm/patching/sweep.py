@@ -1,9 +1,10 @@
 """The exact sweep: thousands of sites patched in one growing pass.
 
 A sweep gives, to float rounding, the numbers of one `run_with_hooks` a site. Clean and corrupt run once each.
-Then the layers of the patched stack are walked once: before layer L a row joins for each site of layer L,
-carrying the base run's residual stream; the patch is applied to the rows that have just joined, and all rows
-run on together. What no site changes is computed once and shared: every earlier stage, the keys and values of
+Then the layers of the patched stack are walked once: at layer L a row joins for each site of layer L, carrying the
+base run's residual stream with the patch applied, and all rows run on together. A patch that changes its block's
+output at its own position alone (all but those of what other positions attend to) runs that position alone
+through the block. What no site changes is computed once and shared: every earlier stage, the keys and values of
 cross-attention, and in a causal stack everything before the first patched position. Only the position that the
 metrics read is unembedded.
 
@@ -57,7 +58,7 @@ def sweep(
             `patching.metrics` are given the last position alone, any other function every position.
         direction: "denoise" patches clean into the corrupt run, "noise" corrupt into the clean one.
         reduce: "none" keeps every example, "mean" averages them.
-        budget: bytes that the rows of a chunk may take; None for a quarter of what is free.
+        budget: bytes that the sweep may take, the two runs it keeps included; None for a quarter of what is free.
         progress: show sites per second and time left.
 
     Returns:
@@ -129,6 +130,15 @@ class Task:
         return self.sites.stack is not None and bool(self.model.stacks[self.sites.stack].causal)
 
     @property
+    def acts_alone(self) -> bool:
+        """True if a patch changes the stream after its block at its own position alone."""
+        stack = self.sites.stack
+        in_block = self.sites.hook.partition("{}.")[2]
+        return (
+            "position" in self.sites.axis_names and stack is not None and self.model.stacks[stack].acts_alone(in_block)
+        )
+
+    @property
     def reads_last(self) -> bool:
         """True if every metric reads the last position alone."""
         return all(isinstance(fn, Metric) and fn.n_last == 1 for fn in self.metrics.values())
@@ -192,27 +202,36 @@ def _rows_that_fit(task: Task, budget: int | None) -> int:
         device = task.model.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         budget = free // 4
-    inputs = task.base
-    stacks = task.model.stacks
-    name = task.sites.stack or next(iter(stacks))
-    later = list(stacks)[list(stacks).index(name) :]
-    widest = max((_block_numbers(task, n) for n in later), default=1)
+    stacks = list(task.model.stacks)
+    later = stacks[stacks.index(task.sites.stack) if task.sites.stack else 0 :]
     d_vocab = task.logits.shape[-1] * (1 if task.reads_last else task.logits.shape[1])
-    return max(1, int(budget // ((widest + 2 * d_vocab) * task.logits.element_size() * len(inputs))))
+    row = max([2 * d_vocab, *(_block_numbers(task, name) for name in later)])
+    spare = budget - _kept_bytes(task)
+    return max(1, int(spare // (row * task.logits.element_size() * len(task.base))))
+
+
+def _kept_bytes(task: Task) -> int:
+    """What the base run's state and the source's activations hold throughout."""
+    tensors = list(task.source.values())
+    for given in () if task.state is None else task.state.passes.values():
+        for layer in given.memory or ():
+            tensors += [t for kv in (layer.attn, layer.cross_attn) if kv is not None for t in (kv.k, kv.v)]
+            tensors += [] if layer.resid_pre is None else [layer.resid_pre]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _block_numbers(task: Task, name: str) -> int:
     """Roughly how many numbers one row holds at once in a block of a stack: streams, MLP, and attention."""
     cfg = task.model.stacks[name].cfg
-    n = task.base.input_ids.shape[1] if name != "vision_encoder" else cfg.n_ctx
-    keys = n
+    n = keys = cfg.n_ctx if name == "vision_encoder" else task.base.input_ids.shape[1]
     if task.sites.stack == name and task.state is not None:
         memory = task.state.passes[name].memory
         if memory is not None and memory[0].cross_attn is not None:
             keys = max(keys, memory[0].cross_attn.k.shape[1])
-        n = n - _first_position(task, slice(None))
-    explicit = "pattern" in task.sites.hook or "scores" in task.sites.hook or (task.causal and n < keys)
-    return int(n * (8 * cfg.d_model + 3 * (cfg.d_mlp or 0) + (3 * cfg.n_heads * keys if explicit else 0)))
+        n -= _first_position(task, slice(None))
+    looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
+    attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
+    return int(n * (6 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
 
 
 def _first_position(task: Task, numbers: list[int] | slice) -> int:
@@ -261,10 +280,13 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     first = _first_position(task, chunk)
     joins, hooks, rows_of, joined = {}, [], [], 0
     for layer, cells in table.groupby("layer", sort=True):
-        resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
-        joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
         name = task.sites.hook.format(layer)
-        hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
+        if task.acts_alone:
+            joins[int(layer) + 1] = _after_its_block(task, int(layer), name, cells, first)
+        else:
+            resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
+            joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
+            hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
         rows_of += cells.index.tolist()
         joined += len(cells)
     with task.model.hooks(fwd_hooks=hooks):
@@ -285,7 +307,22 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     return measured[:, [order[number] for number in table.index]]
 
 
-def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -> Callable[..., Tensor]:
+def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) -> Tensor:
+    """The stream after a block with each site of it patched, from `first` on, [batch * site pos d_model].
+
+    A patch that acts alone changes the stream at its own position only: that position runs, and no other.
+    """
+    assert task.state is not None and task.sites.stack is not None
+    stack = task.model.stacks[task.sites.stack]
+    places = torch.tensor(cells["position"].to_list())
+    with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, 0, None))]):
+        after = stack.one_block(layer, places, task.state.passes[stack.name])
+    rows = task.state.resid_pre(stack.name, layer + 1)[:, first:].repeat_interleave(len(cells), 0)
+    rows[torch.arange(len(rows)), (places - first).repeat(len(task.base))] = after[:, 0]
+    return rows
+
+
+def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | None) -> Callable[..., Tensor]:
     """A hook function that patches the rows that have just joined, each at its own site.
 
     Args:
@@ -293,7 +330,7 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -
         name: the hook point.
         cells: the table's rows of this layer.
         joined: how many rows of each example were there before.
-        first: absolute position of the pass's first position.
+        first: absolute position of the pass's first position; None where each row holds its own position alone.
     """
     sites, n = task.sites, len(task.base)
     index, axes, source_axes = [torch.arange(joined, joined + len(cells))], [1], []
@@ -301,7 +338,7 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int) -
     if sites.positions != ALL and sites.position_axis is not None:
         at = torch.tensor(cells["position"].to_list())
         moves = sites.axes[sites.position_axis] in ("pos", "query_pos")  # key positions of another stack do not
-        index.append(at - first if moves else at)
+        index.append(torch.zeros_like(at) if first is None else at - first if moves else at)
         source_index.append(at)
         source_axes.append(sites.position_axis)
     if sites.units != ALL and sites.unit is not None:

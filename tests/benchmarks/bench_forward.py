@@ -1,6 +1,6 @@
 """What hooks cost, as ratios of two things run in turn. `make bench` runs this file.
 
-    python tests/benchmarks/bench_forward.py [--rounds 7] [--only blip|llava|import]
+    python tests/benchmarks/bench_forward.py [--rounds 7] [--only blip|llava|bridge|import]
 
 Random weights in the dimensions of BLIP-VQA-base (384 px, a 9-token question) and of LLaVA-1.5-7B cut to 4
 language layers (336 px, 600 positions), float32, no gradients. Times are ratios A/B of neighbouring runs:
@@ -82,7 +82,7 @@ def blip() -> tuple[Any, dict[str, Any]]:
     """BLIP-VQA-base's dimensions with random weights, and Hugging Face's arguments for one example."""
     from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
 
-    text = BlipTextConfig(encoder_hidden_size=768, is_decoder=True)  # the defaults of both are BLIP-base's
+    text = BlipTextConfig(encoder_hidden_size=768, num_attention_heads=12, is_decoder=True)  # else the defaults
     config = BlipConfig(text_config=text.to_dict(), vision_config=BlipVisionConfig(image_size=384).to_dict())
     hf = BlipForQuestionAnswering(config).eval()
     ids = torch.randint(1000, 30000, (1, 9))
@@ -161,7 +161,7 @@ def bench_import(rounds: int) -> list[Row]:
     rows = []
     for what, arguments in {
         "import hooked_vlm": ("-c", "import hooked_vlm"),
-        "hooked-vlm --help": ("-m", "hooked_vlm.cli", "--help"),
+        "hooked-vlm --help": ("-c", "import sys; sys.argv[1:] = ['--help']; from hooked_vlm.cli import main; main()"),
     }.items():
         added = [start(*arguments) - start("-c", "pass") for _ in range(rounds + 1)][1:]
         rows.append(
@@ -174,7 +174,7 @@ def main() -> None:
     """Run the benchmarks and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=("blip", "llava", "import"))
+    parser.add_argument("--only", choices=("blip", "llava", "bridge", "import"))
     options = parser.parse_args()
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds")
@@ -183,9 +183,11 @@ def main() -> None:
             print(*bench_import(options.rounds), sep="\n")
         if options.only in (None, "blip"):
             print(*bench("BLIP", *blip(), options.rounds, 1.0), sep="\n", flush=True)
-        if options.only in (None, "llava"):
+        if options.only in (None, "llava", "bridge"):
             hf, given = llava()
+        if options.only in (None, "llava"):
             print(*bench("LLaVA", hf, given, options.rounds, 1.05), sep="\n", flush=True)
+        if options.only in (None, "bridge"):
             print(*bench_bridge(hf, given, options.rounds), sep="\n")
 
 

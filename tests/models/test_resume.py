@@ -22,6 +22,14 @@ def hook_of(model: HookedVLM, stack: str, layer: int, name: str) -> str:
     return f"{model.stacks[stack].prefix}blocks.{layer}.{name}"
 
 
+def arrives_at(model: HookedVLM, stack: str, layer: int) -> str:
+    """The hook point whose output is the stream that arrives before a layer (n_layers: after the last)."""
+    if layer == 0:
+        return hook_of(model, stack, 0, "hook_resid_pre")
+    end = "hook_normalized_resid_post" if model.stacks[stack].post_norm else "hook_resid_post"
+    return hook_of(model, stack, layer - 1, end)
+
+
 def from_position(logits: Tensor, first: int) -> Tensor:
     """Logits at the positions that a resumed run computes."""
     return logits[:, first:]
@@ -33,7 +41,7 @@ def test_rows_that_join_anywhere_equal_whole_runs(case: drawn.Case, data: st.Dat
     model = HookedVLM.from_hf(case.hf)
     stack = data.draw(st.sampled_from(list(model.stacks)))
     n_layers, batch = model.stacks[stack].cfg.n_layers, len(case.inputs)
-    layers = data.draw(st.lists(st.integers(0, n_layers - 1), min_size=1, max_size=3, unique=True).map(sorted))
+    layers = data.draw(st.lists(st.integers(0, n_layers), min_size=1, max_size=3, unique=True).map(sorted))
     n_rows = {layer: data.draw(st.integers(1, 3)) for layer in layers}
     with torch.no_grad():
         plain, state = model.run_with_state(case.inputs)
@@ -47,7 +55,7 @@ def test_rows_that_join_anywhere_equal_whole_runs(case: drawn.Case, data: st.Dat
             noise[:, :, :first] = 0
             joins[layer] = (base[:, None] + noise)[:, :, first:].flatten(0, 1)
             for row in range(n_rows[layer]):
-                hook = (hook_of(model, stack, layer, "hook_resid_pre"), lambda x, hook, d=noise[:, row]: x + d)
+                hook = (arrives_at(model, stack, layer), lambda x, hook, d=noise[:, row]: x + d)
                 expected.append(model.run_with_hooks(case.inputs, fwd_hooks=[hook]))
         found = model.resume(state, stack, joins, first_position=first)
     makes_logits = stack == list(model.stacks)[-1]
@@ -69,12 +77,12 @@ def test_rows_join_a_tower_of_which_several_layers_are_read(feature_layers: list
     n_layers = model.stacks["vision_encoder"].cfg.n_layers
     with torch.no_grad():
         _, state = model.run_with_state(inputs)
-        for layers in ({0}, {n_layers - 1}, set(range(n_layers))):
+        for layers in ({0}, {n_layers - 1}, {n_layers}, set(range(n_layers + 1))):
             joins, expected = {}, []
             for layer in sorted(layers):
                 base = state.resid_pre("vision_encoder", layer)
                 joins[layer] = base + base.flip(1)
-                hook = (f"vision_encoder.blocks.{layer}.hook_resid_pre", lambda x, hook: x + x.flip(1))
+                hook = (arrives_at(model, "vision_encoder", layer), lambda x, hook: x + x.flip(1))
                 expected.append(model.run_with_hooks(inputs, fwd_hooks=[hook]))
             whole = torch.stack(expected, 1).flatten(0, 1)
             assert torch.allclose(model.resume(state, "vision_encoder", joins), whole, atol=2e-5 * scale(whole))
@@ -167,7 +175,7 @@ def test_hooks_know_the_first_position_of_a_resumed_pass() -> None:
     [
         ({"stack": "vision"}, "no stack 'vision'; this model has vision_encoder, text_encoder, text_decoder"),
         ({"joins": {}}, "no rows join"),
-        ({"joins": {7: torch.zeros(2, 5, 16)}}, "layers 0 to 1; 7"),
+        ({"joins": {7: torch.zeros(2, 5, 16)}}, "layers 0 to 1, and 2 stands for what leaves the last; 7"),
         ({"joins": {0: torch.zeros(3, 5, 16)}}, r"shape \(3, 5, 16\); expected \[n \* 2 5 16\]"),
         ({"joins": {0: torch.zeros(2, 4, 16)}}, r"expected \[n \* 2 5 16\]"),
         ({"first_position": 2}, "bidirectional"),

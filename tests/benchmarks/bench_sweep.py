@@ -1,0 +1,124 @@
+"""What the exact sweep saves, measured beside the loop it replaces. `make bench` runs this file too.
+
+    python -m tests.benchmarks.bench_sweep [--only blip|llava] [--rounds 3]
+
+Random weights in the dimensions of BLIP-VQA-base (12 x 12 cross-attention heads x 9 tokens = 1,296 sites) and of
+LLaVA-1.5-7B with 4 language layers (128 heads at the last of 600 positions), float32. The loop is three whole
+Hugging Face models a site (clean, corrupt, patched), as published; a few of its sites are timed, the sweep whole,
+in turn. The floor is the counted minimum of floating-point operations at the measured matrix-multiply rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+
+from hooked_vlm import HookedVLM, VLMInputs
+from hooked_vlm.patching import Sites, metrics, sweep
+from tests.benchmarks.bench_forward import blip, llava, peak_bytes, seconds
+
+
+def matmul_rate(n: int = 2048, rounds: int = 5) -> float:
+    """Floating-point operations a second of a large square product."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+def block_flops(cfg: Any, positions: int, keys: int, cross_keys: int = 0, d_source: int = 0, rows: int = 1) -> float:
+    """Multiply-adds times two of one block for `rows` rows; cross-attention's keys and values are not counted."""
+    d, mlp, gate = cfg.d_model, cfg.d_mlp, 3 if cfg.gated_mlp else 2
+    inner = cfg.d_head * cfg.n_heads
+    per_position = 2 * d * inner * 4 + 2 * d * mlp * gate + 4 * keys * inner
+    if cross_keys:
+        per_position += 2 * d * inner * 2 + 4 * cross_keys * inner
+    return rows * positions * per_position
+
+
+def image_flops(cfg: Any, positions: int) -> float:
+    """Of a vision tower."""
+    return cfg.n_layers * block_flops(cfg, positions, positions)
+
+
+def blip_floor(model: Any, n_tokens: int) -> float:
+    """The least that the sweep must compute: two images, two questions, and what each site changes."""
+    vision, text, decoder = (model.stacks[n].cfg for n in ("vision_encoder", "text_encoder", "text_decoder"))
+    n_patches = vision.n_ctx
+    question = block_flops(text, n_tokens, n_tokens, n_patches)
+    keys_values = 2 * 2 * vision.d_model * text.d_model * n_patches * text.n_layers
+    runs = 2 * (image_flops(vision, n_patches) + text.n_layers * question + keys_values)
+    n_sites = text.n_heads * n_tokens
+    # A site at layer l changes one position of that block's MLP, then every position of the blocks after it.
+    later = sum(n_sites * (text.n_layers - 1 - layer) * question for layer in range(text.n_layers))
+    own = text.n_layers * n_sites * 2 * text.d_model * (text.d_model + 2 * text.d_mlp)
+    answer = decoder.n_layers * (block_flops(decoder, 1, 1, n_tokens) + 2 * 2 * decoder.d_model**2 * n_tokens)
+    unembed = 2 * decoder.d_model * (decoder.d_model + decoder.d_vocab)
+    return runs + later + own + text.n_layers * n_sites * (answer + unembed)
+
+
+def bench(name: str, hf: Any, given: dict[str, Any], make: Any, rounds: int, aim: float, floor: Any = None) -> float:
+    """Time the sweep and the loop in turn and print what it saves."""
+    model, clean = HookedVLM.from_hf(hf), VLMInputs(**given)
+    corrupt = clean.replace(pixel_values=clean.pixel_values.flip(-1))
+    sites = make(model, clean)
+    n_sites, measure = len(sites.at(clean.input_ids.shape[1])), metrics.logit_diff(100, 200)
+
+    def loop() -> None:
+        for _ in range(3):
+            hf(**given)
+
+    def whole() -> None:
+        sweep(model, clean, corrupt, sites, measure, progress=False)
+
+    loop(), whole()
+    pairs = [(seconds(loop), seconds(whole)) for _ in range(rounds)]
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratios = [n_sites * x / y for x, y in pairs]
+    ratio = statistics.median(ratios)
+    print(f"{name}: {n_sites} sites, loop {a:.2f} s a site, sweep {b:.2f} s in all ({b / n_sites * 1e3:.2f} ms a site)")
+    verdict = "ok" if ratio >= aim else "MISSED"
+    print(f"  {ratio:.0f}x [{min(ratios):.0f}, {max(ratios):.0f}]  aim >= {aim:.0f}x  {verdict}")
+    if floor is not None:
+        rate = matmul_rate()
+        share = floor(model) / rate / b
+        print(f"  {floor(model) / 1e12:.2f} TFLOP at least; matmul {rate / 1e9:.0f} GFLOP/s; share reached {share:.0%}")
+    return b
+
+
+def by_number_of_sites(model: Any, clean: VLMInputs) -> None:
+    """Cost of one more site, and memory beside the budget, as the number of sites grows."""
+    corrupt = clean.replace(pixel_values=clean.pixel_values.flip(-1))
+    for heads in ([0], [0, 1, 2], None):
+        sites = Sites.heads(model, "text_encoder", "cross_attn", heads=heads)
+        took = seconds(lambda s=sites: sweep(model, clean, corrupt, s, metrics.logit_diff(1, 2), progress=False))
+        n = len(sites.at(clean.input_ids.shape[1]))
+        print(f"  {n:5d} sites: {took / n * 1e3:.2f} ms a site")
+    for budget in (2**28, 2**30):
+        run = partial(sweep, model, clean, corrupt, sites, metrics.logit_diff(1, 2), budget=budget, progress=False)
+        print(f"  budget {budget / 2**20:.0f} MiB: peak {peak_bytes(run) / 2**20:.0f} MiB")
+
+
+def main() -> None:
+    """Run the benchmarks and print what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("blip", "llava"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        if options.only in (None, "blip"):
+            hf, given = blip()
+            make = lambda m, i: Sites.heads(m, "text_encoder", "cross_attn")  # noqa: E731
+            bench("BLIP", hf, given, make, options.rounds, 250, lambda m: blip_floor(m, given["input_ids"].shape[1]))
+            by_number_of_sites(HookedVLM.from_hf(hf), VLMInputs(**given))
+        if options.only in (None, "llava"):
+            hf, given = llava()
+            make = lambda m, i: Sites.heads(m, "language_model", positions=i.last)  # noqa: E731
+            bench("LLaVA, 4 layers", hf, given, make, options.rounds, 140)
+
+
+if __name__ == "__main__":
+    main()
