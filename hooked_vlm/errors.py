@@ -13,16 +13,13 @@ from collections.abc import Iterable
 class HookedVLMError(Exception):
     """Base of every error that `hooked_vlm` raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message as it was written, also where a KeyError would quote it."""
+        return Exception.__str__(self)
+
 
 class HookNameError(HookedVLMError, KeyError):
     """A hook point was asked for that the model does not have."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __str__(self) -> str:  # KeyError would print the repr
-        return self.message
 
 
 class GatedHookError(HookedVLMError, ValueError):
@@ -39,6 +36,14 @@ class DenseWeightError(HookedVLMError, ValueError):
 
 class CheckpointError(HookedVLMError, ValueError):
     """A checkpoint cannot be loaded as it stands: missing, extra or mismatched weights, no safetensors."""
+
+
+class UnknownCheckpointError(HookedVLMError, KeyError):
+    """No checkpoint of the zoo has this name: the message lists those there are."""
+
+
+class DamagedCheckpointError(HookedVLMError, ValueError):
+    """A file of a checkpoint of the zoo is not the one that was shipped."""
 
 
 class UnsupportedArchitectureError(HookedVLMError, ValueError):
@@ -67,6 +72,14 @@ class StackError(HookedVLMError, ValueError):
 
 class ResidualError(HookedVLMError, ValueError):
     """A decomposition of the residual stream was asked for where the mathematics does not hold."""
+
+
+class TaskSchemaError(HookedVLMError, ValueError):
+    """A table is not a task: a column is missing or of another type, or a row does not fit."""
+
+
+class ResumeError(HookedVLMError, ValueError):
+    """The state of an interrupted training belongs to another one."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

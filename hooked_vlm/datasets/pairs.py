@@ -14,6 +14,8 @@ import datasets
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hooked_vlm.errors import TaskSchemaError
+
 COLUMNS: dict[str, str] = {
     "id": "a name that no other row of the task has",
     "task": "what is asked about, such as colour",
@@ -28,10 +30,6 @@ COLUMNS: dict[str, str] = {
 }
 OPTIONAL = ("mask",)
 PICTURES = ("image", "corrupt_image", "mask")
-
-
-class TaskSchemaError(ValueError):
-    """A table is not a task: the message names the column or the row."""
 
 
 def features(*, mask: bool = True) -> datasets.Features:

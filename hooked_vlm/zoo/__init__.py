@@ -10,21 +10,11 @@ import hashlib
 import json
 import pathlib
 
+from hooked_vlm.errors import DamagedCheckpointError, UnknownCheckpointError
+
 PREFIX = "zoo:"
 _HERE = pathlib.Path(__file__).parent
 _CHECKSUMS = _HERE / "checksums.json"
-
-
-class UnknownCheckpointError(KeyError):
-    """No checkpoint of the zoo has this name: the message lists those there are."""
-
-    def __str__(self) -> str:
-        """The message as it was written: KeyError would quote it."""
-        return str(self.args[0])
-
-
-class DamagedCheckpointError(ValueError):
-    """A file of a checkpoint is not the one that was shipped: the message names it and the way out."""
 
 
 def _listing() -> dict[str, dict[str, str]]:

@@ -23,16 +23,13 @@ from torch import Tensor, nn
 
 from hooked_vlm.datasets import shapes
 from hooked_vlm.datasets.scenes import Dice, Scene, render
+from hooked_vlm.errors import ResumeError
 from hooked_vlm.zoo import digest
 from hooked_vlm.zoo.recipes import RECIPES, Recipe, Schedule, to_pixels
 
 STATE = "state.safetensors"
 LOOK_EVERY = 250
 LOOK_AT = 144  # unseen scenes of each kind, at every look
-
-
-class ResumeError(ValueError):
-    """The checkpoint in the state folder belongs to another run."""
 
 
 @dataclasses.dataclass(frozen=True)
