@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import json
 import sys
-import types
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +13,14 @@ import torch
 from hooked_vlm import HookedVLM, __version__, demo
 from hooked_vlm.cli import main
 from hooked_vlm.models import table
+from tests.models import checkpoints
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small BLIP saved with its processor."""
     directory = tmp_path_factory.mktemp("checkpoint")
-    model = demo.random_blip()
-    model.hf_model.save_pretrained(directory)
-    model.processor.save_pretrained(directory)
-    return str(directory)
+    return checkpoints.save(directory, *checkpoints.blip_vqa())
 
 
 @pytest.fixture
@@ -81,8 +77,8 @@ def test_a_row_tells_the_axes_and_the_gate(command, checkpoint):
 
 
 def test_axes_of_the_table_are_those_of_the_activations():
-    model = demo.random_blip()
-    inputs = model.to_inputs(demo.picture("red"), demo.QUESTION)
+    model = HookedVLM.from_hf(*checkpoints.blip_vqa())
+    inputs = model.to_inputs(checkpoints.picture(), "is the circle red or blue?")
     rows = {row.name: row for row in table.hook_table(model)}
     _, always = model.run_with_cache(inputs)
     model.cfg.use_attn_result = model.cfg.use_split_qkv_input = True
@@ -95,7 +91,7 @@ def test_axes_of_the_table_are_those_of_the_activations():
 
 
 def test_embeddings_stand_before_the_blocks_they_feed():
-    names = [row.name for row in table.hook_table(demo.random_blip())]
+    names = [row.name for row in table.hook_table(HookedVLM.from_hf(*checkpoints.blip_vqa()))]
     for stack in ("vision_encoder", "text_encoder", "text_decoder"):
         assert names.index(f"{stack}.hook_pos_embed") < names.index(f"{stack}.blocks.{{l}}.hook_resid_pre")
     assert names[0] == "hook_pixel_values" and names[-1] == "hook_logits"
@@ -164,13 +160,15 @@ def numbers_of(printed: str) -> list[list[list[float]]]:
 def test_the_numbers_of_the_demo_are_those_of_the_model(command):
     code, out, err = command("demo")
     assert (code, err) == (0, "")
-    assert "text_encoder.blocks.0.cross_attn.hook_pattern" in out and "1 x 4 x 9 x 17" in out
+    assert "text_encoder.blocks.0.cross_attn.hook_pattern" in out and "1 x 4 x 9 x 65" in out
     assert "def zero_head" in out and "def patch_head" in out
 
-    model, _ = demo.demo_model()
-    clean, corrupt = (model.to_inputs(demo.picture(c), demo.QUESTION) for c in (demo.RIGHT, demo.WRONG))
+    model = HookedVLM.from_pretrained(demo.CHECKPOINT)
+    pair = demo.first_pair(model)
+    clean, corrupt = pair.clean, pair.corrupt
+    assert model.generate(clean) == [pair.right] and model.generate(corrupt) == [pair.wrong]
     _, cache = model.run_with_cache(clean)
-    high, low = (demo.logit_difference(model, model(inputs)) for inputs in (clean, corrupt))
+    high, low = (demo.logit_difference(model, pair, model(inputs)) for inputs in (clean, corrupt))
     n_heads = model.stacks["text_encoder"].cfg.n_heads
     zeroed, restored = numbers_of(out)
     assert len(zeroed) == len(restored) == model.stacks["text_encoder"].cfg.n_layers
@@ -184,37 +182,9 @@ def test_the_numbers_of_the_demo_are_those_of_the_model(command):
 
         def run(inputs, source, name=name, keep=keep):
             logits = model.run_with_hooks(inputs, fwd_hooks=[(name, partial(keep, source=source))])
-            return demo.logit_difference(model, logits)
+            return demo.logit_difference(model, pair, logits)
 
         without = run(clean, torch.zeros_like(cache[name]))
         assert zeroed[layer][head] == pytest.approx(without - high, abs=6e-4)
         back = (run(corrupt, cache[name]) - low) / (high - low)
         assert restored[layer][head] == pytest.approx(back, abs=6e-4)
-
-
-def test_the_demos_random_model_is_right_about_both_pictures():
-    model = demo.random_blip()
-    differences = [
-        demo.logit_difference(model, model(model.to_inputs(demo.picture(colour), demo.QUESTION)))
-        for colour in (demo.RIGHT, demo.WRONG)
-    ]
-    assert differences[0] > 0 > differences[1]
-
-
-def test_the_demos_random_model_leaves_torchs_generator_alone():
-    torch.manual_seed(1)  # not the state that an earlier one would have left
-    before = torch.random.get_rng_state()
-    demo.random_blip()
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_the_demo_shows_the_shipped_model_where_there_is_one(checkpoint, monkeypatch):
-    zoo = types.ModuleType("hooked_vlm.zoo")
-    zoo.__spec__ = importlib.machinery.ModuleSpec("hooked_vlm.zoo", None)
-    asked = []
-    zoo.locate = lambda name: asked.append(name) or checkpoint
-    monkeypatch.setitem(sys.modules, "hooked_vlm.zoo", zoo)
-    monkeypatch.setattr(sys.modules["hooked_vlm"], "zoo", zoo, raising=False)
-    model, words = demo.demo_model()
-    assert asked == [demo.CHECKPOINT] and demo.CHECKPOINT in words
-    assert model.cfg.model_name == checkpoint

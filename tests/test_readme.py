@@ -42,6 +42,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def numbers(line: str) -> list[float]:
+    """The signed numbers in a line."""
+    return [float(number) for number in re.findall(r"[+-]\d+\.\d+", line)]
+
+
 def test_the_code_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workplace)
     code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -53,6 +58,10 @@ def test_the_code_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         exec(compile(block.replace(', device="cuda", dtype="float16"', ""), "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("tensor(")
+    promised = re.findall(r"^layer \d head \d: .*$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for line, shown in zip(promised, [line for line in printed if line.startswith("layer")], strict=True):
+        assert line.partition(":")[0] == shown.partition(":")[0]
+        assert numbers(line) == pytest.approx(numbers(shown), abs=0.03)
     assert names["effects"].shape == (2, 2) and names["over_image"].shape == (4,)
     assert names["logits"].shape[:2] == (64, 1) and names["parts"].shape[0] > 2
 
