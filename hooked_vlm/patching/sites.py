@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any, Final, Literal, cast
 
@@ -219,7 +220,7 @@ class Sites:
         """Sizes of the axes of a result over these sites."""
         return [len(indices) for indices in self._columns.values()]
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
         """One row a site, in the order of a result's axes.
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
-from hooked_vlm.hooks import Index, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.patching.metrics import Metric
@@ -365,13 +364,10 @@ def _one_run_a_site(task: Task, chunk: list[int]) -> Tensor:
     """Values of some sites by one run of the whole model each, [metric site example]."""
     rows = []
     for number in chunk:
-        cell = task.sites.table.iloc[number]
-        name = task.sites.hook.format(cell.get("layer"))
-        at: dict[str, Index] = {"positions": None if "position" not in cell else int(cell["position"])}
-        if "head" in cell:
-            at["heads"] = int(cell["head"])
-        fn = patch(task.source, **at)
-        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[(name, fn)]))
+        cells = task.sites.table.iloc[[number]]
+        name = task.sites.hook.format(cells["layer"].iloc[0] if "layer" in cells else None)
+        hook = (name, _patch_of_rows(task, name, cells, 0, 0))
+        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[hook]))
         rows.append(torch.stack([_measured(k, m, logits, len(task.base)) for k, m in task.metrics.items()]))
     return torch.stack(rows, 1)
 

@@ -205,17 +205,20 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch: pytest
         sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
 
 
-def test_hooks_of_the_users_own_are_kept_and_said() -> None:
+@pytest.mark.parametrize("kind", ["heads", "residual", "neurons"])
+def test_hooks_of_the_users_own_are_kept_and_said(kind: str) -> None:
     model, clean = variant("blip-vqa")
     corrupt = other(clean, image=True)
-    sites = Sites.heads(model, "text_encoder", "cross_attn", positions=1)
-    steer = ("text_encoder.blocks.1.attn.hook_z", lambda z, hook: z * 0.5)
+    only = {"neurons": [0, 3]} if kind == "neurons" else {}
+    sites = getattr(Sites, kind)(model, "text_encoder", positions=[1, 2], **only)
+    steer = ("text_encoder.blocks.1.attn.hook_v", lambda v, hook: v * 0.5)
+    measure = metrics.logit_diff(7, 8)
     with model.hooks([steer]), pytest.warns(UserWarning, match="hooks of its own"):
-        found = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
+        found = sweep(model, clean, corrupt, sites, measure, progress=False)
     with model.hooks([steer]):
-        expected = by_hand(model, clean, corrupt, sites, metrics.logit_diff(7, 8))
+        expected = by_hand(model, clean, corrupt, sites, measure)
     assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5)
-    assert not model.list_hooks()
+    assert expected.std() > 0 and not model.list_hooks()
 
 
 def test_clean_and_corrupt_of_different_length_raise() -> None:
