@@ -64,13 +64,13 @@ class Sight:
         """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of every example."""
         if not self.causal and self.real is None:
             return None
-        sees = torch.ones(1, len(places), n_keys, dtype=torch.bool, device=places.device)
-        keys = torch.arange(n_keys, device=places.device)
-        if self.causal:
-            sees = (keys <= places[:, None])[None]
-            sees = sees if window is None else sees & (places[:, None] - keys < window)
+        keys, queries = torch.arange(n_keys, device=places.device), places[:, None]
+        sees = (keys <= queries if self.causal else torch.ones_like(keys <= queries))[None]
+        if self.causal and window is not None:
+            sees = sees & (queries - keys < window)
         if self.real is not None:
-            sees = (sees & self.real[:, None, :n_keys].to(places.device)) | (keys == places[:, None])
+            sees = sees & self.real[:, None, :n_keys].to(places.device)
+            sees = sees | (keys == queries) if self.causal else sees
         return rearrange(sees.expand(batch, -1, -1), "b r k -> (b r) 1 1 k")
 
     def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:

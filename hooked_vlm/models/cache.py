@@ -29,17 +29,22 @@ DECOMPOSITIONS = (
 )
 
 
+def sliced(activation: Tensor, hook: HookPoint, pos_slice: Any, has_batch_dim: bool = True) -> Tensor:
+    """Some positions of an activation, along the axis that is a position; all of it where there is none."""
+    axes = [axis for axis in hook.axes if axis in ("pos", "query_pos")]
+    if not axes:
+        return activation
+    found: Tensor = Slice.unwrap(pos_slice).apply(activation, dim=hook.axes.index(axes[0]) - (not has_batch_dim))
+    return found
+
+
 def caching_hook(
     cache: dict[str, Tensor], suffix: str, device: Any, remove_batch_dim: bool, pos_slice: Any
 ) -> Callable[..., None]:
     """A hook that stores what it sees, sliced along its position axis, and changes nothing."""
-    pos_slice = Slice.unwrap(pos_slice)
 
     def save(activation: Tensor, hook: HookPoint) -> None:
-        axes = [axis for axis in hook.axes if axis in ("pos", "query_pos")]
-        stored = activation.detach().to(device)
-        if axes:
-            stored = pos_slice.apply(stored, dim=hook.axes.index(axes[0]))
+        stored = sliced(activation.detach().to(device), hook, pos_slice)
         cache[f"{hook.name}{suffix}"] = stored[0] if remove_batch_dim and stored.shape[0] == 1 else stored
 
     return save

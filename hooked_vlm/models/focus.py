@@ -19,7 +19,7 @@ from transformer_lens.config import TransformerLensConfig
 from hooked_vlm.components.block import Block
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
-from hooked_vlm.models.cache import StackCache, VLMCache
+from hooked_vlm.models.cache import StackCache, VLMCache, sliced
 from hooked_vlm.models.inputs import VLMInputs
 
 
@@ -125,7 +125,12 @@ class FocusedStack:
         """As the model's, with this view's names and this stack's activations alone."""
         names_filter = (lambda _: True) if names_filter is None else names_filter
         names = [full for _, full in self._matching(names_filter)]
+        own_slice = options.pop("pos_slice", None) if self.name != self.model.prompt_stack else None
         out, cache = self.model.run_with_cache(self.to_inputs(tokens), *args, names_filter=names, **options)
+        if own_slice is not None:  # the model slices its prompt's positions; here they are this stack's
+            for full, activation in cache.cache_dict.items():
+                points = self.model.hook_dict[full.removesuffix("_grad")]
+                cache.cache_dict[full] = sliced(activation, points, own_slice, cache.has_batch_dim)
         return out, self.cache_of(cache)
 
     def cache_of(self, cache: VLMCache) -> StackCache:

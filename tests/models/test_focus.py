@@ -269,6 +269,19 @@ def test_what_is_not_offered_raises_and_names_the_way_out(models: dict[str, Hook
         view.run_with_cache("is it red?", names_filter=lambda n: n.startswith("vision_encoder"))
 
 
+@pytest.mark.parametrize("remove_batch_dim", [False, True])
+@pytest.mark.parametrize(("kind", "stack"), VIEWS)
+def test_pos_slice_means_the_views_positions(
+    models: dict[str, HookedVLM], kind: str, stack: str, remove_batch_dim: bool
+) -> None:
+    view, clean, _ = view_and_tokens(models, kind, stack)
+    _, whole = view.run_with_cache(clean, remove_batch_dim=remove_batch_dim)
+    _, last = view.run_with_cache(clean, remove_batch_dim=remove_batch_dim, pos_slice=-1)
+    for name in ("blocks.0.attn.hook_z", "blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"):
+        axis = -2 if name.endswith(("pattern", "post")) else -3
+        assert torch.equal(last[name], whole[name].narrow(axis, -1, 1)), name
+
+
 def test_hook_functions_in_a_view_see_its_names(models: dict[str, HookedVLM]) -> None:
     seen: list[tuple[str, int]] = []
     view = models["vqa"].focus("text_encoder", images=checkpoints.picture())
