@@ -276,7 +276,9 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         Raises:
             StackError: if the stack, a layer, a shape or the first position does not fit.
         """
-        self._check_joins(state, stack, joins, first_position)
+        if stack not in self.stacks:
+            raise StackError(f"there is no stack {stack!r}; this model has {', '.join(self.stacks)}")
+        state.refuse_misfits(self.stacks[stack], joins, first_position)
         run = Run(
             interpolate=state.interpolate,
             logits_at=logits_at,
@@ -287,26 +289,6 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         )
         with self.stacks[stack].window.at(first_position):
             return self._run(state.inputs, run)
-
-    def _check_joins(self, state: RunState, stack: str, joins: Mapping[int, Tensor], first: int) -> None:
-        if stack not in self.stacks:
-            raise StackError(f"there is no stack {stack!r}; this model has {', '.join(self.stacks)}")
-        if not joins:
-            raise StackError("no rows join: give residuals for at least one layer, {layer: [rows pos d_model]}")
-        if first and not self.stacks[stack].causal:
-            raise StackError(
-                f"{stack} is bidirectional: every position sees a change at any other, so first_position must be 0"
-            )
-        for layer, rows in joins.items():
-            base = state.resid_pre(stack, layer)
-            expected = (base.shape[1] - first, base.shape[2])
-            if not 0 <= first < base.shape[1]:
-                raise StackError(f"first_position is {first}; {stack} has positions 0 to {base.shape[1] - 1}")
-            if rows.ndim != 3 or rows.shape[1:] != expected or rows.shape[0] % base.shape[0] or not rows.shape[0]:
-                raise StackError(
-                    f"the rows that join {stack} before layer {layer} have shape {tuple(rows.shape)}; expected "
-                    f"[n * {base.shape[0]} {expected[0]} {expected[1]}], n rows for each example"
-                )
 
     def _through(
         self,

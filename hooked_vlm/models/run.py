@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vlm.components.stack import StackPass
+from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import StackError
 from hooked_vlm.models.inputs import VLMInputs
 
@@ -48,6 +48,25 @@ class RunState:
         resid = memory[layer].resid_pre
         assert resid is not None
         return resid
+
+    def refuse_misfits(self, stack: Stack, joins: Mapping[int, Tensor], first: int) -> None:
+        """Raise StackError if rows cannot join `stack` with these residuals from position `first` on."""
+        if not joins:
+            raise StackError("no rows join: give residuals for at least one layer, {layer: [rows pos d_model]}")
+        if first and not stack.causal:
+            raise StackError(
+                f"{stack.name} is bidirectional: every position sees a change at any other, so first_position must be 0"
+            )
+        for layer, rows in joins.items():
+            base = self.resid_pre(stack.name, layer)
+            expected = (base.shape[1] - first, base.shape[2])
+            if not 0 <= first < base.shape[1]:
+                raise StackError(f"first_position is {first}; {stack.name} has positions 0 to {base.shape[1] - 1}")
+            if rows.ndim != 3 or rows.shape[1:] != expected or rows.shape[0] % base.shape[0] or not rows.shape[0]:
+                raise StackError(
+                    f"the rows that join {stack.name} before layer {layer} have shape {tuple(rows.shape)}; expected "
+                    f"[n * {base.shape[0]} {expected[0]} {expected[1]}], n rows for each example"
+                )
 
 
 @dataclass

@@ -44,7 +44,7 @@ def hf_logits(hf: Any, kind: str, row: VLMInputs, interpolate: bool = False) -> 
 
 def scale(logits: Tensor) -> float:
     """The size of the logits that differences are measured against."""
-    return max(1e-3, float(logits.float().abs().max()))
+    return max(1e-3, float(logits.detach().float().abs().max()))
 
 
 def real_logits(logits: Tensor, inputs: VLMInputs, kind: str, i: int) -> Tensor:
