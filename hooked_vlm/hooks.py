@@ -26,7 +26,8 @@ from hooked_vlm.errors import PositionError
 Index = int | slice | range | Sequence[int] | Tensor | None
 HookFunction = Callable[..., Tensor]
 
-POSITIONS = ("pos", "query_pos", "image_pos", "key_pos", "answer_pos")
+OWN_POSITIONS = ("pos", "query_pos")  # axes along which a pass may hold a part of its stack's positions
+POSITIONS = (*OWN_POSITIONS, "image_pos", "key_pos")
 HEADS = ("head", "kv_head")
 
 
@@ -207,7 +208,7 @@ def where(activation: Tensor, hook: Any, positions: Index = None, heads: Index =
         axis = next((i for i, name in enumerate(hook.axes) if name in names), None)
         if axis is None:
             raise PositionError(f"{hook.name} is [{' '.join(hook.axes)}] and has no axis among {', '.join(names)}")
-        first = first if hook.axes[axis] in ("pos", "query_pos") else 0
+        first = first if hook.axes[axis] in OWN_POSITIONS else 0
         members = _members(wanted, activation.shape[axis], first, f"{hook.axes[axis]} of {hook.name}", activation)
         shape = [1] * activation.ndim
         shape[0], shape[axis] = members.shape
@@ -249,7 +250,7 @@ def _look_up(source: Any, hook: Any) -> Tensor:
 def _aligned(new: Tensor, activation: Tensor, hook: Any) -> Tensor:
     """A source in the activation's shape: one row for all, and the part of its positions that this pass holds."""
     new = new.to(activation)
-    axis = next((i for i, name in enumerate(hook.axes) if name in ("pos", "query_pos")), None)
+    axis = next((i for i, name in enumerate(hook.axes) if name in OWN_POSITIONS), None)
     if axis is not None and hook.first_position and new.ndim == activation.ndim:
         held = new.narrow(axis, hook.first_position, max(0, new.shape[axis] - hook.first_position))
         missing = activation.shape[axis] - held.shape[axis]

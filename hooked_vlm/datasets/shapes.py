@@ -56,12 +56,6 @@ from hooked_vlm.datasets.scenes import (
 )
 
 TASKS = ("colour", "shape", "place")
-AXES = {
-    "above": ("above", "below"),
-    "below": ("above", "below"),
-    "left": ("left", "right"),
-    "right": ("left", "right"),
-}
 CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "colour": tuple(permutations(COLOURS, 2)),
     "shape": tuple(permutations(SHAPES, 2)),

@@ -15,10 +15,10 @@ import pandas as pd
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import HookNameError, PositionError, StackError, closest
+from hooked_vlm.hooks import HEADS, POSITIONS
 
 ALL: Final = "all_at_once"
 Index = int | slice | range | Sequence[int] | Literal["all_at_once"] | None
-UNITS = ("head", "kv_head", "d_mlp")  # what the third axis of a site can be
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Sites:
             PositionError: if there is no such head.
         """
         sites = cls._in_blocks(model, stack, f"{attention}.hook_{activation}", layers, positions)
-        axis = next((name for name in sites.axes if name in ("head", "kv_head")), None)
+        axis = next((name for name in sites.axes if name in HEADS), None)
         if axis is None:
             raise HookNameError(f"{sites.hook} is [{' '.join(sites.axes)}] and has no heads: use Sites.module")
         cfg = model.stacks[stack].cfg
@@ -195,8 +195,7 @@ class Sites:
     @property
     def position_axis(self) -> int | None:
         """Which axis of the activation is a position, or None."""
-        names = ("pos", "query_pos", "key_pos", "image_pos", "answer_pos")
-        return next((i for i, name in enumerate(self.axes) if name in names), None)
+        return next((i for i, name in enumerate(self.axes) if name in POSITIONS), None)
 
     def at(self, n_positions: int) -> Sites:
         """These sites with their positions spelled out, in a run with `n_positions` of them.

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
+from hooked_vlm.hooks import OWN_POSITIONS
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.patching.metrics import Metric
@@ -336,7 +337,7 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | 
     source_index: list[Tensor] = []
     if sites.positions != ALL and sites.position_axis is not None:
         at = torch.tensor(cells["position"].to_list())
-        moves = sites.axes[sites.position_axis] in ("pos", "query_pos")  # key positions of another stack do not
+        moves = sites.axes[sites.position_axis] in OWN_POSITIONS  # key positions of another stack do not move
         index.append(torch.zeros_like(at) if first is None else at - first if moves else at)
         source_index.append(at)
         source_axes.append(sites.position_axis)
