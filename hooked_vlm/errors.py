@@ -78,8 +78,20 @@ class TaskSchemaError(HookedVLMError, ValueError):
     """A table is not a task: a column is missing or of another type, or a row does not fit."""
 
 
+class DataError(HookedVLMError, ValueError):
+    """A data set's folder, file or row cannot be read, or holds nothing that can be asked about."""
+
+
+class ReplacementError(HookedVLMError, ValueError):
+    """No word can stand in for another: none of the same part of speech and token count is left."""
+
+
 class ResumeError(HookedVLMError, ValueError):
-    """The state of an interrupted training belongs to another one."""
+    """What an interrupted training or run left behind belongs to another one."""
+
+
+class RunDirectoryError(HookedVLMError, OSError):
+    """A run's directory cannot be written or read, or what is in it is no run."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

@@ -184,12 +184,12 @@ def test_everything_that_gets_installed_is_pinned():
     assert names <= set(pins()), names - set(pins())
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "transformer_lens": "transformer-lens"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "transformer_lens": "transformer-lens"}
 
 
 def test_what_the_package_imports_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    extra = {canonicalize_name(Requirement(line).name) for name in ("figures", "quantized") for line in EXTRAS[name]}
+    extra = {canonicalize_name(Requirement(line).name) for name in ("figures", "inpaint", "quantized") for line in EXTRAS[name]}
     for source in SOURCES:
         top = {name.partition(".")[0] for name in imports(parsed(source))}
         needed = {
@@ -275,6 +275,7 @@ ROOMS = {
     "viz": {"errors"},
     "models": {"errors", "components", "zoo"},  # zoo: where a checkpoint that ships with the package lies
     "patching": {"errors", "components", "hooks", "models"},
+    "lens": {"errors", "components", "models"},
     "notice": {"errors", "components", "hooks", "datasets", "viz", "models", "patching"},
 }
 
