@@ -5,7 +5,7 @@ A site is one cell: one layer, one position, one head. `Sites` names them all at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -33,6 +33,7 @@ class Sites:
         positions: positions, None for every one of the run's, "all_at_once" for all in one site.
         units: heads or neurons, or "all_at_once" for all in one site.
         unit: the axis that `units` are on, or None.
+        picked: which rows of the table of all of them; None for every one.
     """
 
     stack: str | None
@@ -42,6 +43,7 @@ class Sites:
     positions: tuple[int, ...] | slice | Literal["all_at_once"] | None  # a slice until `at` spells it out
     units: tuple[int, ...] | Literal["all_at_once"] = ALL
     unit: str | None = None
+    picked: tuple[int, ...] | None = None
 
     # --- making them --------------------------------------------------------------------------------
 
@@ -207,17 +209,28 @@ class Sites:
             return replace(self, positions=ALL)
         return replace(self, positions=_chosen(self.positions, n_positions, f"positions of {self.hook}"))
 
+    def pick(self, rows: Iterable[int]) -> Sites:
+        """Some of these sites, by their row in `table`: ``sites.pick(sites.table.query("layer + head == 3").index)``.
+
+        A result over them has one axis, and its `index_df` says what each entry is.
+
+        Raises:
+            PositionError: if the positions are still open (see `at`), or there is no such row.
+        """
+        chosen = _chosen(list(rows), len(self), f"rows of {self!r}")
+        return replace(self, picked=chosen if self.picked is None else tuple(self.picked[row] for row in chosen))
+
     @property
     def axis_names(self) -> list[str]:
-        """Names of the axes of a result over these sites, of "layer", "position", "head" or "neuron"."""
+        """Names of the indices of a site, of "layer", "position", "head" or "neuron"."""
         names = ["layer"] if self.layers else []
         names += ["position"] if self.positions != ALL else []
         return names + ([] if self.units == ALL else ["neuron" if self.unit == "d_mlp" else "head"])
 
     @property
     def shape(self) -> list[int]:
-        """Sizes of the axes of a result over these sites."""
-        return [len(indices) for indices in self._columns.values()]
+        """Sizes of the axes of a result over these sites: one for each of `axis_names`, or one if they were picked."""
+        return [len(self)] if self.picked is not None else [len(indices) for indices in self._columns.values()]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -228,7 +241,8 @@ class Sites:
         """
         if self.positions is None:
             raise PositionError("the positions are all those of a run: sites.at(n_positions).table")
-        return pd.DataFrame(list(product(*self._columns.values())), columns=self.axis_names)
+        table = pd.DataFrame(list(product(*self._columns.values())), columns=self.axis_names)
+        return table if self.picked is None else table.iloc[list(self.picked)].reset_index(drop=True)
 
     @property
     def _columns(self) -> dict[str, tuple[int, ...]]:
@@ -245,6 +259,8 @@ class Sites:
         parts.append("every position" if self.positions is None else f"positions {_shown(self.positions)}")
         if self.unit is not None:
             parts.append(f"{'neurons' if self.unit == 'd_mlp' else 'heads'} {_shown(self.units)}")
+        if self.picked is not None:
+            parts.append(f"{len(self.picked)} of these")
         return f"Sites({self.hook.replace('{}', '{l}')}: {', '.join(parts)})"
 
 

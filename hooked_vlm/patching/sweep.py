@@ -77,7 +77,7 @@ def sweep(
             f"metrics {list(named)}, direction {direction!r}, reduce {reduce!r}: expected a metric, 'denoise' or "
             "'noise', and 'none' or 'mean'"
         )
-    _refuse_different(clean, corrupt)
+    refuse_different(clean, corrupt)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
         task = _prepared(model, source, base, sites, named)
@@ -90,7 +90,7 @@ def sweep(
     is_mapping = isinstance(metrics, Mapping)
     return PatchingResult(
         values=values if is_mapping else values[0],
-        axis_names=task.sites.axis_names,
+        axis_names=[] if task.sites.picked is not None else task.sites.axis_names,
         index_df=task.sites.table,
         metric_names=list(named),
         reduced=reduce == "mean",
@@ -173,7 +173,8 @@ def _prepared(model: Any, source: VLMInputs, base: VLMInputs, sites: Sites, metr
     return Task(model, base, sites, metrics, logits, state, found)
 
 
-def _refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
+def refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
+    """Raise InputsError if the tensors of clean and corrupt differ in shape."""
     for name in ("pixel_values", "input_ids", "decoder_input_ids"):
         a, b = (None if getattr(x, name) is None else tuple(getattr(x, name).shape) for x in (clean, corrupt))
         if a != b:
