@@ -94,6 +94,10 @@ class RunDirectoryError(HookedVLMError, OSError):
     """A run's directory cannot be written or read, or what is in it is no run."""
 
 
+class MissingExtraError(HookedVLMError, ImportError):
+    """What was asked for needs a package that only an extra installs: the message names the extra."""
+
+
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The `n` known names most like `name`, best first.
 
