@@ -1,0 +1,200 @@
+"""Pictures in folders that hold tens of thousands of them: listed by name, opened one at a time, damage named.
+
+`Skips` counts what is passed over and why. Costs: a listing holds the names (some 100 bytes each) and opens
+nothing; a picture is decoded when it is asked for and forgotten by the next. Knows no data set and no model.
+"""
+
+import hashlib
+import io
+import os
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hooked_vlm.errors import DataError, ImageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+NAMES_KEPT = 20  # of each reason: enough to look into it, however many there are
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)  # what Pillow raises of bad files
+
+UNREADABLE = "the picture cannot be read"
+
+
+@dataclass
+class Skips:
+    """What was passed over and why: every case counted, the first few of each reason named.
+
+    Args:
+        counts: Cases by reason.
+        names: The names of the first `NAMES_KEPT` by reason.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        """Count a case, and keep its name if it is among the first."""
+        self.counts[reason] += 1
+        kept = self.names.setdefault(reason, [])
+        if len(kept) < NAMES_KEPT:
+            kept.append(name)
+
+    def warn(self, where: str) -> None:
+        """Say once, as a warning, which pictures could not be read; nothing if all could."""
+        if n := self.counts[UNREADABLE]:
+            named = ", ".join(self.names[UNREADABLE])
+            more = f" and {n - len(self.names[UNREADABLE])} more" if n > len(self.names[UNREADABLE]) else ""
+            warnings.warn(
+                f"{n} of the pictures of {where} cannot be read and were passed over: {named}{more}.", stacklevel=2
+            )
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture; hidden files are none."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def names_in(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """The names of the files in a folder, as the disk gives them; nothing is opened.
+
+    Args:
+        folder: The folder; folders inside it are left out.
+
+    Yields:
+        File names without the folder's.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file())
+    except OSError as error:
+        raise DataError(f"{os.fspath(folder)!r} cannot be listed ({error.strerror or error}).") from error
+
+
+def folders_in(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in a folder, in order; hidden ones left out.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{os.fspath(folder)!r} cannot be listed ({error.strerror or error}).") from error
+
+
+def existing_folder(data: str | os.PathLike[str] | None, task: str, what: str) -> Path:
+    """The folder of a data set.
+
+    Args:
+        data: What the user gave.
+        task: The task that needs it.
+        what: What the folder should hold, for the error.
+
+    Raises:
+        DataError: None was given, or there is no such folder.
+    """
+    if data is None:
+        raise DataError(f"The task {task!r} needs a folder of data: give data=FOLDER with {what}.")
+    folder = Path(data)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{str(folder)!r} {found}: the task {task!r} needs a folder with {what}.")
+    return folder
+
+
+def shuffled(names: Iterable[str], *key: str | int) -> list[str]:
+    """Names in an order drawn by a key: each name's place depends on the key and the set of names alone.
+
+    Args:
+        names: Names, in any order and any script.
+        key: Strings and integers that name what is drawn.
+
+    Returns:
+        The names, sorted by a digest of key and name. A name that is added or taken away moves no other.
+    """
+    prefix = hashlib.blake2b(ascii(key).encode("ascii"), digest_size=16).digest()
+
+    def place(name: str) -> tuple[bytes, str]:
+        return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), key=prefix, digest_size=16).digest(), name
+
+    return sorted(names, key=place)
+
+
+def read(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
+    """A picture in RGB, decoded.
+
+    Greyscale becomes RGB, 16 bits are scaled to 8, and a camera's rotation is applied.
+
+    Args:
+        source: A path, or a file's bytes.
+        name: What errors call it; the path if None.
+
+    Returns:
+        The picture, with nothing left open.
+
+    Raises:
+        ImageError: There is no such file, or it is damaged, no picture, or far too large.
+    """
+    name = name or ("the picture" if isinstance(source, bytes) else os.fspath(source))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata; what matters is raised
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                return _rgb(ImageOps.exif_transpose(opened))
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no picture {name!r}.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name!r} is no picture that Pillow can read.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name!r} has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows: {error}") from error
+    except _DAMAGE as error:
+        raise ImageError(f"{name!r} is damaged: {error}") from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # Pillow would clip 16 bits to 255
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two pictures are the same, pixel by pixel (as two dead links' placeholders are)."""
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def read_or_skip(path: str | os.PathLike[str], skips: Skips, name: str) -> Image.Image | None:
+    """A picture, or None with its name counted among those that cannot be read."""
+    try:
+        return read(path)
+    except ImageError:
+        skips.add(UNREADABLE, name)
+        return None
+
+
+def decoded(cell: Any, folder: Path, name: str) -> Image.Image | None:
+    """The picture in a cell of a table, as `datasets` stores pictures: bytes, or a path beside the table.
+
+    Raises:
+        ImageError: The cell holds no picture that can be read.
+    """
+    if cell is None:
+        return None
+    if not isinstance(cell, dict):
+        cell = {"bytes": cell, "path": None} if isinstance(cell, bytes) else {"bytes": None, "path": cell}
+    if cell.get("bytes"):
+        return read(cell["bytes"], name)
+    if cell.get("path"):
+        return read(folder / cell["path"], name)
+    raise ImageError(f"{name!r} has neither bytes nor a path.")

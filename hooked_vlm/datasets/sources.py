@@ -1,0 +1,160 @@
+"""Every task by its name: a stream of rows in the schema of `pairs`, whatever holds them.
+
+`source` is the one way in: the shapes world, and files that `pairs.write_parquet` wrote.
+The rows of a source come in an order that is a function of the task, the seed and the data alone, so row k is
+always the same row, and a run that was cut off goes on with `start`.
+
+Costs: rows are made one at a time; names are listed, and no picture is opened before its row is due. Knows no
+model: of a tokenizer it only asks how many tokens a text has.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hooked_vlm.datasets import pairs, shapes
+from hooked_vlm.datasets.pictures import UNREADABLE, Skips, decoded
+from hooked_vlm.errors import DataError, ImageError, TaskSchemaError, closest
+
+Rows = Iterator[dict[str, Any]]
+
+TASKS: dict[str, str] = {
+    "colour": "the shapes world: is the circle red or blue?",
+    "shape": "the shapes world: is the red shape a circle or a square?",
+    "place": "the shapes world: is the circle above or below the square?",
+}
+"""Of each task, one line on what it asks."""
+
+
+@dataclass
+class Source:
+    """A task's rows, one at a time, and what was passed over on the way.
+
+    Args:
+        name: The task.
+        rows: Rows with the columns of `pairs.COLUMNS`, pictures as PIL images; `corrupt_prompt` may be None,
+            and `mask` is None or missing where nobody knows it.
+        skipped: How many cases were passed over for which reason, filled while rows are drawn. A reason that
+            starts with "no corrupt prompt" concerns rows that are there, without a corrupt prompt.
+        length: How many rows there are at most; None if that is not known before they are drawn.
+        named: The names of the first cases of each reason.
+    """
+
+    name: str
+    rows: Rows
+    skipped: Counter[str]
+    length: int | None = None
+    named: dict[str, list[str]] | None = None
+
+
+def source(
+    task: str,
+    *,
+    data: str | Path | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    tokenizer: Any = None,
+    start: int = 0,
+) -> Source:
+    """The rows of a task.
+
+    Args:
+        task: One of `TASKS`, or the path of a file ending in ".parquet".
+        data: The folder of the data set, for tasks that read one; a parquet file's path may be relative to it.
+        n: How many rows at most; None for all (the shapes world never ends).
+        seed: Which order, and which draws.
+        tokenizer: The model's Hugging Face tokenizer. A corrupt prompt has as many tokens under it as its
+            prompt, or is None.
+        start: The number of the first row, from 0.
+
+    Returns:
+        The source; nothing is read before its rows are asked for, save listings and tables of names.
+
+    Raises:
+        DataError: There is no such task, or its folder or file is not what it should be.
+        TaskSchemaError: A table has not the columns of a task.
+
+    Example:
+        >>> colour = source("colour", n=1, seed=5)
+        >>> next(colour.rows)["prompt"], colour.length
+        ('is the square red or green?', 1)
+    """
+    if start < 0 or (n is not None and n < 0):
+        raise DataError(f"start is {start} and n is {n}: both count rows, from 0.")
+    skips = Skips()
+    length: int | None = None
+    if task in shapes.TASKS:
+        rows: Rows = (shapes.pair(task, k, seed=seed).to_row() for k in itertools.count())
+        length = n
+        rows = _of_equal_length(rows, tokenizer, skips)
+    elif task.endswith(".parquet"):
+        path = Path(data or "") / task
+        file = _parquet(path)
+        left = max(0, file.metadata.num_rows - start)
+        length = left if n is None else min(n, left)
+        rows = _of_equal_length(_parquet_rows(file, path, skips), tokenizer, skips)
+    else:
+        raise DataError(
+            f"There is no task {task!r}: the tasks are {', '.join(TASKS)}, or a file ending in .parquet. "
+            f"Nearest: {', '.join(closest(task, TASKS))}."
+        )
+    # Rows before the start are made and dropped: only so is it known which of them are passed over.
+    rows = itertools.islice(rows, start, None if n is None else start + n)
+    return Source(task, rows, skips.counts, length, skips.names)
+
+
+# --- files of rows --------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    """A task's file, its columns checked; its pictures stay on disk."""
+    if not path.is_file():
+        raise DataError(f"There is no file {str(path)!r}: a task's parquet file is written by pairs.write_parquet.")
+    try:
+        file = pq.ParquetFile(path)
+        there = file.schema_arrow.names
+        if missing := [name for name in pairs.COLUMNS if name not in (*there, *pairs.OPTIONAL)]:
+            raise TaskSchemaError(f"{str(path)!r} has no column {', '.join(missing)}: a task has all of them.")
+        ids = file.read(columns=["id"])["id"]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{str(path)!r} is no parquet file that can be read: {error}") from error
+    if pc.count_distinct(ids, mode="all").as_py() != len(ids):
+        twice = next(name for name, count in Counter(ids.to_pylist()).items() if count > 1)
+        raise TaskSchemaError(f"{str(path)!r} has two rows called {twice!r}: ids differ in a task.")
+    return file
+
+
+def _parquet_rows(file: pq.ParquetFile, path: Path, skips: Skips) -> Rows:
+    """The rows of a file, a few in memory at a time; those with a damaged picture are passed over."""
+    columns = [name for name in pairs.COLUMNS if name in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=8, columns=columns):
+        for row in batch.to_pylist():
+            try:
+                for name in pairs.PICTURES:
+                    if name in row:
+                        row[name] = decoded(row[name], path.parent, f"{name} of row {row['id']}")
+            except ImageError as error:
+                skips.add(UNREADABLE, str(error))
+                continue
+            yield row
+
+
+def _of_equal_length(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:
+    """The rows, without those corrupt prompts that have another number of tokens than their prompts."""
+    for row in rows:
+        corrupt = row["corrupt_prompt"]
+        if corrupt is not None and tokenizer is not None and not _as_many_tokens(corrupt, row["prompt"], tokenizer):
+            skips.add("no corrupt prompt: the one given has another number of tokens", row["id"])
+            row = {**row, "corrupt_prompt": None}
+        yield row
+
+
+def _as_many_tokens(one: str, other: str, tokenizer: Any) -> bool:
+    return len(tokenizer(one)["input_ids"]) == len(tokenizer(other)["input_ids"])
