@@ -16,7 +16,7 @@ hooks of the user's own, are swept with one run of the whole model a site.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ def sweep(
     reduce: Literal["none", "mean"] = "none",
     budget: int | None = None,
     progress: bool = True,
+    corruption: Sequence[Any] = (),
 ) -> PatchingResult:
     """Patch every site, one at a time, and measure.
 
@@ -60,6 +61,9 @@ def sweep(
         reduce: "none" keeps every example, "mean" averages them.
         budget: bytes that the sweep may take, the two runs it keeps included; None for a quarter of what is free.
         progress: show sites per second and time left.
+        corruption: forward hooks that are in place while the corrupt inputs run, e.g. noise on the embeddings. All
+            that act before the patched stack's first block leave the sweep as fast as it is; with others each
+            site takes a run of the whole model.
 
     Returns:
         `transformer_lens.patching.PatchingResult`: `values` [metric, *sites.axis_names, example], the metric
@@ -71,6 +75,53 @@ def sweep(
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches the sites.
     """
+    return sweep_all(
+        model,
+        clean,
+        corrupt,
+        {"": sites},
+        metrics,
+        direction=direction,
+        reduce=reduce,
+        budget=budget,
+        progress=progress,
+        corruption=corruption,
+    )[""]
+
+
+def sweep_all(
+    model: Any,
+    clean: VLMInputs,
+    corrupt: VLMInputs,
+    kinds: Mapping[str, Sites],
+    metrics: Mapping[str, Measure] | Measure,
+    *,
+    direction: Literal["denoise", "noise"] = "denoise",
+    reduce: Literal["none", "mean"] = "none",
+    budget: int | None = None,
+    progress: bool = True,
+    corruption: Sequence[Any] = (),
+) -> dict[str, PatchingResult]:
+    """Sweeps over several kinds of sites, which share the clean and the corrupt run.
+
+    Args:
+        model: a `HookedVLM`.
+        clean: as in `sweep`, and so the rest.
+        corrupt: likewise.
+        kinds: sites by name.
+        metrics: likewise.
+        direction: likewise.
+        reduce: likewise.
+        budget: likewise.
+        progress: likewise.
+        corruption: likewise.
+
+    Returns:
+        A result for each name; the activations of all kinds are held until the last is swept.
+
+    Raises:
+        InputsError, PositionError, SilentHookError: as `sweep`.
+    """
     named = dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
     if not named or direction not in ("denoise", "noise") or reduce not in ("none", "mean"):
         raise InputsError(
@@ -78,16 +129,23 @@ def sweep(
             "'noise', and 'none' or 'mean'"
         )
     refuse_different(clean, corrupt)
-    source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
-        task = _prepared(model, source, base, sites, named)
-        baseline = torch.stack([_measured(name, fn, task.read(task.logits), len(base)) for name, fn in named.items()])
-        chunks = list(_chunks(task, budget))
-        values = _swept(task, chunks, progress)
+        if direction == "denoise":
+            tasks = _prepared(model, clean, corrupt, kinds, named, (), corruption)
+        else:
+            tasks = _prepared(model, corrupt, clean, kinds, named, corruption, ())
+        return {
+            name: _result(task, budget, progress, reduce, isinstance(metrics, Mapping)) for name, task in tasks.items()
+        }
+
+
+def _result(task: Task, budget: int | None, progress: bool, reduce: str, is_mapping: bool) -> PatchingResult:
+    named, base = task.metrics, task.base
+    baseline = torch.stack([_measured(name, fn, task.read(task.logits), len(base)) for name, fn in named.items()])
+    values = _swept(task, list(_chunks(task, budget)), progress)
     values = values.reshape(len(named), *task.sites.shape, len(base))
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
-    is_mapping = isinstance(metrics, Mapping)
     return PatchingResult(
         values=values if is_mapping else values[0],
         axis_names=[] if task.sites.picked is not None else task.sites.axis_names,
@@ -114,6 +172,7 @@ class Task:
         logits: of the base run, at every position.
         state: of the base run; None if each site takes a run of its own.
         source: the activations to patch in, by hook name.
+        hooks: forward hooks of the base run.
     """
 
     model: Any
@@ -123,6 +182,7 @@ class Task:
     logits: Tensor
     state: RunState | None
     source: dict[str, Tensor]
+    hooks: Sequence[Any] = ()
 
     @property
     def causal(self) -> bool:
@@ -155,22 +215,45 @@ class Task:
         return logits[torch.arange(len(logits)), self.base.last_each][:, None]
 
 
-def _prepared(model: Any, source: VLMInputs, base: VLMInputs, sites: Sites, metrics: dict[str, Measure]) -> Task:
+def _prepared(
+    model: Any,
+    source: VLMInputs,
+    base: VLMInputs,
+    kinds: Mapping[str, Sites],
+    metrics: dict[str, Measure],
+    source_hooks: Sequence[Any],
+    base_hooks: Sequence[Any],
+) -> dict[str, Task]:
     own_hooks = bool(model.list_hooks())
-    _, cache = model.run_with_cache(source, names_filter=sites.hooks)
-    found = {name: cache.cache_dict[name] for name in sites.hooks if name in cache.cache_dict}
-    if len(found) < len(sites.hooks):
-        model.run_with_hooks(source, fwd_hooks=[(sites.hooks[0], lambda x, hook: None)])  # raises SilentHookError
-    axis = sites.position_axis
-    sites = sites.at(1 if axis is None else found[sites.hooks[0]].shape[axis])
-    state = None
-    if own_hooks or sites.stack is None:
-        if own_hooks:
-            warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=4)
-        logits = model(base)
-    else:
+    names = list(dict.fromkeys(name for sites in kinds.values() for name in sites.hooks))
+    with model.hooks(fwd_hooks=source_hooks):
+        _, cache = model.run_with_cache(source, names_filter=names)
+    found = {name: cache.cache_dict[name] for name in names if name in cache.cache_dict}
+    if len(found) < len(names):
+        model.run_with_hooks(source, fwd_hooks=[(n, lambda x, hook: None) for n in names])  # raises SilentHookError
+    if own_hooks:
+        warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=5)
+    with model.hooks(fwd_hooks=base_hooks):
         logits, state = model.run_with_state(base)
-    return Task(model, base, sites, metrics, logits, state, found)
+    tasks = {}
+    for kind, sites in kinds.items():
+        axis = sites.position_axis
+        closed = sites.at(1 if axis is None else found[sites.hooks[0]].shape[axis])
+        shared = not own_hooks and sites.stack is not None
+        shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
+        tasks[kind] = Task(model, base, closed, metrics, logits, state if shared else None, found, base_hooks)
+    return tasks
+
+
+def _is_before(model: Any, name: Any, stack: str) -> bool:
+    """True if a hook acts before a stack's first block, so that resuming in the stack does without it."""
+    order, prefix = list(model.stacks), model.stacks[stack].prefix
+    if name in ("hook_pixel_values", f"{prefix}hook_embed", f"{prefix}hook_pos_embed"):
+        return True
+    if not isinstance(name, str) or order.index(stack) == 0:
+        return False
+    owner = None if name == "hook_image_features" else model.stack_of(name)
+    return owner is None or name.startswith("projector.") or order.index(owner) < order.index(stack)
 
 
 def refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
@@ -369,7 +452,7 @@ def _one_run_a_site(task: Task, chunk: list[int]) -> Tensor:
         cells = task.sites.table.iloc[[number]]
         name = task.sites.hook.format(cells["layer"].iloc[0] if "layer" in cells else None)
         hook = (name, _patch_of_rows(task, name, cells, 0, 0))
-        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[hook]))
+        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[*task.hooks, hook]))
         rows.append(torch.stack([_measured(k, m, logits, len(task.base)) for k, m in task.metrics.items()]))
     return torch.stack(rows, 1)
 
