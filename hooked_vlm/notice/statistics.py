@@ -1,0 +1,193 @@
+"""Resampling over examples: bootstrap intervals, sign-flip p-values, and Benjamini-Hochberg over many of them.
+
+Everything takes a matrix [example cell], one column a head (or anything else that is measured once in each
+example), and treats all columns in the same resamples, so that what examples have in common stays in common. NaN
+means "not measured in this example" and is left out of its column. Cost: one matrix product a call,
+[resamples example] by [example cell], in chunks. Knows no model and no files.
+
+Sources: percentile bootstrap, Efron (1979) and Efron & Tibshirani (1993, ch. 13); sign flips, Fisher (1935), with
+the observed arrangement counted among the random ones as in Phipson & Smyth (2010); false discovery rate,
+Benjamini & Hochberg (1995).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Matrix = Float[np.ndarray, "example cell"]
+Array = NDArray[np.float64]
+
+LEVEL = 0.95
+ALPHA = 0.05
+BOOTSTRAP = 1000
+_CHUNK = 2**22  # entries of a block of signs or resamples
+
+
+def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:
+    """How often each of `n` examples is drawn, in each of `times` resamples with replacement.
+
+    Args:
+        n: examples.
+        times: resamples.
+        seed: which draws; equal arguments give equal draws.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
+
+
+def means(values: Matrix, weights: Float[np.ndarray, "times example"] | None = None) -> Array:
+    """The mean of every column over its examples, [cell]; or its mean in every resample, [times cell].
+
+    Args:
+        values: NaN where an example was not measured.
+        weights: from `resamples`, or None for the examples as they are.
+    """
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    if weights is None:
+        weights = np.ones((1, len(values)))
+        return means(values, weights)[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = weights @ filled
+        return total / (len(values) if known.all() and len(values) else weights @ known.astype(np.float64))
+
+
+def interval(draws: Array, level: float = LEVEL) -> tuple[Array, Array]:
+    """The percentile interval of a statistic from its values in resamples, [times cell] to two [cell].
+
+    Args:
+        draws: NaN where a resample has no value.
+        level: e.g. 0.95.
+    """
+    tail = 50 * (1 - level)
+    if not draws.size:
+        empty = np.full(draws.shape[1:], np.nan)
+        return empty, empty
+    bare = np.isnan(draws).all(0)
+    low, high = np.nanpercentile(np.where(bare, 0.0, draws), [tail, 100 - tail], axis=0)
+    return np.where(bare, np.nan, low), np.where(bare, np.nan, high)
+
+
+def bootstrap(
+    values: Matrix,
+    statistic: Callable[[Array], Array] | None = None,
+    *,
+    times: int = BOOTSTRAP,
+    seed: int | tuple[int, ...] = 0,
+    level: float = LEVEL,
+) -> tuple[Array, Array]:
+    """Percentile interval over examples of every column's mean, or of a statistic of the means.
+
+    A single example has no spread to resample, so its interval is NaN, not a point.
+
+    Args:
+        values: one row an example.
+        statistic: of the columns' means, [times cell] to [times anything]; None for the means themselves.
+        times: resamples.
+        seed: which.
+        level: e.g. 0.95.
+
+    Returns:
+        Lower and upper ends, [cell].
+    """
+    draws = means(values, resamples(len(values), times, seed)) if len(values) else np.empty((0, values.shape[1]))
+    low, high = interval(draws if statistic is None else statistic(draws), level)
+    if statistic is None:
+        alone = (~np.isnan(values)).sum(0) < 2
+        return np.where(alone, np.nan, low), np.where(alone, np.nan, high)
+    few = len(values) < 2
+    return (np.full_like(low, np.nan), np.full_like(high, np.nan)) if few else (low, high)
+
+
+def flips_needed(n_tests: int, alpha: float = ALPHA, fewest: int = 9999, most: int = 200_000) -> int:
+    """How many random sign flips a family of tests needs, so that one small p-value alone can survive it.
+
+    Benjamini-Hochberg holds the smallest of m p-values to alpha / m, and the smallest that b flips can give is
+    1 / (b + 1).
+
+    Args:
+        n_tests: m.
+        alpha: the level.
+        fewest: at least so many.
+        most: at most so many.
+    """
+    return int(min(most, max(fewest, math.ceil(n_tests / alpha))))
+
+
+def sign_flip(values: Matrix, *, flips: int = 9999, seed: int | tuple[int, ...] = 0) -> Array:
+    """Two-sided p-values that each column's mean is 0, [cell].
+
+    Under the null an effect is as likely to be e as -e in any example. The p-value is the share of sign patterns
+    whose |sum| is at least the observed one. All 2^(n-1) patterns are gone through where they are no more than
+    `flips` + 1; else ``p = (1 + hits) / (1 + flips)``. One example gives 1, and so does a column of zeros; a column
+    without examples gives NaN.
+
+    Args:
+        values: one row an example.
+        flips: how many random patterns.
+        seed: which.
+    """
+    n = len(values)
+    filled = np.nan_to_num(np.asarray(values, np.float64))
+    seen = np.abs(filled.sum(0)) * (1 - 1e-9) - 1e-300  # equal sums count as equal, whatever order they were added in
+    exact = n <= 1 or 2 ** (n - 1) <= flips + 1
+    hits, tried = np.zeros(values.shape[1]), 0
+    for signs in _all_signs(n) if exact else _random_signs(n, flips, seed):
+        hits += (np.abs(signs @ filled) >= seen).sum(0)
+        tried += len(signs)
+    p = hits / tried if exact else (1 + hits) / (1 + tried)
+    return np.where(np.isnan(values).all(0) if n else True, np.nan, p)
+
+
+def smallest_p(n: int) -> float:
+    """The smallest two-sided p-value that flipping the signs of `n` examples can give: 2^(1-n)."""
+    return 2.0 ** (1 - n) if n else 1.0
+
+
+def _all_signs(n: int) -> Iterator[Array]:
+    total = 2 ** max(n - 1, 0)
+    size = max(1, _CHUNK // max(n, 1))
+    for start in range(0, total, size):
+        codes = np.arange(start, min(start + size, total))
+        bits = (codes[:, None] >> np.arange(n)) & 1  # the last sign stays: |sum| is the same with all turned round
+        yield 1.0 - 2.0 * bits.astype(np.float64)
+            np.float64
+        )  # the last sign stays: |sum| is the same without
+
+
+def _random_signs(n: int, flips: int, seed: int | tuple[int, ...]) -> Iterator[Array]:
+    generator = np.random.default_rng(seed)
+    size = max(1, _CHUNK // n)
+    for start in range(0, flips, size):
+        yield 2.0 * generator.integers(0, 2, (min(size, flips - start), n), dtype=np.int8).astype(np.float64) - 1.0
+
+
+def benjamini_hochberg(p: ArrayLike) -> Array:
+    """Adjusted p-values ("q"): below alpha, they hold the share of false discoveries below alpha.
+
+    Args:
+        p: p-values of one family, any shape; NaN is no test, and stays NaN.
+    """
+    given = np.asarray(p, np.float64)
+    tested = ~np.isnan(given)
+    adjusted = np.full(given.shape, np.nan)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(np.clip(given[tested], 0, 1), method="bh")
+    return adjusted
+
+
+def spearman(a: Array, b: Array) -> Array:
+    """Rank correlation of the rows of `a` with those of `b`, [times cell] each, ties at their mean rank; [times].
+
+    NaN where one of them is constant. Source: Spearman (1904).
+    """
+    x, y = (stats.rankdata(each, axis=-1) for each in (a, b))
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
