@@ -157,8 +157,6 @@ def _all_signs(n: int) -> Iterator[Array]:
         codes = np.arange(start, min(start + size, total))
         bits = (codes[:, None] >> np.arange(n)) & 1  # the last sign stays: |sum| is the same with all turned round
         yield 1.0 - 2.0 * bits.astype(np.float64)
-            np.float64
-        )  # the last sign stays: |sum| is the same without
 
 
 def _random_signs(n: int, flips: int, seed: int | tuple[int, ...]) -> Iterator[Array]:
