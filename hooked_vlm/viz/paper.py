@@ -1,0 +1,120 @@
+"""Panels as a matplotlib figure: for papers, and for notebooks that keep their pictures.
+
+Needs matplotlib, which the extra `figures` installs. Cost: one figure; no window is opened and pyplot's state is left
+alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hooked_vlm.errors import MissingExtraError
+from hooked_vlm.viz.panels import Drawing, Panel
+from hooked_vlm.viz.scales import Scale
+
+PER_INCH = 80  # pixels of a panel that become an inch on paper
+INK = "#222222"
+
+
+def draw(drawing: Drawing) -> Any:
+    """The drawing as a `matplotlib.figure.Figure`.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing for paper needs matplotlib: pip install 'hooked-vlm[figures]', or draw to='plotly'"
+        ) from error
+    panels, columns, rows = drawing.panels, drawing.columns, drawing.rows
+    wide, high = max(p.pixels[0] for p in panels), max(p.pixels[1] for p in panels)
+    longest_row = max((len(str(label)) for p in panels for label in p.row_labels), default=0)
+    longest_column = max((len(str(label)) for p in panels for label in p.column_labels), default=0)
+    n_scales = len({panel.scale for panel in panels})
+    width = columns * (wide / PER_INCH + 0.08 * longest_row + 0.35) + 0.9 * n_scales
+    height = rows * (high / PER_INCH + 0.08 * longest_column + 0.6) + (0.35 if drawing.title else 0)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    of_scale: dict[Scale, list[Any]] = {}
+    for i, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
+        _panel(ax, panel)
+        ax.set_ylabel(_text(panel.row_title) if i % columns == 0 else "", fontsize=10, color=INK)
+        ax.set_xlabel(_text(panel.column_title) if i + columns >= len(panels) else "", fontsize=10, color=INK)
+        of_scale.setdefault(panel.scale, []).append(ax)
+    for scale, those in of_scale.items():
+        _bar(figure, scale, list(axes.flat) if len(of_scale) == 1 else those, rows * high / PER_INCH)
+    if drawing.title:
+        figure.suptitle(_text(drawing.title), fontsize=12, color=INK)
+    return figure
+
+
+def _panel(ax: Any, panel: Panel) -> None:
+    x0, y0, x1, y1 = panel.edges
+    if panel.image is not None:
+        height, width = panel.image.shape[:2]
+        ax.imshow(panel.image, extent=(0, width, height, 0), interpolation="antialiased")
+    ax.imshow(panel.scale.colours(panel.values), extent=(x0, x1, y1, y0), interpolation="nearest", aspect="auto")
+    if panel.image is not None:
+        ax.set_xlim(0, width)
+        ax.set_ylim(height, 0)
+        ax.set_aspect("equal")
+        ax.set_xticks([])
+        ax.set_yticks([])
+    else:
+        _labels(ax, panel)
+    if panel.outline is not None:
+        step = max(1, max(panel.outline.shape) // 400)
+        region = np.pad(panel.outline[::step, ::step].astype(float), 1)  # so that the edge closes at the border
+        along = [(np.arange(n) - 0.5) * step for n in region.shape]
+        ax.contour(along[1], along[0], region, [0.5], colors="#ffffff", linewidths=1.4, linestyles="dotted")
+    if panel.words is not None:
+        for (row, column), word in np.ndenumerate(panel.words):
+            left, top, right, bottom = panel.cell(row, column)
+            at = {"ha": "center", "va": "center", "fontsize": 8, "color": panel.ink(row, column), "clip_on": True}
+            ax.text((left + right) / 2, (top + bottom) / 2, _text(str(word)), **at)
+    for cell in panel.framed:
+        left, top, right, bottom = panel.cell(*cell)
+        xs, ys = [left, right, right, left, left], [top, top, bottom, bottom, top]
+        line = {"color": INK if panel.image is None else "#ffffff", "linewidth": 2, "solid_joinstyle": "miter"}
+        ax.plot(xs, ys, clip_on=False, **line)
+    for spine in ax.spines.values():
+        spine.set_color("#bbbbbb")
+    ax.set_title(_text(panel.title), fontsize=10, color=INK)
+
+
+def _labels(ax: Any, panel: Panel) -> None:
+    x0, y0, x1, y1 = panel.edges
+    ax.set_xlim(x0, x1)
+    ax.set_ylim(y1, y0)
+    wide, high = panel.pixels
+    square = np.isclose(wide / panel.values.shape[1], high / panel.values.shape[0])
+    ax.set_aspect("equal" if square else "auto")
+    rows, columns = panel.ticks
+    ax.set_xticks(columns, [_text(panel.column_labels[i]) for i in columns])
+    ax.set_yticks(rows, [_text(panel.row_labels[i]) for i in rows])
+    ax.tick_params(labelsize=9, length=0, colors=INK)
+    ax.tick_params(axis="x", rotation=90 if panel.upright else 0)
+
+
+def _bar(figure: Any, scale: Scale, axes: list[Any], inches: float) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    colours = ScalarMappable(
+        Normalize(scale.low, scale.high), ListedColormap(scale.on_grey if scale.see_through else scale.table)
+    )
+    bar = figure.colorbar(colours, ax=axes, shrink=min(1.0, 2.6 / inches) if inches > 2.6 else 1.0, aspect=16)
+    bar.set_label(_text(scale.label), fontsize=10, color=INK)
+    bar.ax.tick_params(labelsize=9, colors=INK)
+    bar.outline.set_edgecolor("#bbbbbb")
+
+
+def _text(given: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return given.replace("$", r"\$")
