@@ -1,0 +1,312 @@
+"""The report's figures as plain plotly dictionaries: maps of heads and of token roles, lines, bars, scatters.
+
+Each function takes rows of `summary.json` as a table and gives ``{"data": [...], "layout": {...}}``; plotly itself is
+not imported, and the browser draws. Knows no model and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hooked_vlm.notice.page import Chart, known, number
+from hooked_vlm.notice.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
+
+SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
+PAPER, SOUND, BOTH, NEITHER = "the paper's rule", "the sound rule", "both rules", "neither rule"
+MARKS = {BOTH: "\u25cf", SOUND: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
+ROLES = (
+    "subject", "answer", "wrong answer", "other", "punctuation", "last", "image", "template", "special", "every "
+    "position",
+)  # fmt: skip
+BARS = ("#b7c0ca", SHADES[0], SHADES[1])
+WRITTEN = 8  # cells a row, at most, in which there is room for a number
+# label, column of summary.json's "heads", d3 format
+HOVERED = (
+    ("interval from", "ci_low", ".3f"),
+    ("to", "ci_high", ".3f"),
+    ("p", "p", ".3g"),
+    ("q (FDR)", "q", ".3g"),
+    ("examples", "n", "d"),
+    ("mean |effect|", "mean_abs", ".3f"),
+    ("restoration", "restoration", ".3f"),
+    ("normalised", "normalised", ".3f"),
+    ("repeats", "repeats", ".0%"),
+)
+
+
+def layout(**more: Any) -> dict[str, Any]:
+    """What every chart shares: fonts, white ground, narrow margins, no dragging (a phone must scroll)."""
+    axis = {
+        "gridcolor": LINE,
+        "zerolinecolor": "#9aa5b1",
+        "linecolor": LINE,
+        "automargin": True,
+        "title": {"standoff": 6},
+    }
+    base: dict[str, Any] = {
+        "font": {"family": FONT, "size": 12.5, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "margin": {"l": 46, "r": 12, "t": 8, "b": 40},
+        "dragmode": False,
+        "hoverlabel": {
+            "bgcolor": "#ffffff",
+            "bordercolor": "#9aa5b1",
+            "font": {"family": FONT, "size": 13, "color": INK},
+        },
+        "xaxis": dict(axis),
+        "yaxis": dict(axis),
+        "showlegend": False,  # the page has one legend for a row of charts
+        "barcornerradius": 2,
+    }
+    for key, value in more.items():
+        base[key] = {**base[key], **value} if isinstance(value, Mapping) and key in base else value
+    return base
+
+
+def limit(values: pd.Series[Any]) -> float:
+    """The largest absolute value, so that the colour scale is centred at zero; 1 where there is nothing."""
+    finite = values[np.isfinite(values)].abs()
+    return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+
+
+def rule_of(paper: object, sound: object) -> str:
+    """Which rule selects a head, in words."""
+    if paper is True or sound is True:
+        if paper is sound:
+            return BOTH
+        return PAPER if paper is True else SOUND
+    return NEITHER
+
+
+def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[Chart, int]:
+    """A layers x heads map of mean effects, with interval, p, q and n on hover and a mark where a rule selects.
+
+    Args:
+        rows: of one corruption, task and kind, a row a head.
+        shape: layers and heads of the stack.
+        bound: the effect at either end of the colour scale.
+
+    Returns:
+        The chart, and its height in pixels.
+    """
+    layers, heads = shape
+    grid = rows.set_index(["layer", "head"])
+    hovered = [entry for entry in HOVERED if entry[1] in grid and grid[entry[1]].map(known).any()]
+    values: list[list[Any]] = [[None] * heads for _ in range(layers)]
+    marks = [[""] * heads for _ in range(layers)]
+    more: list[list[Any]] = [[[None] * (len(hovered) + 1) for _ in range(heads)] for _ in range(layers)]
+    for index, row in zip(grid.index, grid.to_dict("records"), strict=True):
+        layer, head = (int(i) for i in index)
+        rule = rule_of(row.get("paper"), row.get("sound"))
+        effect = row.get("mean")
+        values[layer][head] = effect
+        marks[layer][head] = " ".join(
+            part for part in (number(effect, 2) if heads <= WRITTEN and known(effect) else "", MARKS[rule]) if part
+        )
+        more[layer][head] = [*(row[column] for _, column, _ in hovered), rule]
+    lines = [f"{label} %{{customdata[{i}]:{form}}}" for i, (label, _, form) in enumerate(hovered)]
+    hover = ["<b>layer %{y}, head %{x}</b>", "mean effect %{z:.3f}", *lines]
+    chosen = f"selected by %{{customdata[{len(hovered)}]}}"
+    data = {
+        "type": "heatmap",
+        "z": values,
+        "x": [str(i) for i in range(heads)],
+        "y": [str(i) for i in range(layers)],
+        "text": marks,
+        "texttemplate": "%{text}",
+        "customdata": more,
+        "hovertemplate": "<br>".join([*hover, chosen]) + "<extra></extra>",
+        **colours(bound),
+    }
+    every = max(1, layers // 16)
+    axis = {"type": "category", "showgrid": False, "zeroline": False}
+    height = 64 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10)
+    drawn = layout(
+        xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": max(1, heads // 12)},
+        yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": every},
+        margin={"l": 50, "r": 6, "t": 6, "b": 40},
+    )
+    return {"data": [data], "layout": drawn}, height
+
+
+def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple[Chart, int]:
+    """A layers x token-roles map.
+
+    Args:
+        rows: of one corruption, task and kind; columns layer, role, n, ci_low, ci_high and `value`.
+        layers: of the stack.
+        value: the column that is drawn.
+        bound: the value at either end of the colour scale.
+    """
+    roles = sorted(set(rows["role"]), key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+    column = {role: i for i, role in enumerate(roles)}
+    values: list[list[Any]] = [[None] * len(roles) for _ in range(layers)]
+    more: list[list[Any]] = [[["", "", ""] for _ in roles] for _ in range(layers)]
+    for row in rows.to_dict("records"):
+        layer, role = int(row["layer"]), column[row["role"]]
+        values[layer][role] = row[value]
+        more[layer][role] = [number(row.get("ci_low")), number(row.get("ci_high")), number(row.get("n"))]
+    wide = len(roles) <= WRITTEN and layers <= 16
+    data = {
+        "type": "heatmap",
+        "z": values,
+        "x": roles,
+        "y": [str(i) for i in range(layers)],
+        "customdata": more,
+        "texttemplate": "%{z:.2f}" if wide else "",
+        "hovertemplate": "<b>layer %{y}, %{x}</b><br>%{z:.3f}<br>interval [%{customdata[0]}, %{customdata[1]}]"
+        "<br>examples %{customdata[2]}<extra></extra>",
+        **colours(bound),
+    }
+    axis = {"type": "category", "showgrid": False, "zeroline": False}
+    height = 120 + layers * (32 if layers <= 8 else 20 if layers <= 16 else 10)
+    drawn = layout(
+        xaxis={**axis, "tickangle": -40},
+        yaxis={
+            **axis,
+            "title": {"text": "layer", "standoff": 6},
+            "autorange": "reversed",
+            "dtick": max(1, layers // 16),
+        },
+        margin={"l": 50, "r": 6, "t": 6, "b": 84},
+    )
+    return {"data": [data], "layout": drawn}, height
+
+
+def colours(bound: float) -> dict[str, Any]:
+    """Blue below zero, red above, the same distance either way; no bar of its own, since maps share one."""
+    return {
+        "zmin": -bound,
+        "zmax": bound,
+        "colorscale": SCALE,
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+    }
+
+
+def lines(series: Mapping[str, pd.DataFrame], title: str) -> Chart:
+    """Lines over layers with intervals; each table has columns layer, mean, ci_low, ci_high."""
+    data = []
+    for i, (name, rows) in enumerate(series.items()):
+        rows = rows.sort_values("layer")
+        low, high = (rows["mean"] - rows["ci_low"]).tolist(), (rows["ci_high"] - rows["mean"]).tolist()
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": name,
+                "x": rows["layer"].tolist(),
+                "y": rows["mean"].tolist(),
+                "error_y": {"type": "data", "array": high, "arrayminus": low, "thickness": 1, "width": 2},
+                "line": {"color": SHADES[i % len(SHADES)], "width": 2},
+                "marker": {"symbol": i, "size": 7},
+                "hovertemplate": "layer %{x}: %{y:.3f}",
+            }
+        )
+    drawn = layout(
+        xaxis={"title": {"text": "layer", "standoff": 4}, "dtick": 1 if _longest(series) <= 12 else 4},
+        yaxis={"title": {"text": title, "standoff": 6}},
+        hovermode="x unified",
+        margin={"l": 52, "r": 8, "t": 8, "b": 40},
+    )
+    return {"data": data, "layout": drawn}
+
+
+def _longest(series: Mapping[str, pd.DataFrame]) -> int:
+    return max((len(rows) for rows in series.values()), default=0)
+
+
+def bars(
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[float]],
+    spans: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+) -> Chart:
+    """Grouped bars with intervals.
+
+    Args:
+        names: under the groups.
+        groups: by name in the legend, the heights.
+        spans: by name in the legend, low and high end of each interval.
+        title: of the vertical axis.
+    """
+    data = []
+    for i, (name, heights) in enumerate(groups.items()):
+        bar: dict[str, Any] = {
+            "type": "bar",
+            "name": name,
+            "x": list(names),
+            "y": list(heights),
+            "marker": {"color": BARS[i % len(BARS)]},
+            "hovertemplate": "%{x}: %{y:.3f}<extra>" + name + "</extra>",
+        }
+        if name in spans:
+            ends = list(zip(heights, spans[name], strict=True))
+            bar["error_y"] = {
+                "type": "data",
+                "array": [high - height for height, (_, high) in ends],
+                "arrayminus": [height - low for height, (low, _) in ends],
+                "thickness": 1.4,
+                "color": INK,
+            }
+        data.append(bar)
+    drawn = layout(
+        barmode="group",
+        bargap=0.25,
+        yaxis={"title": {"text": title, "standoff": 6}},
+        xaxis={"type": "category"},
+        margin={"l": 52, "r": 8, "t": 8, "b": 30},
+    )
+    return {"data": data, "layout": drawn}
+
+
+def scatter(rows: pd.DataFrame, x: str, y: str) -> Chart:
+    """Two effects of the same heads against one another; columns layer, head and the two named."""
+    far = (rows[x].abs() + rows[y].abs()).rank(ascending=False, method="first") <= 5
+    names = [f"L{int(layer)}.H{int(head)}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    data = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": rows[x].tolist(),
+        "y": rows[y].tolist(),
+        "text": [name if labelled else "" for name, labelled in zip(names, far, strict=True)],
+        "customdata": names,
+        "textposition": "top center",
+        "textfont": {"size": 11, "color": FAINT},
+        "cliponaxis": False,
+        "marker": {"color": SHADES[0], "size": 7, "opacity": 0.75},
+        "hovertemplate": "<b>%{customdata}</b><br>semantic pair %{x:.3f}<br>noise %{y:.3f}<extra></extra>",
+    }
+    drawn = layout(
+        xaxis={"title": {"text": "effect under the semantic pair", "standoff": 4}},
+        yaxis={"title": {"text": "effect under noise", "standoff": 6}},
+        margin={"l": 56, "r": 16, "t": 14, "b": 42},
+    )
+    return {"data": [data], "layout": drawn}
+
+
+def correlations(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Chart, int]:
+    """A square map of correlations between -1 and 1, names on both axes."""
+    data = {
+        "type": "heatmap",
+        "z": [list(row) for row in values],
+        "x": list(names),
+        "y": list(names),
+        "texttemplate": "%{z:.2f}" if len(names) <= 10 else "",
+        "hovertemplate": "%{y}<br>%{x}<br>correlation %{z:.3f}<extra></extra>",
+        **colours(1.0),
+    }
+    axis = {"type": "category", "showgrid": False, "zeroline": False}
+    drawn = layout(
+        xaxis={**axis, "tickangle": -40},
+        yaxis={**axis, "autorange": "reversed"},
+        margin={"l": 60, "r": 6, "t": 6, "b": 60},
+    )
+    return {"data": [data], "layout": drawn}, 150 + 36 * len(names)

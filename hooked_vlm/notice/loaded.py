@@ -1,0 +1,153 @@
+"""A finished run as `report` and `compare` read it: run.json, summary.json and figures, nothing else.
+
+Reads no parquet and no model: every number of a report stands in summary.json. What is missing there is an empty
+table, so that a report can say so in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from hooked_vlm.errors import RunDirectoryError
+
+# Columns that a table has even where summary.json has no row of it.
+COLUMNS: Final[Mapping[str, str]] = {
+    "counts": "task seen kept accuracy reasons",
+    "behaviour": "task corrupt n clean_logit_diff corrupt_logit_diff flipped",
+    "heads": (
+        "corrupt task kind layer head n mean mean_abs ci_low ci_high p q paper sound repeats restoration normalised"
+    ),
+    "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high n",
+    "universal": "kind layer head modality rule tasks mean_abs",
+    "functions": "kind layer head label score ci_low ci_high n inside lift auc pointing outlier",
+    "ablation": (
+        "task selection n_heads accuracy_full accuracy accuracy_random_mean accuracy_random_low "
+        "accuracy_random_high logit_diff_full logit_diff logit_diff_random_mean logit_diff_random_low "
+        "logit_diff_random_high p"
+    ),
+    "noise": "task modality kind spearman ci_low ci_high n_heads top_overlap",
+    "figures": "file kind layer head example caption",
+    "findings": "claim holds evidence",
+}
+SUFFIX: Final = "-heads"  # of the kinds that have a site for every head
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One run directory.
+
+    Args:
+        directory: where it is.
+        run: run.json.
+        summary: summary.json.
+    """
+
+    directory: Path
+    run: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Loaded:
+        """Read a run directory.
+
+        Raises:
+            RunDirectoryError: There is no such directory, or it holds no finished run.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise RunDirectoryError(f"{path} is no directory: give the --out of a `hooked-vlm notice` run")
+        return cls(path, _read(path / "run.json", "run"), _read(path / "summary.json", "finished run"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The records of summary.json under `name`, with all columns of the format."""
+        rows = pd.DataFrame(list(self.summary.get(name) or []))
+        for column in COLUMNS[name].split():
+            if column not in rows:
+                rows[column] = pd.Series([None] * len(rows), dtype=object)
+        return rows
+
+    def sentences(self, name: str) -> list[str]:
+        """The sentences of summary.json under `name`."""
+        return [str(sentence) for sentence in self.summary.get(name) or []]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was asked for."""
+        return dict(self.run.get("config") or self.summary.get("config") or {})
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Name, class, stack, layers, heads, d_model."""
+        return dict(self.run.get("model") or self.summary.get("model") or {})
+
+    @property
+    def name(self) -> str:
+        """The model's name as it was given."""
+        return str(self.model.get("name") or self.config.get("model") or "a model")
+
+    @property
+    def short(self) -> str:
+        """The model's name without owner or folder.
+
+        >>> Loaded(Path("."), {"model": {"name": "zoo:blip-shapes"}}, {}).short
+        'blip-shapes'
+        """
+        return self.name.rstrip("/").replace("\\", "/").rpartition("/")[2].removeprefix("zoo:") or self.name
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks that have rows, in the order in which they were asked for; those asked for, where none has."""
+        asked = [str(task) for task in self.config.get("tasks") or []]
+        seen = [str(task) for name in ("counts", "behaviour", "heads") for task in self.table(name)["task"]]
+        found = list(dict.fromkeys(seen))
+        return sorted(found, key=lambda task: asked.index(task) if task in asked else len(asked)) or asked
+
+    @cached_property
+    def kept(self) -> int:
+        """How many examples were patched, over all tasks."""
+        return int(self.table("counts")["kept"].fillna(0).sum())
+
+    @cached_property
+    def seen(self) -> int:
+        """How many examples were looked at, over all tasks."""
+        return int(self.table("counts")["seen"].fillna(0).sum())
+
+    def shape(self, rows: pd.DataFrame) -> tuple[int, int]:
+        """Layers and heads of the stack, at least as many as the rows name."""
+        layers = int(rows["layer"].max()) + 1 if len(rows) else 0
+        heads = int(rows["head"].max()) + 1 if len(rows) and "head" in rows else 0
+        return max(layers, int(self.model.get("layers") or 0)), max(heads, int(self.model.get("heads") or 0))
+
+
+def head_name(layer: Any, head: Any) -> str:
+    """A head as the field writes it.
+
+    >>> head_name(5, 3)
+    'L5.H3'
+    """
+    return f"L{int(layer)}.H{int(head)}"
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"{path.parent} holds no {what}: there is no {path.name}; `hooked-vlm notice ... --out {path.parent}` "
+            "begins one or goes on with it"
+        ) from error
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        way_out = "the same `hooked-vlm notice` command rewrites it"
+        raise RunDirectoryError(f"{path} is no JSON ({error}); {way_out}") from error
+    if not isinstance(content, dict):
+        raise RunDirectoryError(f"{path} holds a {type(content).__name__}, not the fields of a {what}")
+    return content

@@ -1,0 +1,181 @@
+"""The report's maps: layers by heads, layers by token roles, whole modules by layer.
+
+Each section is made from one table of a run; without data it is a sentence that says why. Knows summary.json alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from hooked_vlm.notice import charts
+from hooked_vlm.notice.loaded import SUFFIX, Loaded
+from hooked_vlm.notice.page import Child, Markup, chart, details, known, listed, number, paragraph, tag
+from hooked_vlm.notice.style import SHADES
+from hooked_vlm.notice.words import because_nothing_kept, corruption_name, kind_name, missing
+
+NOISES = ("image_noise", "text_noise")
+
+
+def scale(bound: float, what: str = "mean effect") -> Markup:
+    """The colour scale that a row of maps shares."""
+    return tag(
+        "div",
+        tag("span", number(-bound, 2)),
+        tag("i", aria_hidden="true"),
+        tag("span", f"{number(bound, 2)} {what}"),
+        class_="scale",
+    )
+
+
+def grid(figures: list[Markup], wide: bool = False) -> Markup:
+    """Charts beside one another, as many as there is room for."""
+    return tag("div", figures, class_="grid wide" if wide else "grid")
+
+
+def in_order(run: Loaded, rows: pd.DataFrame) -> list[str]:
+    """The tasks of some rows in the run's order."""
+    return [task for task in run.tasks if task in set(rows["task"])]
+
+
+def ordered(values: pd.Series[Any], order: tuple[str, ...]) -> list[str]:
+    """The distinct values, those of `order` first."""
+    return sorted(set(values), key=lambda value: (order.index(value) if value in order else len(order), str(value)))
+
+
+def legend(names: Sequence[str], shades: Sequence[str]) -> Markup:
+    """The legend that a row of charts shares."""
+    return tag(
+        "ul",
+        [
+            tag("li", tag("i", style=f"background:{shade}", aria_hidden="true"), name)
+            for name, shade in zip(names, shades, strict=False)
+        ],
+        class_="legend",
+    )
+
+
+def titled(*parts: str) -> Markup:
+    """A heading of a row of charts."""
+    text = ", ".join(parts)
+    return tag("h3", text[0].upper() + text[1:])
+
+
+def heads(run: Loaded) -> list[Child]:
+    """Layer x head maps: a row of maps a kind and corruption, a map a task, one colour scale a row."""
+    rows = run.table("heads")
+    rows = rows[rows["mean"].map(known)]
+    if rows.empty:
+        return [missing(f"No head was patched in this run{because_nothing_kept(run)}, so there is no map of heads.")]
+    told: list[Child] = [
+        paragraph(
+            f"Each cell is one head. The run is corrupted, the head's clean output is put back{_place(run)}, and "
+            "the cell shows how far the logit difference between the right and the wrong answer moves back. Red "
+            "restores the right answer, blue pushes away from it. Hover or tap for interval, p, q and the number "
+            "of examples."
+        ),
+        paragraph(
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
+            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption."
+        ),
+    ]
+    shape = run.shape(rows)
+    noisy: list[Child] = []
+    for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads")):
+        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], ("image", "text", *NOISES)):
+            part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]
+            bound = charts.limit(part["mean"].astype(float))
+            maps = []
+            for task in in_order(run, part):
+                figure, height = charts.head_map(part[part["task"] == task], shape, bound)
+                maps.append(chart(figure, task, height=height))
+            block = [titled(kind_name(kind), corruption_name(corrupt)), scale(bound), grid(maps)]
+            (noisy if corrupt in NOISES else told).extend(block)
+    if noisy:
+        told.append(details("The same maps under Gaussian noise", noisy))
+    return told
+
+
+def _place(run: Loaded) -> str:
+    """Where heads were patched for their map: " at the answer position"."""
+    where = run.summary.get("select_at") or {}
+    places = {str(place) for kind, place in where.items() if str(kind).endswith(SUFFIX)}
+    if places == {"every position"}:
+        return " at every position at once"
+    return f" at the {listed(sorted(places))} position" if places else ""
+
+
+def roles(run: Loaded) -> list[Child]:
+    """Layer x token-role maps of the head kinds: how strong heads are at which words."""
+    rows = run.table("roles")
+    rows = rows[rows["kind"].astype(str).str.endswith(SUFFIX) & rows["mean_abs"].map(known)]
+    if rows.empty:
+        why = because_nothing_kept(run)
+        return [missing(f"No head was patched at single positions{why}, so there is no map of words.")]
+    told: list[Child] = [
+        paragraph(
+            "The same patches, sorted by the word they were made at: the mean of the absolute effect over the "
+            "heads of a layer. The subject is what the question asks about; \u201cevery position\u201d patches "
+            "all of them at once."
+        )
+    ]
+    return [*told, *_role_maps(run, rows, "mean_abs", "mean |effect| of a layer's heads")]
+
+
+def modules(run: Loaded) -> list[Child]:
+    """Whole modules (attention, MLP, residual stream) by layer, and by layer and token role."""
+    rows = run.table("roles")
+    rows = rows[~rows["kind"].astype(str).str.endswith(SUFFIX) & rows["mean"].map(known)]
+    if rows.empty:
+        return [missing(f"No whole module was patched in this run{because_nothing_kept(run)}.")]
+    told: list[Child] = [
+        paragraph(
+            "Here a whole module's output is put back: all heads of an attention at once, the MLP, or the whole "
+            "residual stream after a layer. The residual stream carries everything computed so far, so no part "
+            "of it is expected to restore more. Lines are drawn at the token role where attention or MLP "
+            "restores most."
+        )
+    ]
+    kinds = ordered(rows["kind"], ("cross_attn", "attn", "mlp", "resid"))
+    for corrupt in ordered(rows["corrupt"], ("image", "text")):
+        if corrupt in NOISES:
+            continue
+        part = rows[rows["corrupt"] == corrupt]
+        plots = []
+        for task in in_order(run, part):
+            of_task = part[part["task"] == task]
+            role = strongest_role(of_task)
+            series = {kind_name(kind): of_task[(of_task["kind"] == kind) & (of_task["role"] == role)] for kind in kinds}
+            plots.append(chart(charts.lines(series, "mean effect"), f"{task}, at \u201c{role}\u201d", height=230))
+        told += [
+            titled(corruption_name(corrupt)),
+            legend([kind_name(kind) for kind in kinds], SHADES),
+            grid(plots),
+        ]
+    return [*told, details("Modules by layer and token role", *_role_maps(run, rows, "mean", "mean effect"))]
+
+
+def strongest_role(rows: pd.DataFrame) -> str:
+    """The token role at which modules other than the residual stream restore most; where a line chart looks."""
+    parts = rows[rows["kind"] != "resid"]
+    means = (parts if len(parts) else rows).groupby("role")["mean_abs"].max()
+    return str(means.astype(float).idxmax())
+
+
+def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[Child]:
+    told: list[Child] = []
+    for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads", "cross_attn", "attn", "mlp", "resid")):
+        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], ("image", "text")):
+            if corrupt in NOISES:
+                continue
+            part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]
+            bound = charts.limit(part[value].astype(float))
+            layers = run.shape(part)[0]
+            maps = []
+            for task in in_order(run, part):
+                figure, height = charts.role_map(part[part["task"] == task], layers, value, bound)
+                maps.append(chart(figure, task, height=height))
+            told += [titled(kind_name(kind), corruption_name(corrupt)), scale(bound, what), grid(maps)]
+    return told

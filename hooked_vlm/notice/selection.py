@@ -1,0 +1,128 @@
+"""The report's section on universal heads: both rules, where they disagree, and the heads that the paper names.
+
+Knows summary.json alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from hooked_vlm.notice.loaded import Loaded, head_name
+from hooked_vlm.notice.maps import ordered
+from hooked_vlm.notice.page import Child, Markup, listed, number, paragraph, table, tag
+from hooked_vlm.notice.published import PUBLISHED
+from hooked_vlm.notice.words import (
+    MODALITY,
+    RULES,
+    because_nothing_kept,
+    head_label,
+    missing,
+    short_kind,
+    with_interval,
+)
+
+
+def universal(run: Loaded) -> list[Child]:
+    """The universal heads under both rules with their labels, where the rules disagree, and the paper's heads."""
+    rows, measured = run.table("universal"), run.table("heads")
+    if measured.empty:
+        return [missing(f"No head was patched{because_nothing_kept(run)}, so no head could be selected.")]
+    told: list[Child] = [
+        paragraph(
+            "A head is universal if a rule selects it in every task. The paper's rule selects heads whose mean "
+            "|effect| lies more than two standard deviations above the mean of all heads; it says nothing of "
+            "chance. The sound rule asks that the effect is systematic (sign-flip test, false discovery rate 5 "
+            "%), large (at least twice the average head, by its interval), and repeats in random halves of the "
+            "examples. With fewer than a dozen examples a task it selects nothing."
+        )
+    ]
+    if len(run.tasks) == 1:
+        told.append(
+            paragraph(
+                "Only one task was run, so \u201cin every task\u201d says no more than \u201cin this task\u201d.",
+                class_="note",
+            )
+        )
+    if rows.empty:
+        told.append(
+            missing(
+                "No head is universal in this run, under either rule. The maps above show how strong single "
+                "heads are in each task."
+            )
+        )
+    else:
+        told.append(_universal_table(run, rows))
+    sentences = run.sentences("disagreements")
+    if sentences:
+        told += [tag("h3", "Where the two rules disagree"), tag("ul", [tag("li", sentence) for sentence in sentences])]
+    elif len(rows):
+        told.append(paragraph("The two rules select the same heads."))
+    published = PUBLISHED.get(run.name)
+    if published:
+        told += [tag("h3", "The paper's heads in this run"), _published(run, measured)]
+    return told
+
+
+def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
+    functions = run.table("functions").set_index(["kind", "layer", "head"])
+    kinds, cells = rows["kind"].nunique(), []
+    order = {rule: i for i, rule in enumerate(("sound", "paper"))}
+    rows = rows.assign(first=rows["rule"].map(order)).sort_values(["first", "mean_abs"], ascending=[True, False])
+    merged: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows.to_dict("records"):
+        merged.setdefault((row["kind"], row["layer"], row["head"], row["modality"]), []).append(row)
+    for (kind, layer, head, modality), found in merged.items():
+        row, rules = found[0], sorted((str(one["rule"]) for one in found), reverse=True)
+        known_function = (
+            functions.loc[[(kind, layer, head)]].iloc[0].to_dict() if (kind, layer, head) in functions.index else {}
+        )
+        cells.append(
+            [
+                head_label(row, kinds),
+                MODALITY.get(str(modality), str(modality)),
+                listed([RULES.get(rule, rule) for rule in rules]),
+                listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),
+                number(row["mean_abs"]),
+                str(known_function.get("label") or "not scored"),
+                with_interval(known_function, "score") if known_function else "",
+            ]
+        )
+    header = ["head", "corruption", "selected by", "tasks", "mean |effect|", "label", "score and interval"]
+    return table(header, cells, caption="Universal heads, strongest first", numeric=(4,))
+
+
+def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
+    rows, chosen = [], run.table("universal")
+    functions = run.table("functions").set_index(["kind", "layer", "head"])
+    for head in PUBLISHED[run.name]:
+        of_kind = measured[(measured["kind"] == head.kind) & measured["corrupt"].isin(["image", "text"])]
+        means = of_kind.groupby(["corrupt", "layer", "head"])["mean_abs"].mean()
+        ranks = []
+        for corrupt in ordered(of_kind["corrupt"], ("image", "text")):
+            ranked = means.loc[corrupt].rank(ascending=False, method="min")
+            if (head.layer, head.head) in ranked.index:
+                ranks.append(f"{corrupt}: {int(ranked.loc[(head.layer, head.head)])} of {len(ranked)}")
+        mine = chosen[(chosen["kind"] == head.kind) & (chosen["layer"] == head.layer) & (chosen["head"] == head.head)]
+        rules = [RULES.get(rule, rule) for rule in ordered(mine["rule"], ("sound", "paper"))]
+        key = (head.kind, head.layer, head.head)
+        rows.append(
+            [
+                f"{head_name(head.layer, head.head)} ({short_kind(head.kind)})",
+                MODALITY[head.modality] if head.modality else "not stated",
+                head.label or "not stated",
+                "; ".join(ranks) or "not measured",
+                listed(rules) or "neither rule",
+                str(functions.loc[[key], "label"].iloc[0]) if key in functions.index else "not scored",
+            ]
+        )
+    header = [
+        "published head",
+        "modality there",
+        "function there",
+        "rank by mean |effect| here",
+        "universal here by",
+        "label here",
+    ]
+    return table(header, rows, caption="Heads named by Golovanevsky et al. (NAACL 2025) for this checkpoint")
