@@ -1,0 +1,1 @@
+"""NOTICE, end to end: from pairs of images to universal heads."""

@@ -1,0 +1,201 @@
+"""What a NOTICE run is: one frozen, typed, validated configuration, which goes to JSON and back.
+
+Two runs with equal configurations give equal results. Costs nothing; knows no model until `resolved` is given one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hooked_vlm.errors import InputsError, ResumeError, closest
+
+CORRUPT = ("image", "text")
+HEAD_KINDS = ("cross_attn-heads", "attn-heads")
+MODULE_KINDS = ("cross_attn", "attn", "mlp", "resid")
+KINDS = (*HEAD_KINDS, *MODULE_KINDS)
+POSITIONS = ("text", "answer", "last", "all")
+SELECT_AT = ("auto", "answer", "last", "every position")
+REGIONS = ("blur", "mean", "inpaint")
+SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
+SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
+BATCH = 16
+
+_CHOICES = {"corrupt": CORRUPT, "kinds": KINDS}
+_CHOICE = {"positions": POSITIONS, "select_at": SELECT_AT, "region": (None, *REGIONS)}
+_WHOLE = ("examples", "seed", "random_draws", "bootstrap", "batch")
+_ABOVE_ZERO = ("examples", "noise_scale", "bootstrap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoticeConfig:
+    """A NOTICE run.
+
+    Args:
+        model: a hub name, a directory, or "zoo:...".
+        tasks: names of `datasets.sources.TASKS`, or parquet files.
+        corrupt: what is corrupted, one at a time: "image", "text".
+        kinds: what is patched, of `KINDS`; empty for all that the model's prompt stack has.
+        positions: where: "text" for every prompt position that is not the image's, "answer" for the right answer's
+            word, "last", or "all".
+        select_at: where heads are selected: "answer", "last", "every position", or "auto", the paper's choice: the
+            answer's word in BLIP, the last prompt token in LLaVA.
+        examples: kept examples wanted of each task; four times as many rows are seen at most.
+        seed: of the rows, the noise and every random draw.
+        data: the folder of the data set, for tasks that read one.
+        noise: also run Gaussian noise, the method that NOTICE is compared with.
+        noise_scale: its standard deviation, in those of the embeddings.
+        region: corrupt the masked region of the image instead of taking the task's corrupt image: "blur", "mean",
+            "inpaint".
+        prompt_template: a text with {prompt} in place of the model's own template.
+        random_draws: draws of random heads that the selected ones are compared with.
+        bootstrap: resamples for every interval.
+        device: where the model runs; None for the CPU.
+        dtype: of the weights; None for float32.
+        revision: branch, tag or commit on the hub.
+        batch: examples that are swept together; None decides by the model's size.
+
+    Raises:
+        InputsError: if an option has no such value, or two contradict each other.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    corrupt: tuple[str, ...] = CORRUPT
+    kinds: tuple[str, ...] = ()
+    positions: str = "text"
+    select_at: str = "auto"
+    examples: int = 50
+    seed: int = 0
+    data: str | None = None
+    noise: bool = False
+    noise_scale: float = 3.0
+    region: str | None = None
+    prompt_template: str | None = None
+    random_draws: int = 20
+    bootstrap: int = 1000
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "corrupt", "kinds"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+                raise InputsError(f"{name} is {given!r}; expected a sequence of names")
+            object.__setattr__(self, name, tuple(given))
+            if len(set(given)) < len(given) or (not given and name != "kinds"):
+                raise InputsError(f"{name} is {tuple(given)}; expected each name once, and at least one")
+        for name, known in _CHOICES.items():
+            for each in getattr(self, name):
+                _refuse_unknown(name, each, known)
+        for name, known in _CHOICE.items():
+            if getattr(self, name) not in known:
+                _refuse_unknown(name, getattr(self, name), [each for each in known if each])
+        for name in _WHOLE:
+            if isinstance(given := getattr(self, name), bool) or not isinstance(given, int | None):
+                raise InputsError(f"{name} is {given!r}; expected a whole number")
+        for name in _ABOVE_ZERO:
+            if not getattr(self, name) > 0:
+                raise InputsError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.random_draws < 0 or (self.batch is not None and self.batch < 1):
+            raise InputsError(
+                f"random_draws is {self.random_draws} and batch {self.batch}; expected 0 or more, 1 or more"
+            )
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise InputsError(f"prompt_template is {self.prompt_template!r}; expected a text with {{prompt}} in it")
+        if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, "every position"):
+            raise InputsError(
+                f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
+                "patched there. Take positions='text', or the same for both"
+            )
+        if len(set(stems := [file_name(task) for task in self.tasks])) < len(stems):
+            raise InputsError(f"tasks {self.tasks} would be written to files of the same names: rename one")
+
+    def resolved(self, model: Any) -> NoticeConfig:
+        """The same with "auto" and empty choices decided by a model.
+
+        Args:
+            model: a `HookedVLM`.
+
+        Raises:
+            InputsError: if the model's prompt stack has no such kind.
+        """
+        there = available(model)
+        for kind in self.kinds:
+            if kind not in there:
+                raise InputsError(
+                    f"{type(model).__name__} has no {kind!r} in its {model.prompt_stack}: it has {', '.join(there)}"
+                )
+        at = self.select_at
+        if at == "auto":
+            own = "last" if model.layout.image_token_id is not None else "answer"
+            at = self.positions if self.positions in ("answer", "last") else own
+        size = sum(parameter.numel() for parameter in model.hf_model.parameters())
+        batch = self.batch or (BATCH if size < SMALL else 1)
+        return dataclasses.replace(self, kinds=self.kinds or there, select_at=at, batch=batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> NoticeConfig:
+        """From what `to_json` gave.
+
+        Raises:
+            InputsError: if an option is missing, unknown, or of another type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := [name for name in given if name not in fields]:
+            raise InputsError(
+                f"a run has no option {unknown[0]!r}: the closest are {', '.join(closest(unknown[0], fields))}"
+            )
+        if missing := [name for name in ("model", "tasks") if name not in given]:
+            raise InputsError(f"the configuration lacks {' and '.join(missing)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+    def decided_as(self, other: NoticeConfig) -> NoticeConfig:
+        """The same with what is left to the model decided as in another configuration of it."""
+        return dataclasses.replace(
+            self,
+            kinds=self.kinds or other.kinds,
+            select_at=other.select_at if self.select_at == "auto" else self.select_at,
+            batch=self.batch or other.batch,
+        )
+
+    def differences(self, other: NoticeConfig) -> list[str]:
+        """What differs in another configuration, in words: "seed was 0 and is 1"."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name} was {mine[name]!r} and is {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+    def refuse_another(self, other: NoticeConfig, directory: Path) -> None:
+        """Raise ResumeError if a directory holds this configuration's run and another one is asked for."""
+        if differences := self.differences(other):
+            raise ResumeError(
+                f"{directory} holds a run of another configuration ({'; '.join(differences)}): take another directory, "
+                "or the same options"
+            )
+
+
+def available(model: Any) -> tuple[str, ...]:
+    """The kinds that a model's prompt stack has, in the order of `KINDS`."""
+    crossed = getattr(model.stacks[model.prompt_stack].blocks[0], "has_cross_attn", False)
+    return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))
+
+
+def file_name(task: str) -> str:
+    """A task's name in file names."""
+    stem = Path(task).stem if task.endswith(".parquet") else task
+    return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in stem)
+
+
+def _refuse_unknown(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise InputsError(f"{name} has no {value!r}: expected {', '.join(map(repr, known))}")
