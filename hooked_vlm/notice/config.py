@@ -25,8 +25,12 @@ SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given u
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
 
-_CHOICES = {"corrupt": CORRUPT, "kinds": KINDS}
-_CHOICE = {"positions": POSITIONS, "select_at": SELECT_AT, "region": (None, *REGIONS)}
+_CHOICES: dict[str, tuple[str, ...]] = {"corrupt": CORRUPT, "kinds": KINDS}
+_CHOICE: dict[str, tuple[str | None, ...]] = {
+    "positions": POSITIONS,
+    "select_at": SELECT_AT,
+    "region": (None, *REGIONS),
+}
 _WHOLE = ("examples", "seed", "random_draws", "bootstrap", "batch")
 _ABOVE_ZERO = ("examples", "noise_scale", "bootstrap")
 
@@ -94,9 +98,8 @@ class NoticeConfig:
         for name, known in _CHOICES.items():
             for each in getattr(self, name):
                 _refuse_unknown(name, each, known)
-        for name, known in _CHOICE.items():
-            if getattr(self, name) not in known:
-                _refuse_unknown(name, getattr(self, name), [each for each in known if each])
+        for name, values in _CHOICE.items():
+            _refuse_unknown(name, getattr(self, name), values)
         for name in _WHOLE:
             if isinstance(given := getattr(self, name), bool) or not isinstance(given, int | None):
                 raise InputsError(f"{name} is {given!r}; expected a whole number")
@@ -159,7 +162,8 @@ class NoticeConfig:
             )
         if missing := [name for name in ("model", "tasks") if name not in given]:
             raise InputsError(f"the configuration lacks {' and '.join(missing)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+        return cls(**options)
 
     def decided_as(self, other: NoticeConfig) -> NoticeConfig:
         """The same with what is left to the model decided as in another configuration of it."""

@@ -32,7 +32,7 @@ CORRUPTIONS = ("image", "text", "image_noise", "text_noise")
 _TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
 _VALUES = ("effect", "restoration", "normalised")
-_AT_ONCE = " at once"
+_AT_ONCE, _BASELINE = " at once", "baseline"
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,12 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
     for name, corruption in corruptions(model, config, examples).items():
         begins = _first_difference(model, name, clean, examples)
         kinds = skeleton.sites(begins)
-        results = sweep_all(
-            model,
-            clean,
-            clean,
-            kinds,
-            metrics,
-            corruption=corruption.fwd_hooks(model, clean),
-            budget=budget,
-            progress=False,
-        )
+        hooks = corruption.fwd_hooks(model, clean)
+        if not kinds:  # every site is before the first difference: nothing is patched, and the corrupt run is measured
+            kinds = {_BASELINE: Sites.module(model, model.prompt_stack, "mlp_out", layers=0, positions=0)}
+        results = sweep_all(model, clean, clean, kinds, metrics, corruption=hooks, budget=budget, progress=False)
         baseline = next(iter(results.values())).baseline
+        assert baseline is not None
         values = {kind: (result.values - _like(baseline, result.values)).cpu() for kind, result in results.items()}
         found[name] = skeleton.filled(values, begins, len(examples))
         low[name] = baseline[0].cpu().double().numpy()
@@ -138,7 +133,8 @@ def _first_difference(model: Any, name: str, clean: VLMInputs, examples: Sequenc
     if not stack.causal or (name.startswith("image") and image is None):
         return 0
     if name.startswith("image"):
-        return int((clean.input_ids == image).long().argmax(1).min())
+        assert image is not None
+        return int(clean.input_ids.eq(image).long().argmax(1).min())
     changed = first_changed if name == "text" else noisy_places
     return min(changed(example)[0] for example in examples)
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +203,8 @@ def _block(
     whenever it is run.
     """
     examples = prepared(model, config, [(number, {**row, "task": file_name(task)}) for number, row in block])
-    upto = next(
-        (i + 1 for i in range(len(examples)) if sum(e.kept for e in examples[: i + 1]) == wanted), len(examples)
-    )
-    examples = examples[:upto]
+    kept_so_far = list(accumulate(example.kept for example in examples))
+    examples = [each for each, n in zip(examples, kept_so_far, strict=True) if n - each.kept < wanted]
     for example in examples:
         if not example.kept and example.number not in done:
             place.write_table(directory.EXAMPLES, task, example.number, _record(example, None))
