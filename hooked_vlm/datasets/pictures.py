@@ -174,15 +174,6 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return one.size == other.size and one.tobytes() == other.tobytes()
 
 
-def read_or_skip(path: str | os.PathLike[str], skips: Skips, name: str) -> Image.Image | None:
-    """A picture, or None with its name counted among those that cannot be read."""
-    try:
-        return read(path)
-    except ImageError:
-        skips.add(UNREADABLE, name)
-        return None
-
-
 def decoded(cell: Any, folder: Path, name: str) -> Image.Image | None:
     """The picture in a cell of a table, as `datasets` stores pictures: bytes, or a path beside the table.
 
@@ -198,3 +189,50 @@ def decoded(cell: Any, folder: Path, name: str) -> Image.Image | None:
     if cell.get("path"):
         return read(folder / cell["path"], name)
     raise ImageError(f"{name!r} has neither bytes nor a path.")
+
+
+class Deck:
+    """The pictures of one folder in drawn order: each given out once as itself, and as often as asked as a partner.
+
+    Args:
+        folder: The folder; its names are listed now, and none is opened.
+        key: Strings and integers that draw the order.
+        skips: Where damaged pictures are counted, each once.
+        label: What stands before a picture's name in `skips`.
+    """
+
+    def __init__(self, folder: Path, *key: str | int, skips: Skips, label: str) -> None:
+        self._folder, self._skips, self._label = folder, skips, label
+        self._names: list[str | None] = [*shuffled(filter(is_picture, names_in(folder)), *key)]
+        self._next = self._back = 0
+
+    def __len__(self) -> int:
+        """How many pictures there are by name, save those found damaged."""
+        return len(self._names) - self._names.count(None)
+
+    def once(self) -> tuple[str, Image.Image] | None:
+        """The name and the picture that come next; None when every picture was given out."""
+        while self._next < len(self._names):
+            self._next += 1
+            if (found := self._read(self._next - 1)) is not None:
+                return found
+        return None
+
+    def partner(self) -> tuple[str, Image.Image] | None:
+        """The next name and picture from the other end, round and round; None if no picture can be read."""
+        for _ in range(len(self._names)):
+            self._back = (self._back or len(self._names)) - 1
+            if (found := self._read(self._back)) is not None:
+                return found
+        return None
+
+    def _read(self, index: int) -> tuple[str, Image.Image] | None:
+        name = self._names[index]
+        if name is None:
+            return None
+        try:
+            return name, read(self._folder / name)
+        except ImageError:
+            self._names[index] = None
+            self._skips.add(UNREADABLE, f"{self._label}/{name}")
+            return None

@@ -24,13 +24,14 @@ class Related:
     """Whether two words mean nearly the same, or one is a kind of the other: known groups, and shared lemmas.
 
     Args:
-        groups: Words separated by spaces, each group words of which any two are too near. A word may be in
-            several groups, without making the others of one group near to those of another.
+        groups: Words separated by spaces (an underscore for a space in a word). Any two words of a group are too
+            near, and so are their other forms. A word may be in several groups, without making the others of one
+            group near to those of another.
 
     Example:
         >>> near = Related("damp wet", "wet muddy")
-        >>> near("damp", "wet"), near("damp", "muddy"), near("dog", "dogs")
-        (True, False, True)
+        >>> near("damp", "wet"), near("damp", "muddy"), near("damp", "wetter"), near("dog", "dogs")
+        (True, False, True, True)
     """
 
     def __init__(self, *groups: str) -> None:
@@ -41,9 +42,9 @@ class Related:
 
     def __call__(self, one: str, other: str) -> bool:
         """Whether the two words are too near to stand against each other."""
-        one, other = one.casefold(), other.casefold()
-        groups = self._groups.get(one, set()) & self._groups.get(other, set())
-        return one == other or bool(groups) or bool(lemmas(one) & lemmas(other))
+        forms = [{word.casefold()} | lemmas(word) for word in (one, other)]
+        groups = [set().union(*(self._groups.get(form, ()) for form in each)) for each in forms]
+        return bool(forms[0] & forms[1]) or bool(groups[0] & groups[1])
 
     @property
     def words(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Every task by its name: a stream of rows in the schema of `pairs`, whatever holds them.
 
-`source` is the one way in: the shapes world, and files that `pairs.write_parquet` wrote.
+`source` is the one way in: the shapes world, the three data sets of the NOTICE paper as they are downloaded, a
+user's own folder, and files that `pairs.write_parquet` wrote.
 The rows of a source come in an order that is a function of the task, the seed and the data alone, so row k is
 always the same row, and a run that was cut off goes on with `start`.
 
@@ -12,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hooked_vlm.datasets import pairs, shapes
+from hooked_vlm.datasets import facial_expressions, folder, mit_states, pairs, shapes, svo_probes
 from hooked_vlm.datasets.pictures import UNREADABLE, Skips, decoded
 from hooked_vlm.errors import DataError, ImageError, TaskSchemaError, closest
 
@@ -29,8 +31,16 @@ TASKS: dict[str, str] = {
     "colour": "the shapes world: is the circle red or blue?",
     "shape": "the shapes world: is the red shape a circle or a square?",
     "place": "the shapes world: is the circle above or below the square?",
+    "svo_subject": "SVO-Probes: is the girl or boy riding horse?",
+    "svo_verb": "SVO-Probes: is the girl riding or feeding horse?",
+    "svo_object": "SVO-Probes: is the girl riding horse or bike?",
+    "mit_states": "MIT-States: is this apple ripe or moldy?",
+    "facial_expressions": "faces, as in FER-2013: is this person feeling sad or happy?",
+    "folder": "your own folder: pairs.csv and pictures",
 }
 """Of each task, one line on what it asks."""
+
+_FOLDERS = {module.TASK: module for module in (mit_states, facial_expressions, folder)}
 
 
 @dataclass
@@ -100,6 +110,11 @@ def source(
         left = max(0, file.metadata.num_rows - start)
         length = left if n is None else min(n, left)
         rows = _of_equal_length(_parquet_rows(file, path, skips), tokenizer, skips)
+    elif task in TASKS:
+        adapter = partial(svo_probes.rows, task) if task in svo_probes.TASKS else _FOLDERS[task].rows
+        rows = adapter(data, seed=seed, tokenizer=tokenizer, skips=skips)
+        if task == folder.TASK:
+            rows = _of_equal_length(rows, tokenizer, skips)
     else:
         raise DataError(
             f"There is no task {task!r}: the tasks are {', '.join(TASKS)}, or a file ending in .parquet. "
@@ -107,7 +122,13 @@ def source(
         )
     # Rows before the start are made and dropped: only so is it known which of them are passed over.
     rows = itertools.islice(rows, start, None if n is None else start + n)
-    return Source(task, rows, skips.counts, length, skips.names)
+    return Source(task, _told(rows, skips, str(data or task)), skips.counts, length, skips.names)
+
+
+def _told(rows: Rows, skips: Skips, where: str) -> Rows:
+    """The rows, and a warning after the last one if pictures could not be read."""
+    yield from rows
+    skips.warn(where)
 
 
 # --- files of rows --------------------------------------------------------------------------------------
