@@ -92,6 +92,17 @@ def demo() -> None:
     shown.run(console)
 
 
+@app.command()
+def compare(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR", help="Run directories, two or more.")],
+    out: Annotated[str, typer.Option("--out", help="The HTML file to write.")],
+) -> None:
+    """Put several runs of `notice` (models, tasks, corruptions) into one report that opens offline."""
+    from hooked_vlm.notice.compare import compare as write
+
+    typer.echo(f"The comparison is in {write(directories, out)}")
+
+
 def _console() -> Console:
     from rich.console import Console
 

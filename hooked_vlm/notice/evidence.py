@@ -215,7 +215,7 @@ def noise(run: Loaded) -> list[Child]:
         ]
         for row in rows.to_dict("records")
     ]
-    header = ["task", "corruption", "heads of", "Spearman", "interval", "heads", "strongest heads shared"]
+    header = ["task", "corruption", "attention", "Spearman", "interval", "heads", "strongest heads shared"]
     told: list[Child] = [
         paragraph(
             "Older work corrupts a run with Gaussian noise on the embeddings. If both corruptions found the same "

@@ -63,7 +63,9 @@ class Loaded:
         path = Path(directory)
         if not path.is_dir():
             raise RunDirectoryError(f"{path} is no directory: give the --out of a `hooked-vlm notice` run")
-        return cls(path, _read(path / "run.json", "run"), _read(path / "summary.json", "finished run"))
+        about = _read(path / "run.json", "it is no run; give the --out of a `hooked-vlm notice` run")
+        summary = _read(path / "summary.json", "the run is not finished; the same `hooked-vlm notice` command goes on")
+        return cls(path, about, summary)
 
     def table(self, name: str) -> pd.DataFrame:
         """The records of summary.json under `name`, with all columns of the format."""
@@ -135,19 +137,18 @@ def head_name(layer: Any, head: Any) -> str:
     return f"L{int(layer)}.H{int(head)}"
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
+def _read(path: Path, absent: str) -> dict[str, Any]:
+    """The object in a JSON file; `absent` says what it means that there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunDirectoryError(
-            f"{path.parent} holds no {what}: there is no {path.name}; `hooked-vlm notice ... --out {path.parent}` "
-            "begins one or goes on with it"
-        ) from error
+        raise RunDirectoryError(f"there is no {path}: {absent}") from error
     except OSError as error:
         raise RunDirectoryError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        way_out = "the same `hooked-vlm notice` command rewrites it"
-        raise RunDirectoryError(f"{path} is no JSON ({error}); {way_out}") from error
+        raise RunDirectoryError(
+            f"{path} is no JSON ({error}): remove it, and the same `hooked-vlm notice` command rewrites it"
+        ) from error
     if not isinstance(content, dict):
-        raise RunDirectoryError(f"{path} holds a {type(content).__name__}, not the fields of a {what}")
+        raise RunDirectoryError(f"{path} holds a {type(content).__name__}, expected an object")
     return content

@@ -259,7 +259,7 @@ def percent(share: Any) -> str:
 
 def interval(low: Any, high: Any, written: Any = number) -> str:
     """An interval in brackets, or nothing where there is none."""
-    return f"[{written(low)}, {written(high)}]" if known(low) and known(high) else ""
+    return f"[{written(low)},\N{NO-BREAK SPACE}{written(high)}]" if known(low) and known(high) else ""
 
 
 def chance(p: Any) -> str:

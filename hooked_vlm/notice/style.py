@@ -29,6 +29,7 @@ main > * {{ min-width: 0; }}
 h1 {{ font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }}
 h2 {{ font-size: 22px; line-height: 1.25; margin: 0 0 10px; }}
 h3 {{ font-size: 17px; margin: 26px 0 6px; }}
+h4 {{ font-size: 15px; margin: 14px 0 2px; color: var(--faint); }}
 p {{ margin: 0 0 12px; max-width: 76ch; }}
 a {{ color: var(--accent); }}
 code, pre {{ font: 13.5px/1.5 ui-monospace, 'SF Mono', Menlo, Consolas, monospace; }}
@@ -38,7 +39,7 @@ pre {{ background: var(--tint); border: 1px solid var(--line); border-radius: 6p
 .subtitle {{ color: var(--faint); margin-bottom: 18px; max-width: none; overflow-wrap: anywhere; }}
 .answer {{ font-size: 18px; line-height: 1.5; }}
 .answer p {{ max-width: 72ch; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 215px), 1fr)); gap: 12px;
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); gap: 12px;
   margin: 18px 0 10px; padding: 0; list-style: none; }}
 .tiles li {{ border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; background: var(--tint); }}
 .tiles b {{ display: block; font-size: 21px; line-height: 1.3; font-variant-numeric: tabular-nums; }}
@@ -66,7 +67,7 @@ table {{ border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tab
 caption {{ caption-side: top; text-align: left; color: var(--faint); font-size: 14px; padding-bottom: 6px; }}
 th, td {{ text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); }}
 thead th {{ color: var(--faint); font-weight: 600; font-size: 13.5px; vertical-align: bottom; }}
-tbody th {{ font-weight: 600; }}
+tbody th {{ font-weight: 600; white-space: nowrap; }}
 th.number, td.number {{ text-align: right; white-space: nowrap; }}
 th.number + th:not(.number), td.number + td:not(.number) {{ padding-left: 10px; }}
 .scale {{ display: flex; align-items: center; gap: 10px; font-size: 13.5px; color: var(--faint);

@@ -45,8 +45,12 @@ def corruption_name(corrupt: object) -> str:
 
 
 def short_kind(kind: object) -> str:
-    """The kind of a head in one word, to tell heads of two attentions apart."""
-    return kind_name(kind).removesuffix(" heads")
+    """The kind of a head in one word, to tell heads of two attentions apart.
+
+    >>> short_kind("cross_attn-heads")
+    'cross'
+    """
+    return kind_name(kind).removesuffix(" heads").removesuffix("-attention")
 
 
 def head_label(row: Mapping[str, Any], kinds: int = 2) -> str:
@@ -142,10 +146,9 @@ def _labelled(run: Loaded) -> list[str]:
     if named.empty:
         return ["None of them has a function in the image that its attention shows clearly."] if len(labels) else []
     counts = [f"{n} {label}" for label, n in named.value_counts(sort=False).sort_index().items()]
-    rest = len(labels) - len(named)
-    return [
-        f"By where they look in the image: {listed([*counts, *([f'{rest} with no clear function'] if rest else [])])}."
-    ]
+    if rest := len(labels) - len(named):
+        counts.append(f"{rest} with no clear function")
+    return [f"Labels, by where they look in the image: {listed(counts)}."]
 
 
 def _noise(run: Loaded) -> list[str]:

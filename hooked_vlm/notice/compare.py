@@ -1,0 +1,408 @@
+"""Several runs in one report: what differs between them, which heads recur, how alike their head maps are.
+
+Reads run.json and summary.json of each run directory and nothing else. Heads are matched by layer and head, which
+means the same head only within one checkpoint; maps of different checkpoints of one shape are correlated all the
+same, and the report says what that is worth. Costs a second, and 5 MB of disk for plotly.js.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice import charts
+from hooked_vlm.notice.loaded import Loaded, head_name
+from hooked_vlm.notice.maps import NOISES, grid, ordered, titled
+from hooked_vlm.notice.page import (
+    DASH,
+    Child,
+    Markup,
+    Part,
+    chance,
+    chart,
+    counted,
+    details,
+    interval,
+    known,
+    listed,
+    number,
+    page,
+    paragraph,
+    percent,
+    section,
+    table,
+    tag,
+)
+from hooked_vlm.notice.report import NAMED, put, setting
+from hooked_vlm.notice.words import MODALITY, RULES, corruption_name, kind_name, missing, short_kind, spread, verdict
+
+HEAD = ["kind", "layer", "head"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run under the name that the comparison gives it."""
+
+    name: str
+    run: Loaded
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """The mean effects of all heads of one kind, in one run, task and corruption."""
+
+    run: str
+    task: str
+    model: str
+    kind: str
+    corrupt: str
+    shape: tuple[int, int]
+    rows: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """Run and task."""
+        return f"{self.run}, {self.task}"
+
+    @property
+    def values(self) -> pd.Series[Any]:
+        """The mean effects by layer and head."""
+        return self.rows.set_index(["layer", "head"])["mean"].astype(float)
+
+
+def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
+    """Write one report on several runs.
+
+    Args:
+        directories: of finished runs, two or more.
+        out: the HTML file to write; its folder is made if it is not there.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        RunDirectoryError: There are fewer than two directories, one stands there twice or holds no finished run, or
+            the file cannot be written.
+    """
+    paths = [Path(directory) for directory in directories]
+    if len(paths) < 2:
+        raise RunDirectoryError(f"{len(paths)} run directories are nothing to compare: give two or more")
+    twice = [path for path, n in Counter(path.resolve() for path in paths).items() if n > 1]
+    if twice:
+        raise RunDirectoryError(f"{twice[0]} was given twice: a run agrees with itself")
+    runs = named([Loaded.read(path) for path in paths])
+    target = Path(out)
+    if target.is_dir():
+        raise RunDirectoryError(f"{target} is a directory: name a file, such as {target / 'compare.html'}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+    return put(target, html_of(runs))
+
+
+def named(runs: Sequence[Loaded]) -> list[Named]:
+    """Names for runs, as short as tells them apart: the model's, with the directory's where models repeat."""
+    short = Counter(run.short for run in runs)
+    names = [run.short if short[run.short] == 1 else f"{run.short} ({run.directory.resolve().name})" for run in runs]
+    again = Counter(names)
+    return [
+        Named(name if again[name] == 1 else f"{run.short} ({run.directory})", run)
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def html_of(runs: Sequence[Named]) -> str:
+    """The comparison as text."""
+    maps = head_maps(runs)
+    parts: list[tuple[str, str, str, list[Child]]] = [
+        ("runs", "The runs", "The runs", the_runs(runs)),
+        ("findings", "Findings", "What held in which run", findings(runs)),
+        ("recurring", "Recurring heads", "Which heads recur", recurring(runs)),
+        ("maps", "Head maps", "Head maps side by side", side_by_side(maps)),
+        ("alike", "How alike", "How alike the head maps are", alike(maps)),
+        ("behaviour", "The corruption", "Does the corruption change the answer?", behaviour(runs)),
+        ("ablation", "Ablation", "What happens without the heads", ablation(runs)),
+        ("noise", "Gaussian noise", "Semantic pairs against Gaussian noise", noise(runs)),
+        ("care", "Be careful about", "What to be careful about", cautions(runs)),
+    ]
+    models = list(dict.fromkeys(one.run.short for one in runs))
+    return page(
+        f"{len(runs)} NOTICE runs compared",
+        listed([one.name for one in runs]),
+        tag("div", paragraph(in_short(runs, models, maps)), class_="answer"),
+        [Part(id, name, section(id, title, *body)) for id, name, title, body in parts],
+        tag("p", "Made by hooked-vlm from run.json and summary.json of each run. Each run has a report of its own."),
+    )
+
+
+def in_short(runs: Sequence[Named], models: Sequence[str], maps: Sequence[HeadMap]) -> str:
+    """The comparison in a few sentences."""
+    kept = sum(one.run.kept for one in runs)
+    of = counted(len(models), "model")
+    said = [f"{len(runs)} runs of {of} ({listed(models)}) patched {counted(kept, 'kept example')}."]
+    found = selections(runs)
+    repeated = [f"{head} of {model}" for (model, head), cells in found.items() if len(cells) > 1]
+    models_run = Counter(one.run.name for one in runs)
+    if max(models_run.values()) < 2:
+        said.append(
+            "No checkpoint was run twice, so no head can recur between runs; patterns can be looked at side by side."
+        )
+    elif repeated:
+        more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
+        said.append(
+            f"Universal in more than one run: {listed(repeated[:5]) if not more else ', '.join(repeated[:5]) + more}."
+        )
+    else:
+        said.append("No head is universal in more than one run.")
+    same = correlation_between(maps, same_model=True)
+    other = correlation_between(maps, same_model=False)
+    for values, whose in ((same, "one checkpoint"), (other, "different checkpoints of one shape")):
+        if len(values):
+            text = spread(values, lambda x: number(x, 2))
+            said.append(f"Head maps of {whose}, in different runs, have rank correlations of {text}.")
+    return " ".join(said)
+
+
+def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
+    """By model and head, the runs in which the head is universal: for which corruption and by which rule."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for one in runs:
+        for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
+            said = []
+            for modality, part in rows.groupby("modality", sort=False):
+                rules = ordered(part["rule"], ("sound", "paper"))
+                by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
+                said.append(f"{MODALITY.get(str(modality), str(modality))}, {by}")
+            key = (one.run.name, f"{head_name(layer, head)} ({short_kind(kind)})")
+            found.setdefault(key, {})[one.name] = "; ".join(said)
+    return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
+
+
+def the_runs(runs: Sequence[Named]) -> list[Child]:
+    """Each run's model, tasks and examples, and the settings that differ."""
+    cells = []
+    for one in runs:
+        model, config = one.run.model, one.run.config
+        cells.append(
+            [
+                one.name,
+                f"{model.get('layers', DASH)} layers of {model.get('heads', DASH)} heads "
+                f"({model.get('stack', 'stack unknown')})",
+                listed(one.run.tasks),
+                listed([corruption_name(corrupt) for corrupt in config.get("corrupt") or []]),
+                number(one.run.seen),
+                number(one.run.kept),
+            ]
+        )
+    header = ["run", "patched stack", "tasks", "corruption", "seen", "kept"]
+    names = list(dict.fromkeys(name for one in runs for name in one.run.config))
+    differ = [name for name in names if len({setting(one.run.config.get(name)) for one in runs}) > 1]
+    told: list[Child] = [
+        table(header, cells, caption="What was run", numeric=(4, 5)),
+        tag("h3", "Settings that differ"),
+    ]
+    if not differ:
+        return [*told, missing("All runs have the same settings.")]
+    rows = [[NAMED.get(name, name), *(setting(one.run.config.get(name)) for one in runs)] for name in differ]
+    return [*told, table(["setting", *(one.name for one in runs)], rows, caption="All other settings are the same")]
+
+
+def findings(runs: Sequence[Named]) -> list[Child]:
+    """Claims by run: whether each holds there, and on what evidence."""
+    verdicts: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in runs:
+        for row in one.run.table("findings").to_dict("records"):
+            verdicts.setdefault(str(row["claim"]), {})[one.name] = row
+    if not verdicts:
+        return [missing("No run has a claim that could be tested.")]
+    rows: list[list[Child]] = []
+    evidence: list[list[Child]] = []
+    for claim, by_run in verdicts.items():
+        rows.append(
+            [claim, *(verdict(by_run[one.name]["holds"]) if one.name in by_run else "not tested" for one in runs)]
+        )
+        evidence += [[claim, name, str(row["evidence"])] for name, row in by_run.items()]
+    shown = table(["claim", *(one.name for one in runs)], rows, caption="Whether a claim holds, by run")
+    return [shown, details("The evidence", table(["claim", "run", "evidence"], evidence, caption="On what evidence"))]
+
+
+def recurring(runs: Sequence[Named]) -> list[Child]:
+    """Universal heads of each checkpoint, by run."""
+    found = selections(runs)
+    if not found:
+        return [missing("No head is universal in any of these runs.")]
+    told: list[Child] = [
+        paragraph(
+            "A head is the same head only within one checkpoint: L1.H2 of one model has nothing to do with L1.H2 "
+            "of another, unless one was trained from the other."
+        )
+    ]
+    rows = []
+    for (model, head), cells in found.items():
+        where = [cells.get(one.name, "no" if one.run.name == model else "other model") for one in runs]
+        rows.append([head, model, f"{len(cells)} of {sum(one.run.name == model for one in runs)}", *where])
+    header = ["head", "model", "runs", *(one.name for one in runs)]
+    return [
+        *told,
+        table(header, rows, caption="Heads that are universal in at least one run, those of most runs first"),
+    ]
+
+
+def head_maps(runs: Sequence[Named]) -> list[HeadMap]:
+    """Every head map of every run, noise left out."""
+    found = []
+    for one in runs:
+        rows = one.run.table("heads")
+        rows = rows[rows["mean"].map(known) & ~rows["corrupt"].isin(NOISES)]
+        shape = one.run.shape(rows)
+        for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads")):
+            for corrupt in ordered(rows["corrupt"], ("image", "text")):
+                for task in one.run.tasks:
+                    part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt) & (rows["task"] == task)]
+                    if len(part):
+                        found.append(HeadMap(one.name, task, one.run.name, kind, corrupt, shape, part))
+    return found
+
+
+def groups(maps: Sequence[HeadMap]) -> dict[tuple[str, str], list[HeadMap]]:
+    """Maps by kind and corruption."""
+    found: dict[tuple[str, str], list[HeadMap]] = {}
+    for one in maps:
+        found.setdefault((one.kind, one.corrupt), []).append(one)
+    return found
+
+
+def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
+    """All head maps of one kind and corruption beside one another."""
+    if not maps:
+        return [missing("None of these runs patched a head.")]
+    told: list[Child] = [
+        paragraph(
+            "Red restores the right answer, blue pushes away from it. Logits of different models have different "
+            "sizes, so each map has a colour scale of its own; its end stands in the title."
+        ),
+        paragraph(
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
+            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone."
+        ),
+    ]
+    for (kind, corrupt), part in groups(maps).items():
+        told.append(titled(kind_name(kind), corruption_name(corrupt)))
+        for run in dict.fromkeys(one.run for one in part):
+            plots = []
+            for one in part:
+                if one.run == run:
+                    bound = charts.limit(one.values)
+                    figure, height = charts.head_map(one.rows, one.shape, bound)
+                    plots.append(chart(figure, f"{one.task} (\u00b1{number(bound, 2)})", height=height))
+            told += [tag("h4", run), grid(plots)]
+    return told
+
+
+def correlation(first: HeadMap, second: HeadMap) -> float:
+    """Spearman's rank correlation of two head maps over the heads that both have; NaN where one is constant."""
+    both = pd.concat([first.values, second.values], axis=1, join="inner")
+    return float(both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")) if len(both) > 2 else float("nan")
+
+
+def correlation_between(maps: Sequence[HeadMap], same_model: bool) -> pd.Series[Any]:
+    """Correlations of head maps of the same task and shape in different runs."""
+    found = []
+    for part in groups(maps).values():
+        for i, first in enumerate(part):
+            for second in part[i + 1 :]:
+                alike = first.task == second.task and first.run != second.run and first.shape == second.shape
+                if alike and (first.model == second.model) is same_model:
+                    found.append(correlation(first, second))
+    return pd.Series(found, dtype=float).dropna()
+
+
+def alike(maps: Sequence[HeadMap]) -> list[Child]:
+    """Rank correlations between all head maps of one shape, kind and corruption."""
+    plots: list[Markup] = []
+    for (kind, corrupt), part in groups(maps).items():
+        for shape in sorted({one.shape for one in part}):
+            same = [one for one in part if one.shape == shape]
+            if len(same) < 2:
+                continue
+            values = [[correlation(first, second) for second in same] for first in same]
+            figure, height = charts.correlations([one.name for one in same], values)
+            title = f"{kind_name(kind)}, {corruption_name(corrupt)}, {shape[0]} layers of {shape[1]} heads"
+            plots.append(chart(figure, title, height=height))
+    if not plots:
+        return [missing("No two head maps have the same shape, so there is nothing to correlate.")]
+    return [
+        paragraph(
+            "Spearman's rank correlation of the mean effects of all heads: 1 if two maps rank the heads alike, 0 "
+            "if one says nothing of the other. Between different checkpoints heads do not correspond, so expect "
+            "0 there."
+        ),
+        grid(plots, wide=True),
+    ]
+
+
+def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of one table of every run, with the run's name."""
+    for one in runs:
+        yield from ((one.name, row) for row in one.run.table(name).to_dict("records"))
+
+
+def behaviour(runs: Sequence[Named]) -> list[Child]:
+    """Share of answers that each corruption flips, by run."""
+    rows = [
+        [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), number(row["clean_logit_diff"], 2),
+         number(row["corrupt_logit_diff"], 2), percent(row["flipped"])]
+        for name, row in records(runs, "behaviour")
+    ]  # fmt: skip
+    if not rows:
+        return [missing("No example was kept in any of these runs.")]
+    header = ["run", "task", "corruption", "examples", "clean", "corrupt", "answers that flip"]
+    return [table(header, rows, caption="Mean logit difference, clean and corrupt", numeric=(3, 4, 5, 6))]
+
+
+def ablation(runs: Sequence[Named]) -> list[Child]:
+    """Accuracy without the selected heads, against random heads, by run."""
+    rows = [
+        [name, str(row["selection"]), str(row["task"]), number(row["n_heads"]), percent(row["accuracy_full"]),
+         percent(row["accuracy"]), percent(row["accuracy_random_mean"]),
+         interval(row["accuracy_random_low"], row["accuracy_random_high"], percent), chance(row["p"])]
+        for name, row in records(runs, "ablation")
+    ]  # fmt: skip
+    if not rows:
+        return [missing("Nothing was ablated in any of these runs.")]
+    header = ["run", "selection", "task", "heads", "all heads", "selected out", "random out", "interval", "p"]
+    return [table(header, rows, caption="Accuracy under mean ablation", numeric=(3, 4, 5, 6, 8))]
+
+
+def noise(runs: Sequence[Named]) -> list[Child]:
+    """Rank correlations between semantic pairs and Gaussian noise, by run."""
+    rows = [
+        [name, str(row["task"]), corruption_name(row["modality"]), short_kind(row["kind"]), number(row["spearman"], 2),
+         interval(row["ci_low"], row["ci_high"], lambda x: number(x, 2)), percent(row["top_overlap"])]
+        for name, row in records(runs, "noise")
+    ]  # fmt: skip
+    if not rows:
+        return [missing("None of these runs was made with Gaussian noise as well.")]
+    header = ["run", "task", "corruption", "attention", "Spearman", "interval", "strongest heads shared"]
+    return [table(header, rows, caption="Semantic pairs against Gaussian noise", numeric=(4, 6))]
+
+
+def cautions(runs: Sequence[Named]) -> list[Child]:
+    """What holds for comparisons, and what each run warns of."""
+    always = [
+        "Runs with different settings or examples differ for that reason too; see the settings that differ.",
+        "Many correlations and heads stand here side by side. Some agree by chance.",
+    ]
+    said: dict[str, list[str]] = {}
+    for one in runs:
+        for sentence in one.run.sentences("cautions"):
+            said.setdefault(sentence, []).append(one.name)
+    own = [sentence if len(names) == len(runs) else f"{sentence} ({listed(names)})" for sentence, names in said.items()]
+    return [tag("ul", [tag("li", sentence) for sentence in (*always, *own)])]
