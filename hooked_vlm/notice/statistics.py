@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 ALPHA = 0.05
 BOOTSTRAP = 1000
-_CHUNK = 2**22  # entries of a block of signs or resamples
+_CHUNK = 2**20  # entries of a block of sign patterns, or of their sums
 
 
 def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:
@@ -105,6 +105,16 @@ def bootstrap(
     return (np.full_like(low, np.nan), np.full_like(high, np.nan)) if few else (low, high)
 
 
+def mean_with_interval(values: ArrayLike, times: int = BOOTSTRAP, seed: int = 0) -> dict[str, float]:
+    """The mean of some numbers, one an example, with its percentile interval: mean, low, high, n. NaN is left out."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+    low, high = bootstrap(known[:, None], times=times, seed=(seed, 7))
+    return {"mean": float(known.mean()), "low": float(low[0]), "high": float(high[0]), "n": len(known)}
+
+
 def flips_needed(n_tests: int, alpha: float = ALPHA, fewest: int = 9999, most: int = 200_000) -> int:
     """How many random sign flips a family of tests needs, so that one small p-value alone can survive it.
 
@@ -138,7 +148,8 @@ def sign_flip(values: Matrix, *, flips: int = 9999, seed: int | tuple[int, ...] 
     seen = np.abs(filled.sum(0)) * (1 - 1e-9) - 1e-300  # equal sums count as equal, whatever order they were added in
     exact = n <= 1 or 2 ** (n - 1) <= flips + 1
     hits, tried = np.zeros(values.shape[1]), 0
-    for signs in _all_signs(n) if exact else _random_signs(n, flips, seed):
+    size = max(1, _CHUNK // max(values.shape))
+    for signs in _all_signs(n, size) if exact else _random_signs(n, flips, size, seed):
         hits += (np.abs(signs @ filled) >= seen).sum(0)
         tried += len(signs)
     p = hits / tried if exact else (1 + hits) / (1 + tried)
@@ -150,18 +161,16 @@ def smallest_p(n: int) -> float:
     return 2.0 ** (1 - n) if n else 1.0
 
 
-def _all_signs(n: int) -> Iterator[Array]:
+def _all_signs(n: int, size: int) -> Iterator[Array]:
     total = 2 ** max(n - 1, 0)
-    size = max(1, _CHUNK // max(n, 1))
     for start in range(0, total, size):
         codes = np.arange(start, min(start + size, total))
         bits = (codes[:, None] >> np.arange(n)) & 1  # the last sign stays: |sum| is the same with all turned round
         yield 1.0 - 2.0 * bits.astype(np.float64)
 
 
-def _random_signs(n: int, flips: int, seed: int | tuple[int, ...]) -> Iterator[Array]:
+def _random_signs(n: int, flips: int, size: int, seed: int | tuple[int, ...]) -> Iterator[Array]:
     generator = np.random.default_rng(seed)
-    size = max(1, _CHUNK // n)
     for start in range(0, flips, size):
         yield 2.0 * generator.integers(0, 2, (min(size, flips - start), n), dtype=np.int8).astype(np.float64) - 1.0
 

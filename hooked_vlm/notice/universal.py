@@ -48,6 +48,7 @@ from hooked_vlm.notice import statistics
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
 HEAD = ["kind", "layer", "head"]
+Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, statistics.Matrix]]]
 MODALITIES = {"image": "vision-only", "text": "text-only"}
 
 
@@ -110,8 +111,22 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
         raise DataError(f"The table of effects has no {', '.join(missing)}: select needs {', '.join(NEEDED)}.")
     if "kind" not in table.columns:
         table = table.assign(kind="heads")
-    families = table.groupby(["corrupt", "kind"], observed=True, sort=True)
-    found = [_family(str(corrupt), str(kind), rows, rule) for (corrupt, kind), rows in families]
+    families: Families = {}
+    for (corrupt, kind), rows in table.groupby(["corrupt", "kind"], observed=True, sort=True):
+        heads = sorted(set(rows[["layer", "head"]].itertuples(index=False, name=None)))
+        by_task = rows.groupby("task", observed=True, sort=True)
+        families[str(corrupt), str(kind)] = (heads, {str(task): _matrix(each, heads) for task, each in by_task})
+    return select_matrices(families, rule)
+
+
+def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
+    """`select` on matrices.
+
+    Args:
+        families: for each (corrupt, kind) the heads (layer, head), and for each task the effects [example head].
+        rule: its numbers.
+    """
+    found = [_family(corrupt, kind, *given, rule) for (corrupt, kind), given in sorted(families.items())]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=_COLUMNS)
 
 
@@ -122,19 +137,20 @@ _EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "sound_all")
 _COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
 
 
-def _family(corrupt: str, kind: str, rows: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+def _family(
+    corrupt: str, kind: str, heads: list[tuple[int, int]], effects: dict[str, statistics.Matrix], rule: Rule
+) -> pd.DataFrame:
     """All heads of one kind under one corruption, in all tasks."""
-    heads = pd.MultiIndex.from_frame(rows[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"]))
-    effects = {str(task): _matrix(each, heads) for task, each in rows.groupby("task", observed=True, sort=True)}
+    index = pd.MultiIndex.from_tuples(heads, names=["layer", "head"])
     flips = rule.flips or statistics.flips_needed(len(heads) * len(effects), rule.alpha)
     parts, repeated = [], []
-    for i, (task, values) in enumerate(effects.items()):
+    for i, (task, values) in enumerate(sorted(effects.items())):
         part = _measured(values, rule, i)
         part["p"] = statistics.sign_flip(values, flips=flips, seed=(rule.seed, 1, i))
         again = _repeats(values, rule, i)
         part["repeats"] = again.mean(0) if len(again) else np.nan
         repeated.append(again)
-        parts.append(part.assign(corrupt=corrupt, kind=kind, task=task).set_index(heads).reset_index())
+        parts.append(part.assign(corrupt=corrupt, kind=kind, task=task).set_index(index).reset_index())
     table = pd.concat(parts, ignore_index=True)
     table["q"] = statistics.benjamini_hochberg(table["p"])
     table["sound"] = (
@@ -156,7 +172,7 @@ def _family(corrupt: str, kind: str, rows: pd.DataFrame, rule: Rule) -> pd.DataF
     return table.assign(**{name: np.tile(values, len(effects)) for name, values in everywhere.items()})[_COLUMNS]
 
 
-def _matrix(rows: pd.DataFrame, heads: pd.MultiIndex) -> statistics.Matrix:
+def _matrix(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> statistics.Matrix:
     """[example head], NaN where a head was not measured (infinite counts as that)."""
     if rows.duplicated(["example", "layer", "head"]).any():
         row = rows[rows.duplicated(["example", "layer", "head"])].iloc[0]
@@ -164,8 +180,8 @@ def _matrix(rows: pd.DataFrame, heads: pd.MultiIndex) -> statistics.Matrix:
             f"Example {row['example']!r} of task {row['task']!r} has two effects of layer {row['layer']} head "
             f"{row['head']} ({row['corrupt']}): average over positions first, or choose one."
         )
-    wide = rows.pivot(index="example", columns=["layer", "head"], values="effect").reindex(columns=heads)
-    values = wide.to_numpy(np.float64)
+    wide = rows.pivot(index="example", columns=["layer", "head"], values="effect")
+    values = wide.reindex(columns=pd.MultiIndex.from_tuples(heads)).to_numpy(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
