@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm.notice import statistics
-from hooked_vlm.notice.functions import OBJECT, labels_of
 from hooked_vlm.notice.gathered import EVERY, Gathered
 from hooked_vlm.notice.grids import Grid
+from hooked_vlm.notice.labels import OBJECT, labels_of
 from hooked_vlm.notice.universal import Rule, name
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
@@ -37,7 +37,7 @@ def findings(
     Args:
         data: from `gathered.gather`.
         tables: the tables of the summary.
-        significant: heads whose patching has an effect, as `functions.labels` takes them.
+        significant: heads whose patching has an effect, as `labels.labels` takes them.
         times: resamples.
         seed: of the resamples and of the halves.
     """
@@ -130,7 +130,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
         "claim": claim,
         "holds": _above(seen["lift"], 1.0) and _above(seen["auc"], 0.5),
         "evidence": (
-            f"{_listed(heads)}, labelled on half of the examples, have on the other half ({seen['lift']['n']} examples) "
+            f"{_listed(heads)}, labelled on half of the examples, have on the other half ({seen['lift']['n']}) "
             f"a lift of {_shown(seen['lift'])} (1 is even attention), an AUC of {_shown(seen['auc'])} (0.5) and their "
             f"largest attention on the object in {seen['pointing']['mean']:.0%}."
         ),
@@ -204,8 +204,8 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     fewest = rule.fewest_examples
     if lacking := [task for task, n in kept.items() if n < fewest]:
         said.append(
-            f"{_listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a half: "
-            "it can select nothing."
+            f"{_listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a "
+            "half: it can select nothing."
         )
     if thin := [f"{task} ({n})" for task, n in kept.items() if fewest <= n < FEW]:
         said.append(f"Few examples: {_listed(thin)}. Intervals are wide and small effects are missed.")
@@ -270,12 +270,12 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
         for row in tables["ablation"]:
             if 0 < row["draws"] < int(config.get("random_draws") or 0):
                 said.append(
-                    f"{row['task']}, {row['selection']}: its layers have only {row['draws']} other sets of as many heads."
+                    f"{row['task']}, {row['selection']}: its layers have only {row['draws']} other sets of heads."
                 )
             if row["n_overlapping"]:
                 said.append(
-                    f"{row['task']}, {row['selection']}: {row['n_overlapping']} of {row['draws']} random sets hold some "
-                    "of the selected heads, since their layers have too few others."
+                    f"{row['task']}, {row['selection']}: {row['n_overlapping']} of {row['draws']} random sets hold "
+                    "some of the selected heads, since their layers have too few others."
                 )
     if tables["functions"]:
         masked = any(not math.isnan(row["lift"]) for row in tables["functions"])

@@ -21,27 +21,14 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.functions import SCORES
 from hooked_vlm.notice.grids import Grid
 
-EXAMPLE_COLUMNS = [
-    "task",
-    "example",
-    "number",
-    "group",
-    "answer",
-    "wrong_answer",
-    "generated",
-    "kept",
-    "reason",
-    "clean_logit_diff",
-    "image_logit_diff",
-    "text_logit_diff",
-    "image_noise_logit_diff",
-    "text_noise_logit_diff",
-]
-EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", "effect", "restoration", "normalised"]
+DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", "image", "text", "image_noise", "text_noise")]
+ABOUT = ["task", "example", "number", "group", "answer", "wrong_answer", "generated", "kept", "reason"]
+EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
+MEASURES = ["effect", "restoration", "normalised"]
+EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
 ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role", *SCORES]
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
 EVERY = "every position"
-MEASURES = ("effect", "restoration", "normalised")
 
 
 @dataclass
@@ -150,7 +137,7 @@ def _add_effects(found: Gathered, rows: pd.DataFrame) -> None:
     task, example = str(rows["task"].iloc[0]), str(rows["example"].iloc[0])
     found.n_effects += 1
     here = rows[(rows["role"] == found.at) & (rows["head"] >= 0)]
-    means = here.groupby(["corrupt", "kind", "layer", "head"], observed=True)[list(MEASURES)].mean()
+    means = here.groupby(["corrupt", "kind", "layer", "head"], observed=True)[MEASURES].mean()
     _add(found.heads, means, task, example)
     sized = rows.assign(size=rows["effect"].abs())
     means = sized.groupby(["corrupt", "kind", "layer", "role"], observed=True)[["effect", "size"]].mean()

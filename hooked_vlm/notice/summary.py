@@ -16,7 +16,7 @@ what cannot be computed is null.
   |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
 - ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "sound"), tasks,
   tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
-- ``functions``: what `functions.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
+- ``functions``: what `labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
   significant, q, and every score of `functions.SCORES` with _low and _high.
 - ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
   accuracy, accuracy_low, accuracy_high (over examples), accuracy_random_mean, accuracy_random_low,
@@ -26,8 +26,8 @@ what cannot be computed is null.
 - ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads, spearman (of mean |effect| over
   heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
 - ``figures``: file, kind, layer, head, example, caption. ``findings``: claim, holds (true, false, or null where the run
-  cannot tell), evidence. ``cautions``: sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as in
-  run.json.
+  cannot tell), evidence. ``cautions``: sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as
+  in run.json.
 
 Cost: some 10 ms an example to read, then seconds for the resamples. Knows no model.
 """
@@ -48,8 +48,8 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import findings, statistics, universal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
-from hooked_vlm.notice.functions import labels_of
 from hooked_vlm.notice.gathered import EVERY, Gathered, gather
+from hooked_vlm.notice.labels import labels_of
 
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
 
@@ -298,7 +298,8 @@ def _figures(path: Path) -> list[dict[str, Any]]:
 
 def _plain(config: Any) -> dict[str, Any]:
     given = config.to_json() if hasattr(config, "to_json") else vars(config) if hasattr(config, "__dict__") else config
-    return json.loads(json.dumps(dict(given)))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
+    return plain
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -301,6 +301,7 @@ def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT) -> list[str]:
         One sentence for each head and task that one rule selects and the other does not, the largest first; and
         one for each head that they part on only as universal.
     """
+    selection = selection[selection["corrupt"].isin(list(MODALITIES))]
     parted = selection[selection["paper"].astype(bool) != selection["sound"].astype(bool)]
     said = [_cell_sentence(row, selection, rule) for row in _records(parted.sort_values("mean_abs", ascending=False))]
     heads = selection.drop_duplicates(["corrupt", *HEAD])
