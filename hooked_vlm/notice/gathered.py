@@ -7,7 +7,7 @@ a few kilobytes an example. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,17 @@ class Gathered:
         return families
 
 
-def gather(directory: Path, at: str) -> Gathered:
+PARTS = ("effects", "attention", "ablation")
+
+
+def gather(directory: Path, at: str, parts: Collection[str] = PARTS) -> Gathered:
     """Read a run directory; an example counts once its file in examples/ is there.
 
     Args:
         directory: of the run.
         at: role of the tokens at which heads are selected; `EVERY` takes the sites that are every position at once.
+
+        parts: which folders to read beside examples/.
 
     Raises:
         RunDirectoryError: if a file cannot be read or lacks a column.
@@ -101,16 +106,16 @@ def gather(directory: Path, at: str) -> Gathered:
         order = {task: i for i, task in enumerate(dict.fromkeys(examples["task"]))}
         examples = examples.sort_values("task", key=lambda each: each.map(order), kind="stable", ignore_index=True)
     found = Gathered(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
-    for path in _files(directory / "effects", done):
+    for path in _files(directory / "effects", done if "effects" in parts else ()):
         _add_effects(found, _read(path, EFFECT_COLUMNS).to_pandas(strings_to_categorical=True))
-    for path in _files(directory / "attention", done):
+    for path in _files(directory / "attention", done if "attention" in parts else ()):
         _add_attention(found, _read(path, ATTENTION_COLUMNS).to_pandas())
-    for path in _files(directory / "ablation", done):
+    for path in _files(directory / "ablation", done if "ablation" in parts else ()):
         _add_ablation(found, _read(path, ABLATION_COLUMNS, optional=["overlap"]).to_pandas())
     return found
 
 
-def _files(folder: Path, among: set[str] | None = None) -> Iterator[Path]:
+def _files(folder: Path, among: Collection[str] | None = None) -> Iterator[Path]:
     if folder.is_dir():
         yield from (path for path in sorted(folder.glob("*.parquet")) if among is None or path.name in among)
 
