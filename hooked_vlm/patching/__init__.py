@@ -1,7 +1,8 @@
-"""Patching: sites, metrics, and the exact sweep over them."""
+"""Patching: sites, metrics, the exact sweep over them, and what is estimated by gradients."""
 
+from hooked_vlm.patching.attribution import attribution
 from hooked_vlm.patching.metrics import Metric
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.sweep import sweep
 
-__all__ = ["Metric", "Sites", "sweep"]
+__all__ = ["Metric", "Sites", "attribution", "sweep"]

@@ -43,7 +43,8 @@ class Metric:
         """
         if logits.shape[1] < self.n_last:
             raise InputsError(f"{self.name} reads {self.n_last} positions and the logits have {logits.shape[1]}")
-        return self.measure(logits[:, -self.n_last :].float())
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        return self.measure(logits[:, -self.n_last :].to(exact))
 
 
 def logit_diff(right: Tokens, wrong: Tokens) -> Metric:
