@@ -6,6 +6,7 @@ not imported, and the browser draws. Knows no model and no file.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
     data = {
         "type": "heatmap",
         "z": values,
-        "x": roles,
+        "x": [as_text(role) for role in roles],
         "y": [str(i) for i in range(layers)],
         "customdata": more,
         "texttemplate": "%{z:.2f}" if wide else "",
@@ -176,6 +177,11 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
         margin={"l": 50, "r": 6, "t": 6, "b": 84},
     )
     return {"data": [data], "layout": drawn}, height
+
+
+def as_text(name: str) -> str:
+    """A name in which plotly, which knows a few tags, finds none."""
+    return html.escape(name, quote=False)
 
 
 def colours(bound: float) -> dict[str, Any]:
@@ -242,7 +248,7 @@ def bars(
         bar: dict[str, Any] = {
             "type": "bar",
             "name": name,
-            "x": list(names),
+            "x": [as_text(name) for name in names],
             "y": list(heights),
             "marker": {"color": BARS[i % len(BARS)]},
             "hovertemplate": "%{x}: %{y:.3f}<extra>" + name + "</extra>",
@@ -297,8 +303,8 @@ def correlations(names: Sequence[str], values: Sequence[Sequence[float]]) -> tup
     data = {
         "type": "heatmap",
         "z": [list(row) for row in values],
-        "x": list(names),
-        "y": list(names),
+        "x": [as_text(name) for name in names],
+        "y": [as_text(name) for name in names],
         "texttemplate": "%{z:.2f}" if len(names) <= 10 else "",
         "hovertemplate": "%{y}<br>%{x}<br>correlation %{z:.3f}<extra></extra>",
         **colours(1.0),

@@ -148,7 +148,8 @@ def in_short(runs: Sequence[Named], models: Sequence[str], maps: Sequence[HeadMa
     of = counted(len(models), "model")
     said = [f"{len(runs)} runs of {of} ({listed(models)}) patched {counted(kept, 'kept example')}."]
     found = selections(runs)
-    repeated = [f"{head} of {model}" for (model, head), cells in found.items() if len(cells) > 1]
+    short = {one.run.name: one.run.short for one in runs}
+    repeated = [f"{head} of {short[model]}" for (model, head), cells in found.items() if len(cells) > 1]
     models_run = Counter(one.run.name for one in runs)
     if max(models_run.values()) < 2:
         said.append(

@@ -73,10 +73,9 @@ def functions(run: Loaded) -> list[Child]:
         ["chosen", "named", "size", "kind", "layer", "head"], ascending=[False, False, False, True, True, True]
     )
     columns = [(column, name) for column, name in FUNCTION_COLUMNS if rows[column].map(known).any()]
-    kinds = rows["kind"].nunique()
     cells = [
         [
-            head_label(row, kinds),
+            head_label(run, row),
             "yes" if row["chosen"] else "no",
             str(row["label"] or "none"),
             number(row["score"]),

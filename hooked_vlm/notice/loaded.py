@@ -67,8 +67,17 @@ class Loaded:
         summary = _read(path / "summary.json", "the run is not finished; the same `hooked-vlm notice` command goes on")
         return cls(path, about, summary)
 
+    @cached_property
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {}
+
     def table(self, name: str) -> pd.DataFrame:
         """The records of summary.json under `name`, with all columns of the format."""
+        if name not in self._tables:
+            self._tables[name] = self._table(name)
+        return self._tables[name].copy()
+
+    def _table(self, name: str) -> pd.DataFrame:
         rows = pd.DataFrame(list(self.summary.get(name) or []))
         for column in COLUMNS[name].split():
             if column not in rows:

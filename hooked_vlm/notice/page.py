@@ -21,7 +21,7 @@ VOID = frozenset({"meta", "img", "br", "hr"})
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
-Child = str | None | Iterable["Child"]
+Child = str | None | Iterable[Any]  # of children
 Chart = dict[str, Any]
 
 

@@ -6,6 +6,7 @@ the same file, byte for byte. Costs a second, and 5 MB of disk for plotly.js. Lo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Mapping
@@ -75,7 +76,8 @@ def put(path: Path, text: str) -> Path:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise RunDirectoryError(
             f"{path} cannot be written: {error.strerror or error}; nothing else was changed"
         ) from error

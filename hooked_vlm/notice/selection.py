@@ -67,7 +67,7 @@ def universal(run: Loaded) -> list[Child]:
 
 def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
     functions = run.table("functions").set_index(["kind", "layer", "head"])
-    kinds, cells = rows["kind"].nunique(), []
+    cells = []
     order = {rule: i for i, rule in enumerate(("sound", "paper"))}
     rows = rows.assign(first=rows["rule"].map(order)).sort_values(["first", "mean_abs"], ascending=[True, False])
     merged: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -80,7 +80,7 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
         )
         cells.append(
             [
-                head_label(row, kinds),
+                head_label(run, row),
                 MODALITY.get(str(modality), str(modality)),
                 listed([RULES.get(rule, rule) for rule in rules]),
                 listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),

@@ -53,10 +53,10 @@ def short_kind(kind: object) -> str:
     return kind_name(kind).removesuffix(" heads").removesuffix("-attention")
 
 
-def head_label(row: Mapping[str, Any], kinds: int = 2) -> str:
+def head_label(run: Loaded, row: Mapping[str, Any]) -> str:
     """A head with its kind, where a run has more than one kind of heads."""
     name = head_name(row["layer"], row["head"])
-    return f"{name} ({short_kind(row['kind'])})" if kinds > 1 else name
+    return f"{name} ({short_kind(row['kind'])})" if run.table("heads")["kind"].nunique() > 1 else name
 
 
 def universal_heads(run: Loaded, rule: str) -> pd.DataFrame:
@@ -87,9 +87,8 @@ def _nothing_kept(run: Loaded) -> str:
     )
 
 
-def _names(rows: pd.DataFrame, most: int = 4) -> str:
-    kinds = rows["kind"].nunique()
-    names = [head_label(row, kinds) for row in rows.head(most).to_dict("records")]
+def _names(run: Loaded, rows: pd.DataFrame, most: int = 4) -> str:
+    names = [head_label(run, row) for row in rows.head(most).to_dict("records")]
     return listed([*names, f"{len(rows) - most} more"]) if len(rows) > most else listed(names)
 
 
@@ -104,7 +103,7 @@ def _universal(run: Loaded) -> str:
     total = counted(len(run.table("heads")[["kind", "layer", "head"]].drop_duplicates()), "head")
     if len(sound):
         groups = [
-            f"{_names(rows)} for {MODALITY.get(str(modality), str(modality))}"
+            f"{_names(run, rows)} for {MODALITY.get(str(modality), str(modality))}"
             for modality, rows in sound.groupby("modality", sort=False)
         ]
         verb = "stands" if len(sound) == 1 else "stand"
@@ -113,7 +112,7 @@ def _universal(run: Loaded) -> str:
     if len(paper):
         return (
             f"No head of {run.short} stands out {_every_task(run)} once chance is accounted for. The paper's rule "
-            f"names {_names(paper)}; this data does not confirm it."
+            f"names {_names(run, paper)}; this data does not confirm it."
         )
     neither = "by the paper's rule or by the sound one"
     return f"None of the {total} of {run.short} stands out {_every_task(run)}, {neither}."

@@ -343,7 +343,8 @@ def _summary(
                             "mean_abs": 1.4,
                         }
                     )
-    for (kind, layer, head), rows in attention.groupby(["kind", "layer", "head"], sort=False):
+    heads = attention.groupby(["kind", "layer", "head"], sort=False) if len(attention) else ()
+    for (kind, layer, head), rows in heads:
         numbers = {name: float(rows[name].mean()) for name in ("inside", "lift", "auc", "pointing", "outlier")}
         label = "object detection" if numbers["inside"] > 0.3 else "none"
         score = numbers["inside"] if masks else float("nan")

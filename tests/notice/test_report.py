@@ -1,0 +1,426 @@
+"""The report of a run: its numbers are summary.json's, it opens offline, it escapes, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import plotly.graph_objects as go
+import pytest
+
+from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice import report
+from hooked_vlm.notice.loaded import Loaded
+from hooked_vlm.notice.page import interval, number, percent
+from hooked_vlm.notice.words import corruption_name
+from tests.notice import made
+from tests.notice.parsed import Page
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return made.run_directory(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def summary(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def text(directory):
+    return report.write(directory).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+@pytest.fixture
+def copy(directory, tmp_path):
+    """The run, to be spoiled."""
+    return shutil.copytree(directory, tmp_path / "run", ignore=shutil.ignore_patterns("*.parquet", "report.html"))
+
+
+def seen(path) -> Page:
+    return Page(report.html_of(Loaded.read(path)))
+
+
+# --- the numbers are those of the summary ---------------------------------------------------------------
+
+
+def test_counts_are_the_summarys(page, summary):
+    rows = page.table("Examples of each task")
+    assert [(row["task"], row["seen"], row["kept"], row["accuracy"]) for row in rows] == [
+        (count["task"], number(count["seen"]), number(count["kept"]), percent(count["accuracy"]))
+        for count in summary["counts"]
+    ]
+    assert all(row["why others went"] == "wrong answer: 2" for row in rows)
+
+
+def test_behaviour_is_the_summarys(page, summary):
+    assert page.table("Mean logit difference") == [
+        {
+            "task": row["task"],
+            "corruption": corruption_name(row["corrupt"]),
+            "examples": number(row["n"]),
+            "clean": number(row["clean_logit_diff"], 2),
+            "corrupt": number(row["corrupt_logit_diff"], 2),
+            "answers that flip": percent(row["flipped"]),
+        }
+        for row in summary["behaviour"]
+    ]
+
+
+def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
+    maps = [chart for title, chart in page.charts if chart["layout"]["xaxis"].get("title", {}).get("text") == "head"]
+    drawn = [
+        (z, hover)
+        for chart in maps
+        for zs, hovers in zip(chart["data"][0]["z"], chart["data"][0]["customdata"], strict=True)
+        for z, hover in zip(zs, hovers, strict=True)
+    ]
+    wanted = [
+        (
+            row["mean"],
+            [
+                row[key]
+                for key in ("ci_low", "ci_high", "p", "q", "n", "mean_abs", "restoration", "normalised", "repeats")
+            ],
+            "both rules" if row["paper"] else "neither rule",
+        )
+        for row in summary["heads"]
+    ]
+    assert len(drawn) == len(wanted) == 288
+    rounded = sorted((*(float(f"{x:.5g}") for x in (mean, *hover)), rule) for mean, hover, rule in wanted)
+    assert sorted((z, *hover) for z, hover in drawn) == rounded
+
+
+def test_a_map_marks_the_heads_that_rules_select(page):
+    (title, first), *_ = [one for one in page.charts if "head" in str(one[1]["layout"]["xaxis"].get("title"))]
+    assert title == "colour"
+    marked = [
+        (i, j) for i, row in enumerate(first["data"][0]["text"]) for j, cell in enumerate(row) if "\u25cf" in cell
+    ]
+    assert marked == [(1, 2), (2, 0)]
+
+
+def test_maps_are_centred_at_zero_and_share_a_scale(page):
+    bounds = [
+        (chart["data"][0]["zmin"], chart["data"][0]["zmax"]) for _, chart in page.charts if "zmin" in chart["data"][0]
+    ]
+    assert len(bounds) > 20
+    assert all(low == -high < 0 for low, high in bounds)
+    assert len(set(bounds[:3])) == 1  # a map a task, of one kind and corruption
+
+
+def test_universal_heads_stand_with_label_and_score(page, summary):
+    rows = {row["head"]: row for row in page.table("Universal heads")}
+    functions = {(row["kind"], row["layer"], row["head"]): row for row in summary["functions"]}
+    assert rows.keys() == {"L1.H2 (cross)", "L2.H0 (cross)", "L1.H1 (self)"}
+    assert rows["L1.H2 (cross)"]["corruption"] == "image and text"
+    assert rows["L1.H2 (cross)"]["selected by"] == "the sound rule and the paper's rule"
+    scored = functions["attn-heads", 1, 1]
+    score = f"{number(scored['score'])} {interval(scored['ci_low'], scored['ci_high'])}"
+    assert rows["L1.H1 (self)"]["score and interval"] == score
+    assert rows["L1.H1 (self)"]["label"] == scored["label"]
+
+
+def test_functions_are_the_summarys(page, summary):
+    rows = page.table("All heads")
+    assert len(rows) == len(summary["functions"])
+    by_name = {row["head"]: row for row in rows}
+    for record in summary["functions"]:
+        row = by_name[f"L{record['layer']}.H{record['head']} ({'cross' if 'cross' in record['kind'] else 'self'})"]
+        shown = [row[name] for name in ("inside mask", "lift", "AUC", "pointing", "outlier share", "examples")]
+        assert shown == [number(record[name]) for name in ("inside", "lift", "auc", "pointing", "outlier", "n")]
+
+
+def test_ablation_is_the_summarys_in_table_and_bars(page, summary):
+    rows = page.tables["Mean ablation"][1:]
+    assert len(rows) == len(summary["ablation"])
+    for row in rows:
+        (record,) = [one for one in summary["ablation"] if (one["selection"], one["task"]) == (row[0], row[1])]
+        assert row[3:5] == [percent(record["accuracy_full"]), percent(record["accuracy"])]
+        low, high = record["accuracy_random_low"], record["accuracy_random_high"]
+        assert row[5] == f"{percent(record['accuracy_random_mean'])} {interval(low, high, percent)}"
+    (chart,) = [chart for title, chart in page.charts if title == "universal image (2 heads): accuracy"]
+    full, drawn, chosen = chart["data"]
+    records = {one["task"]: one for one in summary["ablation"] if one["selection"] == "universal image"}
+    for i, task in enumerate(chosen["x"]):
+        assert chosen["y"][i] == pytest.approx(records[task]["accuracy"], rel=1e-4)
+        assert drawn["y"][i] + drawn["error_y"]["array"][i] == pytest.approx(
+            records[task]["accuracy_random_high"], rel=1e-3
+        )
+        assert full["y"][i] == records[task]["accuracy_full"]
+
+
+def test_noise_is_the_summarys(page, summary):
+    rows = page.table("Rank correlation")
+    assert [(row["task"], row["Spearman"]) for row in rows] == [
+        (row["task"], number(row["spearman"], 2)) for row in summary["noise"]
+    ]
+    assert (
+        sum(
+            "at noise" in chart["data"][0]["hovertemplate"] or "<br>noise" in chart["data"][0]["hovertemplate"]
+            for _, chart in page.charts
+        )
+        == 12
+    )
+
+
+def test_findings_say_whether_they_hold(page, summary):
+    assert [(row["claim"], row["here"], row["evidence"]) for row in page.table("What was tested")] == [
+        (row["claim"], {True: "holds", False: "does not hold", None: "undecided"}[row["holds"]], row["evidence"])
+        for row in summary["findings"]
+    ]
+
+
+def test_cautions_and_disagreements_are_all_there(page, summary):
+    for sentence in (*summary["cautions"], *summary["disagreements"]):
+        assert sentence in page.text
+
+
+def test_the_answer_comes_first_and_hedges(page):
+    first = page.text[: page.text.index("What was tested")]
+    assert "Of 24 heads of blip-shapes, 3 stand out in all 3 tasks" in first
+    assert "L1.H2 (cross) for image and text" in first
+    assert "So few examples a task give hints, not results." in first
+    assert "18 of 24" in first
+
+
+# --- a page that stands alone ---------------------------------------------------------------------------
+
+LOADS = {"src", "href", "data", "poster", "srcset", "action", "xlink:href"}
+
+
+def test_nothing_is_loaded_from_outside(page, text):
+    for tag, attributes in page.elements:
+        for name in LOADS & attributes.keys():
+            assert re.match(r"#|data:image/png;base64,", attributes[name] or ""), (tag, name, attributes[name][:80])
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+    head = text[: text.index("</head>")]
+    assert "@import" not in head and "url(" not in head
+    (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "http" not in policy
+
+
+def test_plotly_is_there_once_and_the_file_is_of_a_sensible_size(text):
+    assert text.count("plotly.js v") == 1
+    assert len(text.encode()) < 8_000_000
+
+
+def test_every_chart_is_one_that_plotly_accepts(page):
+    assert len(page.charts) > 40
+    for _, chart in page.charts:
+        go.Figure(chart)
+
+
+def test_every_entry_of_the_contents_leads_somewhere(page):
+    targets = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert {target.removeprefix("#") for target in targets} == page.sections.keys()
+    assert len(targets) >= 10
+
+
+def test_the_page_says_how_wide_and_in_which_language_it_is(page):
+    assert ("html", {"lang": "en"}) in page.elements
+    assert any(attributes.get("name") == "viewport" for tag, attributes in page.elements if tag == "meta")
+    assert sum(tag == "h1" for tag, _ in page.elements) == 1
+    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
+
+
+def test_the_same_run_gives_the_same_file(directory, text):
+    assert report.write(directory).read_text(encoding="utf-8") == text
+    assert not list(directory.glob("*.part"))
+
+
+def test_overlays_are_in_the_file(page, summary):
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [one["alt"] for one in images] == [figure["caption"] for figure in summary["figures"]]
+    assert all(one["src"].startswith("data:image/png;base64,iVBOR") for one in images)
+
+
+EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>&amp;'
+
+
+def test_what_users_wrote_is_escaped_everywhere(copy):
+    def spoiled(value):
+        if isinstance(value, dict):
+            return {key: spoiled(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [spoiled(inner) for inner in value]
+        return {"colour": EVIL, "wrong answer: 2": EVIL}.get(value, value) if isinstance(value, str) else value
+
+    for name in ("run.json", "summary.json"):
+        content = spoiled(json.loads((copy / name).read_text()))
+        if name == "run.json":
+            content["config"]["prompt_template"] = content["model"]["name"] = content["model"]["stack"] = EVIL
+            content["packages"] = {EVIL: EVIL}
+        else:
+            content["counts"][0]["reasons"] = {EVIL: 2}
+            content["cautions"] = content["disagreements"] = [EVIL]
+            content["findings"][0] |= {"claim": EVIL, "evidence": EVIL}
+            content["figures"][0]["caption"] = EVIL
+            content["roles"][0]["role"] = EVIL
+            content["functions"][0]["label"] = EVIL
+            content["ablation"][0]["selection"] = EVIL
+        made.write_json(copy / name, content)
+    page = seen(copy)
+    assert page.text.count(EVIL) > 20
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert all(attributes in ({}, {"type": "application/json"}) for attributes in scripts)
+    assert sum(attributes == {} for attributes in scripts) == 2  # plotly.js and ours
+    assert all("onerror" not in attributes for _, attributes in page.elements)
+    assert len([1 for tag, _ in page.elements if tag == "img"]) == 3
+    for _, chart in page.charts:  # plotly reads a few tags in what it writes
+        assert "<img" not in json.dumps([chart["layout"], [one.get("x") for one in chart["data"]]])
+
+
+# --- what is missing reads well -------------------------------------------------------------------------
+
+
+def test_a_run_that_kept_nothing_says_so(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", kept=0))
+    assert "Nothing could be patched" in page.text
+    assert "none of the 6 examples" in page.text
+    assert page.charts == []
+    for name in ("heads", "words", "modules", "universal", "functions", "ablation", "behaviour"):
+        assert "no example was kept" in page.sections[name].lower() or "Nothing was ablated" in page.sections[name]
+
+
+def test_a_report_without_charts_carries_no_plotly(tmp_path):
+    path = report.write(made.run_directory(tmp_path / "run", kept=0))
+    assert path.stat().st_size < 100_000
+
+
+def test_no_universal_head_reads_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", strong=False))
+    assert "None of the 24 heads of blip-shapes stands out in all 3 tasks" in page.text
+    assert "No head is universal in this run" in page.sections["universal"]
+    assert "Nothing was ablated: no head was selected." in page.sections["ablation"]
+    assert "No overlay was drawn" in page.sections["functions"]
+
+
+def test_heads_of_the_papers_rule_alone_are_not_called_confirmed(copy):
+    universal = [row for row in json.loads((copy / "summary.json").read_text())["universal"] if row["rule"] == "paper"]
+    made.edit_summary(copy, universal=universal)
+    page = seen(copy)
+    assert "once chance is accounted for" in page.text
+    assert "this data does not confirm it" in page.text
+
+
+def test_no_noise_reads_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", noise=False))
+    assert "not asked for Gaussian noise" in page.sections["noise"]
+    assert "Spearman" not in page.text[: page.text.index("What was tested")]
+    assert "under Gaussian noise" not in page.sections["heads"]
+
+
+def test_no_masks_reads_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", masks=False))
+    assert "no masks" in page.sections["functions"]
+    columns = next(rows[0] for caption, rows in page.tables.items() if caption.startswith("All heads"))
+    assert "outlier share" in columns and "inside mask" not in columns
+    assert "nan" not in page.text.lower()
+
+
+def test_one_task_reads_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", tasks=["colour"], corrupt=["image"]))
+    assert "Only one task was run" in page.sections["universal"]
+    assert "in the one task that was run" in page.text
+    assert "word replaced" not in page.sections["behaviour"]
+
+
+def test_modules_alone_read_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", kinds=["mlp"]))
+    assert "No head was patched" in page.sections["heads"]
+    assert "no head can be called universal" in page.text
+    assert any(title.startswith("colour, at") for title, _ in page.charts)
+
+
+def test_heads_alone_read_well(tmp_path):
+    page = seen(made.run_directory(tmp_path / "run", kinds=["attn-heads"]))
+    assert "No whole module was patched" in page.sections["modules"]
+
+
+def test_a_summary_with_nothing_in_it_still_makes_a_page(copy):
+    made.write_json(copy / "summary.json", {})
+    page = seen(copy)
+    assert "No example was seen" in page.text
+    assert page.charts == []
+
+
+def test_nan_and_null_are_dashes(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["behaviour"][0] |= {"flipped": float("nan"), "corrupt_logit_diff": None}
+    summary["heads"][0] |= {"p": None, "q": float("nan"), "ci_low": None}
+    made.write_json(copy / "summary.json", summary)
+    page = seen(copy)
+    row = page.table("Mean logit difference")[0]
+    assert row["answers that flip"] == row["corrupt"] == "\N{EN DASH}"
+    assert "nan" not in page.text.lower()
+
+
+# --- published heads, command, pictures, errors ---------------------------------------------------------
+
+
+def test_published_heads_stand_beside_ours_for_the_papers_checkpoints(tmp_path):
+    blip = {"kinds": ["cross_attn-heads"], "tasks": ["colour"], "corrupt": ["image"], "kept": 2, "noise": False}
+    path = made.run_directory(tmp_path / "run", model="Salesforce/blip-vqa-base", layers=6, heads=12, **blip)
+    rows = seen(path).table("Heads named by Golovanevsky")
+    assert [row["published head"] for row in rows] == ["L5.H3 (cross)", "L3.H0 (cross)", "L0.H11 (cross)"]
+    assert [row["function there"] for row in rows] == ["object suppression", "object detection", "outlier suppression"]
+    assert all(re.fullmatch(r"image: \d+ of 72", row["rank by mean |effect| here"]) for row in rows)
+
+
+def test_published_heads_are_not_named_for_other_checkpoints(page):
+    assert not any(caption.startswith("Heads named by") for caption in page.tables)
+
+
+def test_pictures_that_are_missing_elsewhere_or_no_png_are_named(copy, tmp_path):
+    (tmp_path / "secret.png").write_bytes((copy / "figures" / "head-0.png").read_bytes())
+    (copy / "figures" / "text.png").write_text("no picture")
+    figures = [{"file": name, "caption": name} for name in ("figures/gone.png", "../secret.png", "figures/text.png")]
+    made.edit_summary(copy, figures=figures)
+    page = seen(copy)
+    assert not [1 for tag, _ in page.elements if tag == "img"]
+    assert "figures/gone.png, ../secret.png and figures/text.png" in page.sections["functions"]
+
+
+def test_pictures_stop_before_the_file_grows_too_large(copy, monkeypatch):
+    size = (copy / "figures" / "head-0.png").stat().st_size
+    monkeypatch.setattr("hooked_vlm.notice.evidence.PICTURES", 2 * size + 1)
+    page = seen(copy)
+    assert sum(tag == "img" for tag, _ in page.elements) == 2
+    assert "1 more picture" in page.sections["functions"]
+
+
+def test_the_command_repeats_the_run(page):
+    assert "hooked-vlm notice zoo:blip-shapes --task colour --task shape --task place --corrupt both" in page.text
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_directory_without_a_file_of_a_run_is_refused(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(RunDirectoryError, match=name):
+        report.write(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_summary_is_refused_by_name(copy, content):
+    (copy / "summary.json").write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"summary\.json"):
+        report.write(copy)
+
+
+def test_a_place_that_is_no_directory_is_refused(tmp_path):
+    with pytest.raises(RunDirectoryError, match="no directory"):
+        report.write(tmp_path / "nowhere")
+
+
+def test_a_report_that_cannot_be_written_is_reported(copy):
+    (copy / "report.html.part").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"report\.html cannot be written"):
+        report.write(copy)
