@@ -1,0 +1,330 @@
+"""Where heads look: masks land on the right patches, scores are what their formulas say, labels follow the truth."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hooked_vlm import HookedBLIP, HookedLLaVA
+from hooked_vlm.datasets import shapes
+from hooked_vlm.errors import DataError, PositionError
+from hooked_vlm.notice.functions import COLUMNS, SCORES, image_attention, patch_coverage, score_batch, score_example
+from hooked_vlm.notice.labels import labels
+from tests.models import checkpoints
+
+SIDE, PATCH = 32, 4  # an image of 8 x 8 patches
+GRID = SIDE // PATCH
+NUMBERS = list(SCORES)
+
+
+@pytest.fixture(scope="module")
+def blip():
+    vision = {"image_size": SIDE, "patch_size": PATCH}
+    return HookedBLIP.from_hf(*checkpoints.blip_vqa(vision=vision))
+
+
+@pytest.fixture(scope="module")
+def llava():
+    """Its pictures are resized by the shortest edge, and the middle is cut out, as CLIP's are."""
+    made = checkpoints.llava(
+        vision_changes={"image_size": SIDE, "patch_size": PATCH}, text_changes={"max_position_embeddings": 128}
+    )
+    made[1].image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    return HookedLLaVA.from_hf(*made)
+
+
+def box(width, height, left, top, right, bottom):
+    picture = np.zeros((height, width), np.uint8)
+    picture[top:bottom, left:right] = 255
+    return Image.fromarray(picture)
+
+
+@contextmanager
+def looking_at(model, kind, patches, cls=0.0, rest=0.0):
+    """Every head of the kind attends evenly to some patches, and as said to the class token and to the rest."""
+    attention = kind.removesuffix("-heads")
+
+    def set_pattern(pattern, hook):
+        n_keys = pattern.shape[-1]
+        start = n_keys - GRID * GRID if attention == "cross_attn" else model.test_start
+        new = torch.zeros_like(pattern)
+        new[..., start : start + GRID * GRID] = rest / (GRID * GRID)
+        new[..., [start + patch for patch in patches]] += (1 - cls - rest) / len(patches)
+        if attention == "cross_attn":
+            new[..., 0] += cls
+        return new
+
+    stack = model.stacks[model.prompt_stack]
+    names = [f"{stack.prefix}blocks.{i}.{attention}.hook_pattern" for i in range(stack.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, set_pattern) for name in names]):
+        yield
+
+
+# --- masks ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(st.integers(20, 120), st.integers(20, 120), st.data())
+def test_a_mask_covers_the_patches_that_its_picture_changes(blip, llava, width, height, data):
+    """Whatever the processor does to sizes: a white box on black changes those patches, and no others."""
+    left, top = data.draw(st.integers(0, width - 8)), data.draw(st.integers(0, height - 8))
+    right, bottom = data.draw(st.integers(left + 8, width)), data.draw(st.integers(top + 8, height))
+    mask = box(width, height, left, top, right, bottom)
+    for model, crops in ((blip, False), (llava, True)):
+        cover = patch_coverage(model, mask)[0].reshape(GRID, GRID).numpy()
+        scale = np.array([SIDE / min(width, height)] * 2 if crops else [SIDE / width, SIDE / height])
+        offset = (np.round(np.array([width, height]) * scale) - SIDE) / 2 if crops else np.zeros(2)
+        (x0, y0), (x1, y1) = (np.array(corner) * scale - offset for corner in ((left, top), (right, bottom)))
+        along = [
+            np.clip(np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1]), 0, None) / PATCH
+            for low, high, edges in ((y0, y1, np.arange(0, SIDE + 1, PATCH)), (x0, x1, np.arange(0, SIDE + 1, PATCH)))
+        ]
+        assert np.abs(cover - np.outer(*along)).max() < 0.35  # one pixel of a patch's four, by rounding of the crop
+        assert abs(cover.mean() - np.outer(*along).mean()) < 0.06
+        seen, plain = model.to_pixels([mask, Image.new("L", mask.size)])
+        changed = (seen - plain).abs().mean(0).reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).numpy()
+        assert ((changed > 1e-4) == (cover > 1e-4)).all()
+
+
+def test_a_planted_patch_is_covered_whole_and_alone(blip, llava):
+    tall = box(64, 128, 16, 40, 24, 48)  # shortest edge 64 to 32 halves it; the crop takes off 16 pixels at the top
+    wanted = torch.zeros(GRID, GRID)
+    wanted[1, 2] = 1.0
+    assert torch.allclose(patch_coverage(llava, tall)[0].reshape(GRID, GRID).round(decimals=1), wanted, atol=0.15)
+    squeezed = torch.zeros(GRID, GRID)
+    squeezed[2, 2], squeezed[3, 2] = 0.5, 0.0
+    found = patch_coverage(blip, tall)[0].reshape(GRID, GRID)
+    assert torch.allclose(found, squeezed, atol=0.15)
+
+
+def test_what_the_crop_cuts_off_is_not_seen(llava):
+    gone = box(32, 128, 0, 0, 32, 20)
+    inputs = llava.to_inputs(checkpoints.picture(0, 128, 32), "is it red?")
+    scores = score_example(llava, inputs, kinds=["attn-heads"], query=inputs.last, mask=gone)
+    assert scores[["inside", "area", "lift", "auc", "pointing", "relative_inside"]].isna().all(axis=None)
+    assert scores["image_mass"].notna().all()
+
+
+def test_masks_of_several_sizes_go_together(blip):
+    masks = [box(64, 64, 8, 8, 32, 32), box(100, 40, 0, 0, 50, 20)]
+    together = patch_coverage(blip, masks)
+    for mask, cover in zip(masks, together, strict=True):
+        assert torch.equal(patch_coverage(blip, mask)[0], cover)
+
+
+# --- scores -----------------------------------------------------------------------------------------
+
+
+def test_attention_is_what_the_cache_holds(blip, llava):
+    for model, kind in ((blip, "cross_attn-heads"), (llava, "attn-heads")):
+        inputs = model.to_inputs(checkpoints.picture(1, 48, 40), "is the circle red or blue?")
+        found, _ = image_attention(model, inputs, [kind], 3)
+        _, cache = model.run_with_cache(inputs)
+        stack = model.stacks[model.prompt_stack]
+        for layer in range(stack.cfg.n_layers):
+            pattern = cache[f"{stack.prefix}blocks.{layer}.{kind.removesuffix('-heads')}.hook_pattern"][:, :, 3]
+            assert torch.allclose(found[kind].patches[:, layer], pattern[..., inputs.image_span], atol=1e-6)
+            if model is blip:
+                assert torch.allclose(found[kind].cls[:, layer], pattern[..., 0], atol=1e-6)
+        assert found[kind].less_the_mean().mean((1, 2)).abs().max() < 1e-6
+        assert found[kind].less_the_mean().shape[-2:] == (GRID, GRID)
+
+
+def test_several_query_tokens_count_as_their_mean(blip):
+    inputs = blip.to_inputs(checkpoints.picture(1), "is the circle red or blue?")
+    parts = [image_attention(blip, inputs, ["cross_attn-heads"], q)[0]["cross_attn-heads"].patches for q in (3, 4)]
+    both = image_attention(blip, inputs, ["cross_attn-heads"], [3, 4])[0]["cross_attn-heads"].patches
+    assert torch.allclose(both, (parts[0] + parts[1]) / 2, atol=1e-6)
+
+
+def test_scores_follow_their_formulas(blip):
+    """Against pixels counted one by one, each with its patch's attention."""
+    inputs = blip.to_inputs(checkpoints.picture(2, 50, 70), "is the circle red or blue?")
+    mask = box(70, 50, 10, 10, 47, 31)
+    scores = score_example(blip, inputs, kinds=["cross_attn-heads"], query=2, mask=mask, query_role="answer")
+    assert list(scores.columns) == list(COLUMNS) and (scores["query_role"] == "answer").all()
+    found, _ = image_attention(blip, inputs, ["cross_attn-heads"], 2)
+    cover = patch_coverage(blip, mask)[0].double().numpy()
+    pixels = 400
+    in_mask = np.concatenate([np.arange(pixels) < round(c * pixels) for c in cover])
+    insides = []
+    for row in scores.itertuples():
+        a = found["cross_attn-heads"].patches[0, row.layer, row.head].double().numpy()
+        cls = float(found["cross_attn-heads"].cls[0, row.layer, row.head])
+        per_pixel = np.repeat(a, pixels) / pixels
+        inside = per_pixel[in_mask].sum() / per_pixel.sum()
+        insides.append(inside)
+        on, off = np.sort(per_pixel[in_mask]), np.sort(per_pixel[~in_mask])
+        below, upto = np.searchsorted(off, on, "left"), np.searchsorted(off, on, "right")
+        assert row.auc == pytest.approx((below + upto).mean() / 2 / len(off), abs=2e-3)
+        assert row.inside == pytest.approx(inside, abs=2e-3) and row.area == pytest.approx(in_mask.mean(), abs=2e-3)
+        assert row.lift == pytest.approx(row.inside / row.area)
+        assert row.pointing == float(cover[a.argmax()] >= 0.5)
+        assert row.image_mass == pytest.approx(1, abs=1e-5) and row.cls == pytest.approx(cls, abs=1e-6)
+    assert scores["relative_inside"].to_numpy() == pytest.approx(insides - np.mean(insides), abs=2e-3)
+
+
+@pytest.mark.parametrize("family", ["blip", "llava"])
+def test_a_batch_scores_as_its_examples_do(family, request):
+    model = request.getfixturevalue(family)
+    kinds = ["cross_attn-heads", "attn-heads"]
+    pictures = [checkpoints.picture(i, 40 + 9 * i, 60) for i in range(3)]
+    prompts = ["is it red?", "is the circle red or blue or green?", "what color is it?"]
+    masks = [box(60, 40, 5, 5, 40, 30), None, box(60, 58, 20, 8, 33, 50)]
+    inputs = model.to_inputs(pictures, prompts)
+    queries = inputs.last_each.tolist() if family == "llava" else [2, [2, 4], 3]
+    together = score_batch(model, inputs, kinds=kinds, queries=queries, masks=masks)
+    for i in range(3):
+        alone = model.to_inputs(pictures[i], prompts[i])
+        query = alone.last if family == "llava" else queries[i]
+        one = score_example(model, alone, kinds=kinds, query=query, mask=masks[i])
+        ours = together[together["row"] == i]
+        np.testing.assert_allclose(ours[NUMBERS].to_numpy(), one[NUMBERS].to_numpy(), atol=2e-5)
+    assert set(together["kind"]) == {"cross_attn-heads" if family == "blip" else "attn-heads"}
+
+
+def test_even_attention_has_no_lift(blip):
+    inputs = blip.to_inputs(checkpoints.picture(0), "is it red?")
+    with looking_at(blip, "cross_attn-heads", range(GRID * GRID)):
+        scores = score_example(blip, inputs, kinds=["cross_attn-heads"], query=1, mask=box(64, 64, 8, 8, 24, 24))
+    assert scores["lift"].to_numpy() == pytest.approx(1, abs=1e-4)
+    assert scores["auc"].to_numpy() == pytest.approx(0.5, abs=1e-4)
+    assert scores["relative_inside"].to_numpy() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["blip", "llava"])
+def test_a_head_on_the_object_scores_highest_and_one_off_it_lowest(family, request):
+    model = request.getfixturevalue(family)
+    kind = "cross_attn-heads" if family == "blip" else "attn-heads"
+    inputs = model.to_inputs(checkpoints.picture(0, SIDE, SIDE), "is it red?")
+    model.test_start = inputs.image_span.start
+    mask = box(SIDE, SIDE, 8, 4, 16, 8)  # patches (1, 2) and (1, 3)
+    for patches, inside, auc, pointing in (([10, 11], 1.0, 1.0, 1.0), ([40, 41], 0.0, 0.484, 0.0)):
+        with looking_at(model, kind, patches):
+            scores = score_example(model, inputs, kinds=[kind], query=1, mask=mask)
+        assert scores["inside"].to_numpy() == pytest.approx(inside, abs=0.1)
+        assert scores["auc"].to_numpy() == pytest.approx(auc, abs=0.02)
+        assert (scores["pointing"] == pointing).all()
+
+
+def test_high_norm_background_patches_and_the_class_token_are_outliers(blip):
+    inputs = blip.to_inputs(checkpoints.picture(0, SIDE, SIDE), "is it red?")
+    last = f"vision_encoder.blocks.{blip.stacks['vision_encoder'].cfg.n_layers - 1}.hook_resid_post"
+
+    def raise_two(activation, hook):
+        new = activation.clone()
+        new[:, [1 + 5, 1 + 10]] *= 1000.0
+        return new
+
+    mask = box(SIDE, SIDE, 8, 4, 16, 8)  # holds patch 10, which is then no background
+    with looking_at(blip, "cross_attn-heads", [5, 10, 20, 30], cls=0.2), blip.hooks(fwd_hooks=[(last, raise_two)]):
+        with_mask = score_example(blip, inputs, kinds=["cross_attn-heads"], query=1, mask=mask)
+        without = score_example(blip, inputs, kinds=["cross_attn-heads"], query=1)
+    assert with_mask["outlier"].to_numpy() == pytest.approx(0.2 + 0.8 / 4, abs=1e-5)
+    assert without["outlier"].to_numpy() == pytest.approx(0.2 + 0.8 / 2, abs=1e-5)
+    assert without["cls"].to_numpy() == pytest.approx(0.2, abs=1e-5) and without["inside"].isna().all()
+
+
+def test_self_attention_of_blip_has_no_image_to_look_at(blip):
+    inputs = blip.to_inputs(checkpoints.picture(0), "is it red?")
+    assert score_example(blip, inputs, kinds=["attn-heads", "mlp"], query=1).empty
+
+
+def test_a_query_out_of_the_prompt_is_refused(blip):
+    inputs = blip.to_inputs(checkpoints.picture(0), "is it red?")
+    with pytest.raises(PositionError, match="queries of row 0"):
+        score_example(blip, inputs, kinds=["cross_attn-heads"], query=99)
+    with pytest.raises(PositionError, match="queries for 2"):
+        score_batch(blip, inputs, kinds=["cross_attn-heads"], queries=[[1], [2]])
+    with pytest.raises(DataError, match="2 masks were given for 1"):
+        score_batch(blip, inputs, kinds=["cross_attn-heads"], queries=1, masks=[None, None])
+
+
+# --- labels -----------------------------------------------------------------------------------------
+
+
+def scored(heads, n=30, seed=0):
+    """Scores of heads {(layer, head): (lift, auc, relative_inside, outlier)} with some spread over examples."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for example in range(n):
+        for (layer, head), (lift, auc, relative, outlier) in heads.items():
+            values = {"lift": lift, "auc": auc, "relative_inside": relative, "outlier": outlier}
+            rows.append(
+                dict.fromkeys(SCORES, 0.5)
+                | {name: value + 0.05 * generator.standard_normal() for name, value in values.items()}
+                | {"task": "colour", "example": str(example), "kind": "attn-heads", "layer": layer, "head": head}
+            )
+    return pd.DataFrame(rows)
+
+
+def test_labels_follow_scores():
+    heads = {
+        (0, 0): (5.0, 0.9, 0.2, 0.0),
+        (0, 1): (0.2, 0.2, -0.2, 0.0),
+        (1, 0): (1.0, 0.5, 0.0, 0.9),
+        (1, 1): (1.0, 0.5, 0.0, 0.0),
+        (2, 0): (5.0, 0.9, -0.2, 0.0),
+    }
+    made = labels(scored(heads))
+    expected = ["object detection", "object suppression", "outlier suppression", "none", "none"]
+    assert made["label"].tolist() == expected
+    assert made["scored"].tolist() == ["lift", "lift", "outlier", "lift", "lift"]
+    assert ((made["ci_low"] < made["score"]) & (made["score"] < made["ci_high"])).all()
+
+
+def test_heads_without_a_significant_effect_have_no_label():
+    heads = {(0, 0): (5.0, 0.9, 0.2, 0.0), (0, 1): (5.0, 0.9, 0.2, 0.0)}
+    made = labels(scored(heads), significant=[("attn-heads", 0, 1)])
+    assert made["label"].tolist() == ["none", "object detection"]
+    assert made["significant"].tolist() == [False, True]
+
+
+def test_without_masks_only_outliers_are_named():
+    table = scored({(0, 0): (5.0, 0.9, 0.2, 0.0), (0, 1): (1.0, 0.5, 0.0, 0.9)})
+    table[["inside", "area", "lift", "auc", "pointing", "relative_inside"]] = np.nan
+    made = labels(table)
+    assert made["label"].tolist() == ["none", "outlier suppression"]
+    assert (made["scored"] == "outlier").all() and made["score"].notna().all()
+
+
+def test_one_example_labels_nothing():
+    assert labels(scored({(0, 0): (5.0, 0.9, 0.2, 0.9)}, n=1))["label"].tolist() == ["none"]
+
+
+def test_heads_that_look_anywhere_are_rarely_labelled():
+    named = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        table = scored({(layer, head): (1.0, 0.5, 0.0, 0.1) for layer in range(4) for head in range(4)}, seed=seed)
+        table["auc"] = 0.5 + 0.2 * generator.standard_normal(len(table))
+        named += (labels(table, times=200)["label"] != "none").any()
+    assert named <= 3
+
+
+# --- a model that was trained -----------------------------------------------------------------------
+
+
+def test_a_trained_model_has_heads_that_find_the_object():
+    model = HookedBLIP.from_pretrained("zoo:blip-shapes")
+    rows = list(shapes.rows("colour", 24, seed=3))
+    inputs = model.to_inputs([row["image"] for row in rows], [row["prompt"] for row in rows])
+    queries = [inputs[i].find(row["answer"]) for i, row in enumerate(rows)]
+    masks = [row["mask"] for row in rows]
+    scores = score_batch(model, inputs, kinds=["cross_attn-heads"], queries=queries, masks=masks)
+    made = labels(scores.assign(task="colour", example=scores["row"])).set_index(["layer", "head"])
+    best = made.loc[(0, 3)]  # seen by hand: it looks at the shape that is asked about
+    assert best["label"] == "object detection" and best["lift_low"] > 10 and best["pointing"] > 0.9
+    others = score_batch(model, inputs, kinds=["cross_attn-heads"], queries=queries, masks=masks[1:] + masks[:1])
+    turned = labels(others.assign(task="colour", example=others["row"])).set_index(["layer", "head"]).loc[(0, 3)]
+    assert turned["lift"] < best["lift"] / 3  # it is this picture's object, not a place where objects stand
