@@ -164,6 +164,18 @@ class RunDirectory:
         path = self.file(kind, task, number)
         return self._into_place(path, lambda part: pq.write_table(table, part, compression="zstd"))
 
+    def write_figure(self, name: str, figure: Any) -> Path:
+        """Write a matplotlib figure as PNG.
+
+        Raises:
+            RunDirectoryError: as `write_table`.
+        """
+
+        def save(part: Path) -> None:
+            figure.savefig(part, format="png", dpi=100, bbox_inches="tight")
+
+        return self._into_place(self.path / FIGURES / name, save)
+
     def _into_place(self, path: Path, write: Callable[[Path], Any]) -> Path:
         part = path.with_name(f"{path.name}.part")
         with self._reported("cannot be written"):

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hooked_vlm.datasets.sources import Source, source
 from hooked_vlm.errors import HookedVLMError, ReplacementError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice import answers
 from hooked_vlm.notice.answers import Scored
-from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
 from hooked_vlm.notice.corruption import GaussianNoise, RegionCorruption, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.notice.roles import roles
 from hooked_vlm.patching.metrics import with_answer
@@ -84,6 +85,13 @@ class Example:
         return [place for place, found in enumerate(self.roles) if found == role]
 
 
+def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
+    """A task's rows, as many as a run looks at; row number k is always the same."""
+    tokenizer = getattr(model.processor, "tokenizer", None)
+    n = SEEN_FOR_EACH * config.examples
+    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer)
+
+
 def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
     """The examples of a block of rows.
 
@@ -92,15 +100,47 @@ def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[st
         config: the run's, resolved.
         rows: numbers and rows.
     """
-    examples = [Example(number, row) for number, row in rows]
-    prompts = [_prompt(config, example.row["prompt"]) for example in examples]
-    _give(model, examples, prompts)
+    examples = given(model, config, rows)
     _answer(model, examples)
     for example in [each for each in examples if each.kept]:
         _corrupt(model, config, example)
         if example.kept:
             _place(config, example)
     return examples
+
+
+def given(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
+    """Rows with their clean inputs, all through the processor at once; a row that cannot be read says so.
+
+    Args:
+        model: a `HookedVLM`.
+        config: the run's, resolved.
+        rows: numbers and rows.
+    """
+    examples = [Example(number, row) for number, row in rows]
+    prompts = [_prompt(config, example.row["prompt"]) for example in examples]
+    try:
+        together = model.to_inputs([example.row["image"] for example in examples], prompts)
+        for i, example in enumerate(examples):
+            example.inputs = unpadded(together[i])
+    except HookedVLMError:
+        for example, prompt in zip(examples, prompts, strict=True):
+            try:
+                example.inputs = unpadded(model.to_inputs(example.row["image"], prompt))
+            except HookedVLMError as error:
+                example.reason = f"{UNUSABLE} ({type(error).__name__})"
+    return examples
+
+
+def restored(model: Any, example: Example, tokens: Scored) -> None:
+    """Give an example the tokens it is scored by; what both answers begin with follows its prompt."""
+    example.scored = tokens
+    if not tokens.shared:
+        return
+    ids = torch.tensor([*tokens.shared, 0], device=example.clean.input_ids.device)
+    example.inputs = with_answer(model, example.clean, ids)
+    if example.corrupt_ids is not None and model.answer_stack == model.prompt_stack:
+        example.corrupt_ids = torch.cat([example.corrupt_ids, ids[None, :-1]], 1)
 
 
 def unpadded(inputs: VLMInputs) -> VLMInputs:
@@ -172,20 +212,6 @@ def _prompt(config: NoticeConfig, prompt: str) -> str:
     return prompt if config.prompt_template is None else config.prompt_template.replace("{prompt}", prompt)
 
 
-def _give(model: Any, examples: list[Example], prompts: list[str]) -> None:
-    """Give each example its clean inputs, all through the processor at once; a row that cannot be read says so."""
-    try:
-        together = model.to_inputs([example.row["image"] for example in examples], prompts)
-        for i, example in enumerate(examples):
-            example.inputs = unpadded(together[i])
-    except HookedVLMError:
-        for example, prompt in zip(examples, prompts, strict=True):
-            try:
-                example.inputs = unpadded(model.to_inputs(example.row["image"], prompt))
-            except HookedVLMError as error:
-                example.reason = f"{UNUSABLE} ({type(error).__name__})"
-
-
 def _answer(model: Any, examples: list[Example]) -> None:
     """Let the model answer, those of equal length together; keep what it answers rightly."""
     for group in grouped([example for example in examples if example.kept], lambda e: e.clean.input_ids.shape[1]):
@@ -220,12 +246,7 @@ def _corrupt(model: Any, config: NoticeConfig, example: Example) -> None:
         example.reason = _corrupt_image(model, config, example)
     if example.kept:
         example.roles = roles(clean, row["prompt"], row["answer"], row["wrong_answer"], corrupt)
-        shared = example.tokens.shared
-        if shared:  # what both answers begin with has been said; the next token tells them apart
-            ids = torch.tensor([*shared, 0], device=clean.input_ids.device)
-            example.inputs = with_answer(model, clean, ids)
-            if example.corrupt_ids is not None and model.answer_stack == model.prompt_stack:
-                example.corrupt_ids = torch.cat([example.corrupt_ids, ids[None, :-1]], 1)
+        restored(model, example, example.tokens)
 
 
 def _corrupt_image(model: Any, config: NoticeConfig, example: Example) -> str:

@@ -25,14 +25,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from hooked_vlm.datasets.sources import Source, source
 from hooked_vlm.errors import DataError
 from hooked_vlm.models.base import HookedVLM
-from hooked_vlm.notice import directory
-from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig, file_name
+from hooked_vlm.notice import ablating, directory, report, summary
+from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.effects import CORRUPTIONS, Effects, measured, n_sites
-from hooked_vlm.notice.examples import Example, grouped, prepared, stacked
+from hooked_vlm.notice.examples import Example, grouped, prepared, rows_of, stacked
+from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.progress import Progress
 
 PACKAGES = ("hooked-vlm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "pyarrow")
@@ -67,7 +67,8 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
         with Progress(len(config.tasks), config.examples, shown=progress) as bar:
             for task in config.tasks:
                 _task(place, config, model, task, bar, stop)
-        _conclude(place, config, model, progress, stop)
+            bar.say("summarising")
+            _conclude(place, config, model, bar, lambda: refuse_to_go_on(place, stop))
     return place.path
 
 
@@ -140,13 +141,6 @@ def refuse_to_go_on(place: RunDirectory, stop: Callable[[], bool]) -> None:
 
 
 # --- examples ---------------------------------------------------------------------------------------------
-
-
-def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
-    """A task's rows, as many as a run looks at."""
-    tokenizer = getattr(model.processor, "tokenizer", None)
-    n = SEEN_FOR_EACH * config.examples
-    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer)
 
 
 def _task(
@@ -232,8 +226,6 @@ def _shape(example: Example) -> tuple[Any, ...]:
 
 def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
     """What each head of each example attends to, as tables."""
-    from hooked_vlm.notice.functions import score_batch
-
     queries = [query(config, example) for example in group]
     masks = [example.row.get("mask") for example in group]
     table = score_batch(
@@ -293,14 +285,19 @@ _TYPES = {
 # --- the end ----------------------------------------------------------------------------------------------
 
 
-def _conclude(place: RunDirectory, config: NoticeConfig, model: Any, progress: bool, stop: Callable[[], bool]) -> None:
+def _conclude(place: RunDirectory, config: NoticeConfig, model: Any, bar: Progress, go_on: Callable[[], None]) -> None:
     """Select heads, ablate them, summarise, draw, and write the report."""
-    from hooked_vlm.notice import report, summary
-
     if not any(place.numbers(directory.EFFECTS, task) for task in config.tasks):
         raise DataError(
             f"no example of {', '.join(config.tasks)} could be patched: {place.path / directory.EXAMPLES} says of each "
             "why. A model that gives no right answer has nothing to restore"
         )
-    summary.summarise(place.path, config=config)
+    found = summary.summarise(place.path, config=config)
+    bar.say("ablating")
+    ablating.ablate(place, config, model, ablating.selections(found), go_on)
+    bar.say("drawing")
+    heads = list(dict.fromkeys(head for c in config.corrupt for head in ablating.strongest(found, c)))
+    figures = ablating.drawn(place, config, model, heads, lambda example: query(config, example), go_on)
+    bar.say("summarising")
+    summary.summarise(place.path, config=config, figures=figures)
     report.write(place.path)

@@ -1,0 +1,186 @@
+"""The run's last look at the model: ablating the heads that were selected, and drawing what they attend to.
+
+Both go through the kept examples again, drawn from their source. Costs two passes over the rows, and for each example
+a resumed pass a set of heads. What is on disk already is not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hooked_vlm import viz
+from hooked_vlm.errors import MissingExtraError
+from hooked_vlm.notice import ablation, directory
+from hooked_vlm.notice.answers import Scored
+from hooked_vlm.notice.config import NoticeConfig, file_name
+from hooked_vlm.notice.directory import RunDirectory
+from hooked_vlm.notice.examples import Example, given, grouped, prepared, restored, rows_of, stacked
+from hooked_vlm.notice.functions import image_attention
+from hooked_vlm.notice.universal import name as head_name
+
+TOP = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
+CORRUPT = ("image", "text")
+Head = ablation.Head
+
+
+def selections(summary: Mapping[str, Any]) -> dict[str, list[Head]]:
+    """The sets of heads to ablate, from a run's summary, by name.
+
+    Universal heads of each corruption by the sound rule, by the paper's where that selects others, and the strongest
+    heads, so that there is something to compare where no head is universal.
+    """
+    found: dict[str, list[Head]] = {}
+    for corrupt in CORRUPT:
+        sets = {
+            f"universal {corrupt}": _universal(summary, corrupt, "sound"),
+            f"universal {corrupt}, paper's rule": _universal(summary, corrupt, "paper"),
+        }
+        top = strongest(summary, corrupt)
+        sets[f"strongest {len(top)} {corrupt}"] = top
+        for name, heads in sets.items():
+            if heads and sorted(heads) not in map(sorted, found.values()):
+                found[name] = heads
+    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("universal"), "rule" in item[0])))
+
+
+def strongest(summary: Mapping[str, Any], corrupt: str, n: int = TOP) -> list[Head]:
+    """The heads with the largest mean |effect| over tasks, under one corruption."""
+    sizes: dict[Head, list[float]] = {}
+    for row in summary["heads"]:
+        if row["corrupt"] == corrupt and row["mean_abs"] is not None:
+            sizes.setdefault((row["kind"], row["layer"], row["head"]), []).append(row["mean_abs"])
+    means = {head: sum(each) / len(each) for head, each in sizes.items()}
+    return sorted(means, key=lambda head: (-means[head], head))[:n]
+
+
+def _universal(summary: Mapping[str, Any], corrupt: str, rule: str) -> list[Head]:
+    modalities = ("multimodal", {"image": "vision-only", "text": "text-only"}[corrupt])
+    rows = [row for row in summary["universal"] if row["rule"] == rule and row["modality"] in modalities]
+    return [(row["kind"], row["layer"], row["head"]) for row in rows]
+
+
+# --- ablation -------------------------------------------------------------------------------------------
+
+
+def ablate(
+    place: RunDirectory,
+    config: NoticeConfig,
+    model: Any,
+    sets: Mapping[str, Sequence[Head]],
+    go_on: Callable[[], None],
+) -> None:
+    """Ablate each set of heads, and as many random ones, in every kept example that has no such file yet.
+
+    Args:
+        place: the run's.
+        config: the run's, resolved.
+        model: a `HookedVLM`.
+        sets: heads by name.
+        go_on: called between batches; raises if the run is to stop.
+    """
+    kinds = [kind for kind in config.kinds if kind.endswith("-heads")]
+    for task in config.tasks if sets else ():
+        kept = place.numbers(directory.EFFECTS, task)
+        missing = set(kept) - set(place.numbers(directory.ABLATION, task))
+        if not missing:
+            continue
+        means = ablation.ReferenceMeans(model, kinds)
+        for group in _again(place, config, model, task, kept):
+            means.add(stacked(group))
+            go_on()
+        for group in _again(place, config, model, task, kept):
+            if missing.isdisjoint(example.number for example in group):
+                continue
+            right, wrong = ([getattr(e.tokens, side) for e in group] for side in ("right", "wrong"))
+            table = ablation.ablate(
+                model, stacked(group), right, wrong, sets, means, draws=config.random_draws, seed=config.seed
+            )
+            for i, example in enumerate(group):
+                own = table[table["row"] == i].drop(columns="row")
+                own.insert(0, "task", file_name(task))
+                own.insert(1, "example", example.row["id"])
+                made = pa.Table.from_pandas(own, preserve_index=False)
+                place.write_table(directory.ABLATION, task, example.number, made)
+            go_on()
+
+
+def _again(
+    place: RunDirectory, config: NoticeConfig, model: Any, task: str, kept: Sequence[int]
+) -> Iterator[list[Example]]:
+    """The kept examples of a task once more, with their clean inputs, in batches of equal length."""
+    wanted = set(kept)
+    rows = ((number, row) for number, row in enumerate(rows_of(config, model, task).rows) if number in wanted)
+    assert config.batch is not None
+    while block := list(islice(rows, config.batch)):
+        examples = given(model, config, block)
+        for example in examples:
+            record = place.example(task, example.number)
+            tokens = Scored(record["right_token"], record["wrong_token"], tuple(record["shared_tokens"]))
+            restored(model, example, tokens)
+        yield from grouped(examples, lambda e: (e.clean.input_ids.shape[1], len(e.tokens.shared)))
+
+
+# --- figures --------------------------------------------------------------------------------------------
+
+
+def drawn(
+    place: RunDirectory,
+    config: NoticeConfig,
+    model: Any,
+    heads: Sequence[Head],
+    query: Callable[[Example], list[int]],
+    go_on: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Draw where heads look in the first kept example of every task, less the mean over all heads as in the paper.
+
+    Args:
+        place: the run's.
+        config: the run's, resolved.
+        model: a `HookedVLM`.
+        heads: which.
+        query: an example's positions from which is looked.
+        go_on: called between figures; raises if the run is to stop.
+
+    Returns:
+        A record for each figure, the `figures` of summary.json; none where matplotlib is not installed, or the heads
+        cannot see the image.
+    """
+    records = []
+    for task in config.tasks if heads else ():
+        numbers = place.numbers(directory.EFFECTS, task)
+        if not numbers:
+            continue
+        row = next(islice(rows_of(config, model, task).rows, numbers[0], None))
+        (example,) = prepared(model, config, [(numbers[0], row)])
+        kinds = list(dict.fromkeys(kind for kind, _, _ in heads))
+        found, _ = image_attention(model, example.clean, kinds, query(example))
+        picture = row["image"]
+        geometry = viz.Geometry.of(model.processor, picture, model.stacks["vision_encoder"].patch_size)
+        for kind, layer, head in heads:
+            if kind not in found:
+                continue
+            name = f"{file_name(task)}-{example.number:06d}-{kind.removesuffix('-heads')}-{layer}-{head}.png"
+            values = found[kind].less_the_mean()[0, layer, head]
+            try:
+                figure = viz.overlay(
+                    values.flatten().cpu(),
+                    picture,
+                    geometry,
+                    kind="diverging",
+                    label="attention less the mean head's",
+                    outline=None if row.get("mask") is None else np.asarray(row["mask"].convert("L")) > 127,
+                    to="matplotlib",
+                )
+            except MissingExtraError:
+                return []
+            place.write_figure(name, figure)
+            caption = f"{head_name(kind, layer, head)}: {row['prompt']} ({row['answer']})"
+            about = {"file": f"{directory.FIGURES}/{name}", "kind": kind, "layer": layer, "head": head}
+            records.append({**about, "example": row["id"], "caption": caption})
+            go_on()
+    return records
