@@ -24,6 +24,7 @@ app = typer.Typer(
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHAPES_WORLD = ("colour", "shape", "place")
 PIPED_WIDTH = 160  # columns where nobody looks, so that no name is cut
 
 
@@ -90,6 +91,79 @@ def demo() -> None:
         from hooked_vlm import demo as shown
     torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     shown.run(console)
+
+
+@app.command()
+def notice(
+    model: Annotated[str, typer.Argument(help='A hub name, a directory, or "zoo:..." for a model that ships here.')],
+    task: Annotated[
+        list[str], typer.Option("--task", help='A task, again for more; "all" for those of the shapes world.')
+    ],
+    out: Annotated[str, typer.Option("--out", help="The run's directory; a run that was stopped goes on.")],
+    corrupt: Annotated[str, typer.Option(help="image, text or both, one at a time.")] = "both",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option("--sites", help="cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all if left out."),
+    ] = None,
+    positions: Annotated[str, typer.Option(help="Where: text (all but the image's), answer, last or all.")] = "text",
+    select_at: Annotated[
+        str, typer.Option("--select-at", help="Where heads are selected: auto, answer, last or 'every position'.")
+    ] = "auto",
+    examples: Annotated[int, typer.Option(help="Examples wanted of each task, answered rightly.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the rows, the noise and every draw.")] = 0,
+    data: Annotated[str | None, typer.Option(help="The data set's folder, for tasks that read one.")] = None,
+    noise: Annotated[bool, typer.Option("--noise", help="Also Gaussian noise, to compare with.")] = False,
+    noise_scale: Annotated[float, typer.Option("--noise-scale", help="Its SD, in those of the embeddings.")] = 3.0,
+    region: Annotated[
+        str | None, typer.Option(help="Corrupt the masked region instead: blur, mean or inpaint.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="A text with {prompt}, in place of the model's own template.")
+    ] = None,
+    random_draws: Annotated[int, typer.Option("--random-draws", help="Random sets of heads to compare with.")] = 20,
+    bootstrap: Annotated[int, typer.Option(help="Resamples for every interval.")] = 1000,
+    device: Annotated[str | None, typer.Option(help="Such as cuda; the CPU if left out.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights, such as float16; float32 if left out.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples swept together; by the model's size if left out.")] = None,
+) -> None:
+    """Run NOTICE: patch clean activations into corrupted runs, select heads, ablate them, and write a report.
+
+    Press Ctrl-C to stop when the examples in flight are done; the same command goes on from there.
+    """
+    from hooked_vlm.notice.config import CORRUPT, NoticeConfig
+
+    config = NoticeConfig(
+        model=model,
+        tasks=tuple(name for each in task for name in (SHAPES_WORLD if each == "all" else (each,))),
+        corrupt=CORRUPT if corrupt == "both" else (corrupt,),
+        kinds=tuple(sites or ()),
+        positions=positions,
+        select_at=select_at,
+        examples=examples,
+        seed=seed,
+        data=data,
+        noise=noise,
+        noise_scale=noise_scale,
+        region=region,
+        prompt_template=template,
+        random_draws=random_draws,
+        bootstrap=bootstrap,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        batch=batch,
+    )
+    console = _console()
+    with console.status("Importing torch, transformers and transformer_lens"):
+        from hooked_vlm.notice import ending
+        from hooked_vlm.notice.run import run
+    try:
+        directory = run(config, out)
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"hooked-vlm: {str(stopped) or 'stopped'}", err=True)
+        raise typer.Exit(130) from None
+    ending.show(console, directory)
 
 
 @app.command()

@@ -92,6 +92,8 @@ def _begun(place: RunDirectory, config: NoticeConfig, model: Any) -> NoticeConfi
 
 def _started(place: RunDirectory, config: NoticeConfig, model: Any) -> NoticeConfig:
     config = config.resolved(model)
+    for task in config.tasks:
+        rows_of(config, model, task)  # raises where there is no such task or data, before anything is written
     if place.stored() is None:
         cfg = model.stacks[model.prompt_stack].cfg
         record = {
