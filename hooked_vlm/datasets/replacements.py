@@ -189,8 +189,9 @@ def _drawn(candidates: Iterable[str], dice: Dice) -> list[str]:
 
 
 class _Tokens:
-    """A text's token ids, and which of them belong to the word at [start, end).
+    """A text's token ids, and which of them belong to the word at [start, end) and to the space before it.
 
+    In byte pairs and SentencePiece the space is the word's own, in its first token or alone before it.
     A fast tokenizer says where each token stands. Of another, the word is taken to be cut as it is alone.
     """
 
@@ -201,6 +202,7 @@ class _Tokens:
         self.ids: list[int] = list(encoded["input_ids"])
         self.at: list[int] | None = None
         if fast:
+            start -= text[start - 1 : start].isspace()
             places = encoded["offset_mapping"]
             self.at = [k for k, (first, last) in enumerate(places) if first < end and start < last]
         else:

@@ -47,9 +47,9 @@ def test_as_many_tokens_and_none_outside_the_word_changes(kind: str, word: str, 
     try:
         corrupt = replacement(prompt, word, ANIMALS, tokenizer, Dice(seed))
     except ReplacementError:
-        lengths = [len(tokenizer(f"is the {animal} or {other} red?")["input_ids"]) for animal in ANIMALS]
-        alone = lengths.count(len(tokenizer(prompt)["input_ids"])) == 1 + (len(word) == len(other))
-        assert alone or kind == "words" or kind == "zoo"  # which know no animal at all
+        length = len(tokenizer(prompt)["input_ids"])
+        as_long = [each for each in ANIMALS if len(tokenizer(f"is the {each} or {other} red?")["input_ids"]) == length]
+        assert set(as_long) <= {word, other} or kind in ("words", "zoo")  # which know no animal
         return
     before, after = prompt.split(), corrupt.split()
     assert [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [2]
