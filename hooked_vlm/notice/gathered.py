@@ -124,6 +124,8 @@ def _read(path: Path, columns: list[str], optional: list[str] | None = None) -> 
     try:
         with pq.ParquetFile(path) as file:
             there = set(file.schema_arrow.names)
+            if not file.metadata.num_rows:
+                return pa.table({name: pa.array([], pa.string()) for name in columns})
             if missing := [name for name in columns if name not in there]:
                 raise RunDirectoryError(f"{path} has no column {', '.join(missing)}: it was not written by a run")
             extra = [name for name in optional or [] if name in there]

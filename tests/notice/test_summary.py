@@ -1,0 +1,346 @@
+"""Every number of summary.json can be recomputed from the parquet files: here it is, with pandas."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice import summary, universal
+from hooked_vlm.notice.functions import SCORES
+from hooked_vlm.notice.universal import Rule
+from tests.notice.made import run_directory
+
+CLOSE = {"rel": 1e-5, "abs": 1e-6}  # effects are kept in single precision while they are gathered
+FILES = ("examples", "effects", "attention", "ablation")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return with_whole_model(run_directory(tmp_path_factory.mktemp("run"), kept=14))
+
+
+def with_whole_model(path):
+    """The whole model's rows, which a run writes beside those of the selections."""
+    for file in (path / "ablation").glob("*.parquet"):
+        rows = pd.read_parquet(file)
+        whole = rows.iloc[:1].assign(selection="none", draw=-1, n_heads=0, correct=True, logit_diff=4.5)
+        pd.concat([whole, rows]).to_parquet(file, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(directory):
+    before = json.loads((directory / "summary.json").read_text())
+    found = summary.summarise(directory)
+    assert found["figures"] == before["figures"]  # what is drawn stays, and the rest is made anew
+    return found
+
+
+@pytest.fixture(scope="module")
+def frames(directory):
+    return {name: read(directory, name) for name in FILES}
+
+
+def read(directory, name):
+    return pd.concat([pd.read_parquet(path) for path in sorted((directory / name).glob("*.parquet"))])
+
+
+def records(made, name, *keys):
+    return {tuple(row[key] for key in keys): row for row in made[name]}
+
+
+# --- recomputed -------------------------------------------------------------------------------------
+
+
+def test_counts_can_be_recomputed(made, frames):
+    for row in made["counts"]:
+        rows = frames["examples"].query("task == @row['task']")
+        assert (row["seen"], row["kept"]) == (len(rows), rows["kept"].sum())
+        assert row["accuracy"] == pytest.approx((rows["generated"] == rows["answer"]).mean())
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+        assert row["reasons"] == rows[~rows["kept"]]["reason"].value_counts().to_dict()
+
+
+def test_behaviour_can_be_recomputed(made, frames):
+    kept = frames["examples"].query("kept")
+    assert len(made["behaviour"]) == 3 * 4
+    for row in made["behaviour"]:
+        rows = kept[kept["task"] == row["task"]]
+        after = rows[f"{row['corrupt']}_logit_diff"].dropna()
+        assert row["n"] == len(after) and row["corrupt_logit_diff"] == pytest.approx(after.mean(), **CLOSE)
+        assert row["clean_logit_diff"] == pytest.approx(rows["clean_logit_diff"].mean(), **CLOSE)
+        assert row["flipped"] == pytest.approx((after < 0).mean())
+
+
+def test_every_head_can_be_recomputed(made, frames):
+    rows = frames["effects"].query("role == 'answer' and head >= 0")
+    keys = ["corrupt", "task", "kind", "layer", "head"]
+    found = records(made, "heads", *keys)
+    groups = rows.groupby(keys)
+    assert len(found) == len(groups) == 4 * 3 * 2 * 12
+    sizes = groups["effect"].apply(lambda each: each.abs().mean())
+    over_heads = sizes.groupby(level=["corrupt", "task", "kind"])
+    threshold = over_heads.mean() + 2 * over_heads.std()
+    for key, each in groups:
+        row = found[key]
+        assert row["n"] == len(each) and row["mean"] == pytest.approx(each["effect"].mean(), **CLOSE)
+        assert row["mean_abs"] == pytest.approx(sizes[key], **CLOSE)
+        assert row["sd"] == pytest.approx(each["effect"].std(), **CLOSE)
+        assert row["restoration"] == pytest.approx(each["restoration"].mean(), **CLOSE)
+        assert row["normalised"] == pytest.approx(each["normalised"].median(), **CLOSE)
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
+        assert row["abs_low"] < row["mean_abs"] < row["abs_high"]
+        assert row["threshold"] == pytest.approx(threshold[key[:3]], **CLOSE)
+        assert row["paper"] == (row["mean_abs"] > row["threshold"])
+        assert row["ratio"] == pytest.approx(sizes[key] / over_heads.mean()[key[:3]], **CLOSE)
+
+
+def test_p_values_and_q_values_can_be_recomputed(made, frames):
+    found = pd.DataFrame(made["heads"])
+    rows = frames["effects"].query("role == 'answer' and head >= 0 and corrupt == 'text' and kind == 'attn-heads'")
+    ours = found.query("corrupt == 'text' and kind == 'attn-heads'").set_index(["task", "layer", "head"])
+    for key, each in rows.groupby(["task", "layer", "head"]):
+        value = stats.permutation_test(
+            (each["effect"].to_numpy(),), np.sum, permutation_type="samples", alternative="two-sided", n_resamples=20000
+        ).pvalue
+        assert ours.loc[key, "p"] == pytest.approx(min(value, 1), abs=0.02)
+    assert ours["q"].to_numpy() == pytest.approx(stats.false_discovery_control(ours["p"]))
+    largest = ours.groupby(["layer", "head"])["p"].max()
+    assert ours.loc["colour", "p_all"].to_numpy() == pytest.approx(largest.to_numpy())
+    assert ours.loc["colour", "q_all"].to_numpy() == pytest.approx(stats.false_discovery_control(largest))
+
+
+def test_bootstrap_intervals_can_be_recomputed(made, frames):
+    rows = frames["effects"].query(
+        "role == 'answer' and kind == 'cross_attn-heads' and corrupt == 'image' and task == 'shape' and layer == 1"
+    )
+    found = records(made, "heads", "corrupt", "task", "kind", "layer", "head")
+    for head, each in rows.groupby("head"):
+        theirs = stats.bootstrap(
+            (each["effect"].to_numpy(),), np.mean, n_resamples=5000, method="percentile", random_state=1
+        ).confidence_interval
+        ours = found["image", "shape", "cross_attn-heads", 1, head]
+        spread = theirs.high - theirs.low
+        assert abs(ours["ci_low"] - theirs.low) < 0.15 * spread > abs(ours["ci_high"] - theirs.high)
+
+
+def test_every_role_can_be_recomputed(made, frames):
+    rows = frames["effects"].assign(size=frames["effects"]["effect"].abs())
+    keys = ["corrupt", "task", "kind", "layer", "role"]
+    per_example = rows.groupby([*keys, "example"])[["effect", "size"]].mean()
+    expected = per_example.groupby(level=keys).agg(["mean", "size"])
+    found = records(made, "roles", *keys)
+    assert len(found) == len(expected)
+    for key, row in found.items():
+        assert row["mean"] == pytest.approx(expected.loc[key, ("effect", "mean")], **CLOSE)
+        assert row["mean_abs"] == pytest.approx(expected.loc[key, ("size", "mean")], **CLOSE)
+        assert row["n"] == expected.loc[key, ("size", "size")]
+
+
+def test_universal_heads_are_those_selected_in_every_task(made):
+    heads = pd.DataFrame(made["heads"])
+    for rule, column in (("paper", "paper"), ("sound", "sound")):
+        rows = heads[heads["corrupt"].isin(["image", "text"])]
+        everywhere = rows.groupby(["kind", "layer", "head", "corrupt"])[column].all()
+        expected = {key[:3] for key, value in everywhere.items() if value}
+        found = [row for row in made["universal"] if row["rule"] == rule]
+        assert {(row["kind"], row["layer"], row["head"]) for row in found} == expected
+        assert expected
+        for row in found:
+            where = [c for c in ("image", "text") if everywhere[row["kind"], row["layer"], row["head"], c]]
+            names = {"image": "vision-only", "text": "text-only"}
+            assert row["modality"] == (names[where[0]] if len(where) == 1 else "multimodal")
+
+
+def test_every_function_can_be_recomputed(made, frames):
+    found = records(made, "functions", "kind", "layer", "head")
+    groups = frames["attention"].groupby(["kind", "layer", "head"])
+    assert len(found) == len(groups)
+    for key, each in groups:
+        row = found[key]
+        for score in SCORES:
+            assert row[score] == pytest.approx(each[score].mean(), **CLOSE)
+        assert row["n"] == len(each) and row["score"] == row[row["scored"]]
+    assert {row["label"] for row in made["functions"]} == {"object detection", "none"}
+
+
+def test_every_ablation_can_be_recomputed(made, frames):
+    found = records(made, "ablation", "task", "selection")
+    rows = frames["ablation"].query("selection != 'none'")
+    assert set(found) == set(rows.groupby(["task", "selection"]).groups)
+    for (task, selection), each in rows.groupby(["task", "selection"]):
+        row, own, drawn = found[task, selection], each.query("draw == -1"), each.query("draw >= 0")
+        assert row["accuracy"] == pytest.approx(own["correct"].mean()) and row["accuracy_full"] == 1.0
+        assert row["logit_diff"] == pytest.approx(own["logit_diff"].mean(), **CLOSE)
+        assert row["logit_diff_full"] == pytest.approx(4.5)
+        means = drawn.groupby("draw")[["correct", "logit_diff"]].mean()
+        for name, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
+            assert row[f"{name}_random_mean"] == pytest.approx(means[column].mean(), **CLOSE)
+            low, high = np.percentile(means[column], [2.5, 97.5])
+            assert row[f"{name}_random_low"] == pytest.approx(low, **CLOSE)
+            assert row[f"{name}_random_high"] == pytest.approx(high, **CLOSE)
+        gap = drawn.groupby("example")["logit_diff"].mean() - own.set_index("example")["logit_diff"]
+        assert row["harm"] == pytest.approx(gap.mean(), **CLOSE)
+        hits = (means["logit_diff"] <= own["logit_diff"].mean()).sum()
+        assert row["p"] == pytest.approx((1 + hits) / (1 + len(means))) and row["draws"] == len(means)
+
+
+def test_the_comparison_with_noise_can_be_recomputed(made, frames):
+    rows = frames["effects"].query("role == 'answer' and head >= 0")
+    sizes = rows.assign(size=rows["effect"].abs()).groupby(["task", "corrupt", "kind", "layer", "head"])["size"].mean()
+    assert len(made["noise"]) == 3 * 2 * 2
+    for row in made["noise"]:
+        a = sizes[row["task"], row["modality"], row["kind"]]
+        b = sizes[row["task"], f"{row['modality']}_noise", row["kind"]]
+        assert row["spearman"] == pytest.approx(stats.spearmanr(a, b).statistic) and row["n_heads"] == len(a)
+        assert row["ci_low"] <= row["ci_high"]
+        best = [set(each.nlargest(row["top_k"]).index) for each in (a, b)]
+        assert row["top_overlap"] == len(best[0] & best[1]) / row["top_k"]
+
+
+# --- findings and cautions --------------------------------------------------------------------------
+
+
+def test_findings_say_what_was_made(made):
+    holds = {row["claim"].split(",")[0].split(":")[0]: row["holds"] for row in made["findings"]}
+    assert holds["Image corruption"] is True
+    assert holds["Object-detection heads look at the object"] is True
+    assert holds["Some heads matter in every task"] is True
+    assert all(row["evidence"] and "nan" not in row["evidence"] for row in made["findings"])
+
+
+def test_without_strong_heads_nothing_is_universal_and_the_findings_say_so(tmp_path):
+    found = summary.summarise(run_directory(tmp_path, kept=14, strong=False, noise=False, masks=False))
+    assert [row for row in found["universal"] if row["rule"] == "sound"] == []
+    holds = {row["claim"]: (row["holds"], row["evidence"]) for row in found["findings"]}
+    assert holds["Some heads matter in every task, by the sound rule"][0] is False
+    assert any(said == (None, "The tasks have no masks.") for said in holds.values())
+    assert any(said == (None, "The run has no Gaussian noise.") for said in holds.values())
+    assert any("no masks" in line for line in found["cautions"])
+
+
+def test_a_run_of_few_examples_heads_and_tasks_is_cautioned(tmp_path):
+    path = run_directory(tmp_path, kept=3, dropped=9, tasks=("colour",), corrupt=("image",), layers=1, noise=False)
+    said = " ".join(summary.summarise(path)["cautions"])
+    for words in ("too few for the sound rule", "only 3 of 12", "is void", "one task", "Only image"):
+        assert words in said
+    assert not any(row["sound"] for row in json.loads((path / "summary.json").read_text())["heads"])
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_run_with_hardly_any_example_is_summarised(tmp_path, kept):
+    found = summary.summarise(run_directory(tmp_path, kept=kept, tasks=("colour",)))
+    assert found["counts"][0]["kept"] == kept and all(row["rule"] == "paper" for row in found["universal"])
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == found and "NaN" not in text
+
+
+# --- selections -------------------------------------------------------------------------------------
+
+
+def test_selections_name_the_heads_of_the_summary(directory, made):
+    chosen = summary.selections(directory)
+    sound = [row for row in made["universal"] if row["rule"] == "sound" and row["modality"] != "text-only"]
+    assert chosen["universal image"] == sorted((row["kind"], row["layer"], row["head"]) for row in sound)
+    assert all(len(heads) == len(set(heads)) for heads in chosen.values())
+
+
+def test_where_no_head_is_universal_the_top_heads_are_ablated(tmp_path):
+    chosen = summary.selections(run_directory(tmp_path, kept=2, strong=False))
+    assert {name for name in chosen if "rule" not in name} == {"top image", "top text"}
+    assert all(len(chosen[name]) == summary.TOP_HEADS for name in ("top image", "top text"))
+
+
+def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
+    path = run_directory(tmp_path, kept=2, tasks=("colour",), corrupt=("image",))
+    for file in (path / "effects").glob("*.parquet"):
+        rows = pd.read_parquet(file)
+        rows[rows["role"] != "answer"].to_parquet(file, index=False)
+    found = summary.summarise(path)
+    assert set(found["select_at"].values()) == {"every position"}
+    assert found["cautions"][0].startswith("No prompt has a token of role 'answer'")
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_an_example_without_its_file_does_not_count(tmp_path):
+    path = run_directory(tmp_path, kept=3, tasks=("colour",))
+    (path / "examples" / "colour-000001.parquet").unlink()
+    found = summary.summarise(path)
+    assert found["counts"][0]["kept"] == 2 and {row["n"] for row in found["heads"]} == {2}
+
+
+def test_the_order_and_number_of_files_change_nothing(tmp_path, directory, made):
+    """What was killed and went on has the same summary: only the files' content counts."""
+    copy = tmp_path / "copy"
+    for name in FILES:
+        (copy / name).mkdir(parents=True)
+        for file in sorted((directory / name).glob("*.parquet"), reverse=True):
+            (copy / name / file.name).write_bytes(file.read_bytes())
+            (copy / name / f"{file.name}.part").write_bytes(b"cut off")
+    (copy / "run.json").write_bytes((directory / "run.json").read_bytes())
+    assert summary.summarise(copy, figures=made["figures"]) == made
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = run_directory(tmp_path, kept=2, tasks=("colour",))
+    (path / "effects" / "colour-000000.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(RunDirectoryError, match=r"effects/colour-000000\.parquet cannot be read.*delete it"):
+        summary.summarise(path)
+
+
+def test_a_file_without_a_column_is_named(tmp_path):
+    path = run_directory(tmp_path, kept=1, tasks=("colour",))
+    file = path / "attention" / "colour-000000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["lift"]), file)
+    with pytest.raises(RunDirectoryError, match="has no column lift"):
+        summary.summarise(path)
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"run\.json"):
+        summary.summarise(tmp_path)
+
+
+def test_summary_json_is_written_in_one_move(tmp_path, monkeypatch):
+    path = run_directory(tmp_path, kept=1, tasks=("colour",))
+    before = (path / "summary.json").read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunDirectoryError, match="No space left"):
+        summary.summarise(path)
+    assert (path / "summary.json").read_text() == before
+
+
+def test_no_number_is_kept_of_what_is_not_used(directory):
+    """What is held grows by a few kilobytes an example: single heads elsewhere than where they are selected do not."""
+    data = summary.gather(directory, "answer")
+    held = sum(
+        values.nbytes
+        for grids in (data.heads, data.roles, data.attention, data.ablation)
+        for grid in grids.values()
+        for _, values in grid._rows
+    )
+    per_example = held / data.n_effects
+    assert per_example < 64 * 1024
+    assert math.isclose(data.n_effects, 3 * 14)
+
+
+def test_the_rules_numbers_reach_the_summary(directory, made):
+    rule = Rule(seed=0, bootstrap=made["config"]["bootstrap"])
+    families = summary.gather(directory, "answer").families("effect")
+    selection = universal.select_matrices(families, rule)
+    assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
+    assert universal.disagreements(selection, rule) == made["disagreements"]
