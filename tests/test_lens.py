@@ -164,7 +164,7 @@ def test_the_parts_sum_to_the_logit(case, data):
     right, wrong = (torch.randint(5, drawn.D_VOCAB, (len(rows),)).tolist() for _ in range(2))
     difference = direct_logit_attribution(model, case.inputs, right, wrong, position=position)
     close(difference.total, logits[rows, right] - logits[rows, wrong])
-    assert float(difference.unexplained.abs().max()) < 1e-4 * float(logits.abs().max() + 1)
+    assert float(difference.unexplained.abs().max()) < 1e-4 * float(logits.detach().abs().max() + 1)
     close(difference.embeddings + difference.by_layer.sum(0) + difference.constant, difference.logit)
 
 

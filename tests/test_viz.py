@@ -348,6 +348,16 @@ def test_the_class_token_is_said_and_not_drawn():
         viz.attention_over_image(torch.zeros(4), Image.new("RGB", (60, 61)), geometry)
 
 
+def test_one_head_can_be_shown_on_several_pictures():
+    images = [Image.new("RGB", (60, 60)), Image.new("RGB", (80, 40))]
+    seen = [viz.Geometry.of(PROCESSORS["blip"], image, 24) for image in images]
+    figure = viz.attention_over_image(np.eye(4)[:2], images, seen, titles=["a", "b"], outline=[None, np.ones((40, 80))])
+    first, second = cells_of(figure)
+    assert (first.x[0], second.x[0]) == (15, 20)
+    with pytest.raises(InputsError, match="2 pictures for 3 maps"):
+        viz.overlay(np.zeros((3, 4)), images, seen[0])
+
+
 @pytest.mark.parametrize("to", ["plotly", "matplotlib"])
 def test_clean_stands_against_corrupt_and_the_change(to):
     image, geometry = Image.new("RGB", (60, 60)), viz.Geometry(size=(60, 60), grid=(2, 2), box=(0, 0, 60, 60))

@@ -22,7 +22,7 @@ from hooked_vlm.viz.scales import Kind, Scale, readable
 def overlay(
     values: Any,
     image: Any,
-    geometry: Geometry,
+    geometry: Geometry | Sequence[Geometry],
     *,
     kind: Kind = "sequential",
     label: str = "",
@@ -39,24 +39,26 @@ def overlay(
 
     Args:
         values: [patch] or [map patch], row by row from the top left.
-        image: the picture as it was given to the model; anything `picture` reads.
-        geometry: where the patches lie, `Geometry.of(model.processor, image, patch_size)`.
+        image: the picture as it was given to the model, anything `picture` reads; or a list, one for each map.
+        geometry: where the patches lie, `Geometry.of(model.processor, image, patch_size)`; for pictures of different
+            sizes a list, with as many patches each.
         kind: "sequential", or "diverging" for numbers with a sign.
         label: what the numbers are.
         title: above the figure.
         titles: above each map.
         words: [patch] or [map patch], written into the cells, or None.
         framed: patches to put a frame around.
-        outline: [height width], a mask whose edge is drawn, or None.
+        outline: [height width], a mask whose edge is drawn, or None; or a list, one for each map.
         limit: where the colours end; None at the largest number.
         columns: how many maps side by side.
         to: "plotly" or "matplotlib".
 
     Raises:
-        InputsError: if there are not as many values as patches, or the picture is not the geometry's.
-        ImageError: if the picture cannot be read.
+        InputsError: if there are not as many values as patches or pictures as maps, or a picture is not the
+            geometry's.
+        ImageError: if a picture cannot be read.
     """
-    maps = geometry.cells(values)
+    maps = (geometry if isinstance(geometry, Geometry) else geometry[0]).cells(values)
     maps = maps[None] if maps.ndim == 2 else maps
     if maps.ndim != 3:
         raise InputsError(f"values of shape {array(values).shape}: expected [patch] or [map patch]")
@@ -66,9 +68,17 @@ def overlay(
     if words is not None:
         spelled = np.asarray(words, dtype=object).reshape(maps.shape)
         spelled = np.vectorize(readable, otypes=[object])(spelled)
+    each = zip(
+        maps,
+        _for_each(image, len(maps), "pictures"),
+        _for_each(geometry, len(maps), "geometries"),
+        _for_each(outline, len(maps), "outlines"),
+        named,
+        [None] * len(maps) if spelled is None else spelled,
+        strict=True,
+    )
     panels = [
-        _panel(one, image, geometry, scale, name, framed, outline, None if spelled is None else spelled[i])
-        for i, (one, name) in enumerate(zip(maps, named, strict=True))
+        _panel(one, below, where, scale, name, framed, edge, says) for one, below, where, edge, name, says in each
     ]
     return Drawing(panels, title, columns).to(to)
 
@@ -76,7 +86,7 @@ def overlay(
 def attention_over_image(
     weights: Any,
     image: Any,
-    geometry: Geometry,
+    geometry: Geometry | Sequence[Geometry],
     *,
     query: int | None = None,
     titles: Sequence[str] = (),
@@ -86,12 +96,12 @@ def attention_over_image(
     """What heads attend to in the picture: from a text token, or from one of its own patches.
 
     Args:
-        weights: [patch] or [head patch], a row of `hook_pattern` for each head; with one position more than there
+        weights: [patch] or [map patch], a row of `hook_pattern` for each head or each picture; with one position more than there
             are patches the first is the class token, whose share is said in the title and not drawn.
         image: as for `overlay`.
         geometry: as for `overlay`.
         query: the patch that looks, in self-attention of the vision tower: it gets a frame.
-        titles: above each map; None for the heads' numbers.
+        titles: above each map; left out for the numbers of the heads.
         label: what the numbers are.
         options: the others of `overlay`.
 
@@ -102,7 +112,7 @@ def attention_over_image(
     rows = array(weights)
     rows = rows[None] if rows.ndim == 1 else rows
     named = list(titles) or ([f"head {h}" for h in range(len(rows))] if len(rows) > 1 else [""])
-    if rows.shape[-1] == geometry.n_patches + 1:
+    if rows.shape[-1] == (geometry if isinstance(geometry, Geometry) else geometry[0]).n_patches + 1:
         shares = [f"{cls:.0%} on [CLS]" for cls in rows[:, 0]]
         named = [f"{name} ({share})" if name else share for name, share in zip(named, shares, strict=False)]
         rows = rows[:, 1:]
@@ -154,6 +164,15 @@ def clean_against_corrupt(
         _panel(after - before, corrupt_image, geometry, change, "corrupt less clean", (), other, None),
     ]
     return Drawing(panels, title, 3).to(to)
+
+
+def _for_each(given: Any, n: int, what: str) -> list[Any]:
+    """One for each map, from one for all or a list."""
+    if not isinstance(given, (list, tuple)):
+        return [given] * n
+    if len(given) != n:
+        raise InputsError(f"{len(given)} {what} for {n} maps: give one, or one for each")
+    return list(given)
 
 
 def _panel(
