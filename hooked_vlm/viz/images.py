@@ -96,8 +96,8 @@ def attention_over_image(
     """What heads attend to in the picture: from a text token, or from one of its own patches.
 
     Args:
-        weights: [patch] or [map patch], a row of `hook_pattern` for each head or each picture; with one position more than there
-            are patches the first is the class token, whose share is said in the title and not drawn.
+        weights: [patch] or [map patch], a row of `hook_pattern` for each head or each picture; with one position
+            more than there are patches the first is the class token, whose share is said in the title and not drawn.
         image: as for `overlay`.
         geometry: as for `overlay`.
         query: the patch that looks, in self-attention of the vision tower: it gets a frame.
