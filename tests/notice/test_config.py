@@ -1,0 +1,105 @@
+"""A configuration is validated, goes to JSON and back, and says how it differs from another."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooked_vlm.errors import InputsError, ResumeError
+from hooked_vlm.notice.config import BATCH, KINDS, NoticeConfig, file_name
+from tests.models.unchecked import unchecked
+from tests.notice.models import blip_shapes, untrained_llava
+
+PLAIN = NoticeConfig(model="zoo:blip-shapes", tasks=("colour",))
+
+
+@given(
+    st.builds(
+        NoticeConfig,
+        model=st.just("m"),
+        tasks=st.lists(st.sampled_from(["colour", "shape", "a/b.parquet"]), min_size=1, unique=True).map(tuple),
+        corrupt=st.sampled_from([("image",), ("text",), ("image", "text")]),
+        kinds=st.lists(st.sampled_from(KINDS), unique=True).map(tuple),
+        examples=st.integers(1, 99),
+        seed=st.integers(0, 9),
+        noise=st.booleans(),
+        noise_scale=st.floats(0.5, 4),
+        region=st.sampled_from([None, "blur"]),
+        prompt_template=st.sampled_from([None, "{prompt} Answer:"]),
+    )
+)
+def test_it_goes_to_json_and_back(config: NoticeConfig) -> None:
+    assert NoticeConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert config.differences(config) == []
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAIN.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, r"tasks is \(\); expected each name once, and at least one"),
+        ({"tasks": "colour"}, "expected a sequence of names"),
+        ({"tasks": ("colour", "colour")}, "each name once"),
+        ({"tasks": ("a.parquet", "x/a.parquet")}, "files of the same names"),
+        ({"corrupt": ("sound",)}, "corrupt has no 'sound': expected 'image', 'text'"),
+        ({"kinds": ("heads",)}, "kinds has no 'heads': expected 'cross_attn-heads'"),
+        ({"positions": "first"}, "positions has no 'first'"),
+        ({"select_at": "first"}, "select_at has no 'first'"),
+        ({"region": "erase"}, "region has no 'erase'"),
+        ({"examples": 0}, "examples is 0; expected more than 0"),
+        ({"examples": 2.5}, "examples is 2.5; expected a whole number"),
+        ({"seed": "5"}, "seed is '5'; expected a whole number"),
+        ({"noise_scale": 0.0}, "noise_scale is 0.0"),
+        ({"bootstrap": 0}, "bootstrap is 0"),
+        ({"random_draws": -1}, "random_draws is -1"),
+        ({"batch": 0}, "batch 0"),
+        ({"prompt_template": "no place"}, "expected a text with {prompt} in it"),
+        ({"positions": "last", "select_at": "answer"}, "cannot be selected at 'answer' where positions is 'last'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict, message: str) -> None:
+    with unchecked(), pytest.raises(InputsError, match=message):
+        NoticeConfig(**{"model": "m", "tasks": ("colour",)} | changes)
+
+
+def test_json_with_other_options_is_refused() -> None:
+    with pytest.raises(InputsError, match=r"no option 'exampels': the closest are examples"):
+        NoticeConfig.from_json(PLAIN.to_json() | {"exampels": 3})
+    with pytest.raises(InputsError, match="lacks model"):
+        NoticeConfig.from_json({"tasks": ["colour"]})
+
+
+def test_another_configuration_is_refused_with_the_differences() -> None:
+    other = dataclasses.replace(PLAIN, seed=3, noise=True)
+    with pytest.raises(ResumeError, match="seed was 0 and is 3; noise was False and is True"):
+        PLAIN.refuse_another(other, Path("runs/a"))
+    PLAIN.refuse_another(PLAIN, Path("runs/a"))
+
+
+def test_what_is_left_open_is_decided_by_the_model() -> None:
+    blip, llava = PLAIN.resolved(blip_shapes()), PLAIN.resolved(untrained_llava())
+    assert blip.kinds == KINDS and llava.kinds == ("attn-heads", "attn", "mlp", "resid")
+    assert (blip.select_at, llava.select_at) == ("answer", "last")
+    assert blip.batch == BATCH
+    assert dataclasses.replace(PLAIN, positions="last").resolved(blip_shapes()).select_at == "last"
+    assert dataclasses.replace(PLAIN, batch=3, select_at="every position").resolved(blip_shapes()).batch == 3
+    assert PLAIN.decided_as(blip) == blip and blip.resolved(blip_shapes()) == blip
+    with pytest.raises(InputsError, match="HookedLLaVA has no 'cross_attn' in its language_model: it has attn-heads"):
+        dataclasses.replace(PLAIN, kinds=("cross_attn",)).resolved(untrained_llava())
+
+
+def test_tasks_have_plain_file_names() -> None:
+    assert [file_name(task) for task in ("colour", "a/my task.parquet", "svo_verb")] == [
+        "colour",
+        "my_task",
+        "svo_verb",
+    ]
