@@ -37,7 +37,8 @@ from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.metrics import Metric
 from hooked_vlm.patching.sites import ALL, Sites
-from hooked_vlm.patching.sweep import Measure, refuse_different, sweep
+from hooked_vlm.patching.sweep import sweep
+from hooked_vlm.patching.task import Measure, refuse_different
 
 Activations = dict[str, Tensor]
 

@@ -1,0 +1,207 @@
+"""How the sites of a sweep are run: rows that join a growing pass, cut into chunks that fit the memory.
+
+Cost: for each site the blocks from its layer on, or the whole model where nothing can be shared. Memory: the budget
+given; running out of it halves the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.patching.sites import ALL
+from hooked_vlm.patching.task import Task, measured
+
+# --- chunks -----------------------------------------------------------------------------------------
+
+
+def chunks(task: Task, budget: int | None) -> Iterator[list[int]]:
+    """Site numbers (rows of the table) that run together, in an order that shares the longest prefix."""
+    table = task.sites.table
+    order = list(range(len(table)))
+    if task.causal and "position" in table:  # sites late in the sequence leave little to compute again
+        order = table.sort_values(["position", "layer"], ascending=[False, True], kind="stable").index.tolist()
+    size = _rows_that_fit(task, budget)
+    yield from (order[i : i + size] for i in range(0, len(order), size))
+
+
+def _rows_that_fit(task: Task, budget: int | None) -> int:
+    """How many rows of each example fit the budget, by what a block holds at once."""
+    if budget is None:
+        device = task.model.device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        budget = free // 4
+    stacks = list(task.model.stacks)
+    later = stacks[stacks.index(task.sites.stack) if task.sites.stack else 0 :]
+    d_vocab = task.logits.shape[-1] * (1 if task.reads_last else task.logits.shape[1])
+    row = max([2 * d_vocab, *(_block_numbers(task, name) for name in later)])
+    spare = budget - _kept_bytes(task)
+    return max(1, int(spare // (row * task.logits.element_size() * len(task.base))))
+
+
+def _kept_bytes(task: Task) -> int:
+    """What the base run's state and the source's activations hold throughout."""
+    tensors = list(task.source.values())
+    for given in () if task.state is None else task.state.passes.values():
+        for layer in given.memory or ():
+            tensors += [t for kv in (layer.attn, layer.cross_attn) if kv is not None for t in (kv.k, kv.v)]
+            tensors += [] if layer.resid_pre is None else [layer.resid_pre]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _block_numbers(task: Task, name: str) -> int:
+    """Roughly how many numbers one row holds at once in a block of a stack: streams, MLP, and attention."""
+    cfg = task.model.stacks[name].cfg
+    n = keys = cfg.n_ctx if name == "vision_encoder" else task.base.input_ids.shape[1]
+    if task.sites.stack == name and task.state is not None:
+        memory = task.state.passes[name].memory
+        if memory is not None and memory[0].cross_attn is not None:
+            keys = max(keys, memory[0].cross_attn.k.shape[1])
+        n -= first_position(task, slice(None))
+    looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
+    attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
+    return int(n * (6 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
+
+
+def first_position(task: Task, numbers: list[int] | slice) -> int:
+    """First position that these sites change, where the stack is causal; else 0."""
+    if not task.causal or "position" not in task.sites.table:
+        return 0
+    first = int(task.sites.table["position"].iloc[numbers].min())
+    return min(first, int(task.base.last_each.min())) if task.reads_last and task.prompted else first
+
+
+# --- running ----------------------------------------------------------------------------------------
+
+
+def swept(task: Task, chunks: list[list[int]], progress: bool) -> Tensor:
+    """Values of every site, [metric site example]."""
+    from tqdm.auto import tqdm
+
+    n_sites = sum(map(len, chunks))
+    values = torch.full((len(task.metrics), n_sites, len(task.base)), torch.nan)
+    run = _one_run_a_site if task.state is None else _grown
+    waiting = chunks[::-1]
+    with tqdm(total=n_sites, unit="site", disable=not progress, desc=repr(task.sites)) as bar:
+        while waiting:
+            chunk = waiting.pop()
+            try:
+                values[:, chunk] = run(task, chunk).to(values)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if len(chunk) == 1 or not _is_out_of_memory(error):
+                    raise
+                half = len(chunk) // 2
+                again = [number for later in [chunk, *waiting[::-1]] for number in later]
+                waiting = [again[i : i + half] for i in range(0, len(again), half)][::-1]
+                continue
+            bar.update(len(chunk))
+    return values
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)
+
+
+def _grown(task: Task, chunk: list[int]) -> Tensor:
+    """Values of some sites by one growing pass, [metric site example]."""
+    assert task.state is not None and task.sites.stack is not None
+    table = task.sites.table.iloc[chunk]
+    first = first_position(task, chunk)
+    joins, hooks, rows_of, joined = {}, [], [], 0
+    for layer, cells in table.groupby("layer", sort=True):
+        name = task.sites.hook.format(layer)
+        if task.acts_alone:
+            joins[int(layer) + 1] = _after_its_block(task, int(layer), name, cells, first)
+        else:
+            resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
+            joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
+            hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
+        rows_of += cells.index.tolist()
+        joined += len(cells)
+    with task.model.hooks(fwd_hooks=hooks):
+        logits = task.model.resume(
+            task.state,
+            task.sites.stack,
+            joins,
+            first_position=first,
+            logits_at="last" if task.reads_last else None,
+        )
+    if not task.reads_last and logits.shape[1] < task.logits.shape[1]:  # a causal stack's shared positions
+        before = task.logits[:, : task.logits.shape[1] - logits.shape[1]].repeat_interleave(joined, 0)
+        logits = torch.cat([before, logits], 1)
+    n = len(task.base)
+    found = torch.stack([measured(k, fn, logits, n) for k, fn in task.metrics.items()])
+    found = found.reshape(len(task.metrics), n, joined).transpose(1, 2)
+    order = {number: row for row, number in enumerate(rows_of)}
+    return found[:, [order[number] for number in table.index]]
+
+
+def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) -> Tensor:
+    """The stream after a block with each site of it patched, from `first` on, [batch * site pos d_model].
+
+    A patch that acts alone changes the stream at its own position only: that position runs, and no other.
+    """
+    assert task.state is not None and task.sites.stack is not None
+    stack = task.model.stacks[task.sites.stack]
+    places = torch.tensor(cells["position"].to_list())
+    with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, 0, None))]):
+        after = stack.one_block(layer, places, task.state.passes[stack.name])
+    rows = task.state.resid_pre(stack.name, layer + 1)[:, first:].repeat_interleave(len(cells), 0)
+    rows[torch.arange(len(rows)), (places - first).repeat(len(task.base))] = after[:, 0]
+    return rows
+
+
+def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | None) -> Callable[..., Tensor]:
+    """A hook function that patches the rows that have just joined, each at its own site.
+
+    Args:
+        task: the sweep.
+        name: the hook point.
+        cells: the table's rows of this layer.
+        joined: how many rows of each example were there before.
+        first: absolute position of the pass's first position; None where each row holds its own position alone.
+    """
+    sites, n = task.sites, len(task.base)
+    index, axes, source_axes = [torch.arange(joined, joined + len(cells))], [1], []
+    source_index: list[Tensor] = []
+    if sites.positions != ALL and sites.position_axis is not None:
+        at = torch.tensor(cells["position"].to_list())
+        moves = sites.axes[sites.position_axis] in OWN_POSITIONS  # key positions of another stack do not move
+        index.append(torch.zeros_like(at) if first is None else at - first if moves else at)
+        source_index.append(at)
+        source_axes.append(sites.position_axis)
+    if sites.units != ALL and sites.unit is not None:
+        unit = torch.tensor(cells["neuron" if sites.unit == "d_mlp" else "head"].to_list())
+        index.append(unit)
+        source_index.append(unit)
+        source_axes.append(sites.axes.index(sites.unit))
+    axes += [axis + 1 for axis in source_axes]
+    front = list(range(len(axes)))
+    new = task.source[name].movedim(source_axes, front[:-1])
+    new = new[tuple(source_index)] if source_index else new  # [cell batch ...]
+
+    def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+        rows = activation.view(n, -1, *activation.shape[1:]).movedim(
+            axes, front
+        )  # [row position unit batch ...], a view
+        rows[tuple(index)] = new.to(activation)
+        return activation
+
+    return hook_fn
+
+
+def _one_run_a_site(task: Task, chunk: list[int]) -> Tensor:
+    """Values of some sites by one run of the whole model each, [metric site example]."""
+    rows = []
+    for number in chunk:
+        cells = task.sites.table.iloc[[number]]
+        name = task.sites.hook.format(cells["layer"].iloc[0] if "layer" in cells else None)
+        hook = (name, _patch_of_rows(task, name, cells, 0, 0))
+        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[*task.hooks, hook]))
+        rows.append(torch.stack([measured(k, m, logits, len(task.base)) for k, m in task.metrics.items()]))
+    return torch.stack(rows, 1)
