@@ -81,7 +81,7 @@ def test_corruption_and_patches_in_one_run_are_the_whole_method(family: str) -> 
 def test_a_replacement_of_another_length_is_refused() -> None:
     model = small("blip")
     clean = model.to_inputs(pictures(2), PROMPTS)
-    with pytest.raises(ReplacementError, match="example 1 has 8 tokens and its prompt 7.*another word"):
+    with pytest.raises(ReplacementError, match=r"example 1 has 8 tokens and its prompt 7.*another word"):
         SymmetricTokenReplacement([CORRUPT[0], "is this a red circle ?"]).fwd_hooks(model, clean)
     with pytest.raises(ReplacementError, match="has 4 tokens and its prompt 9"):
         SymmetricTokenReplacement(input_ids=clean.input_ids[:, :4]).fwd_hooks(model, clean)
