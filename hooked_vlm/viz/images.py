@@ -214,7 +214,7 @@ def _panel(
 def _greyed(image: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     """A picture with most of its colour gone and its range narrowed, darkest where the model does not see it."""
     grey = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
-    kept = 50 + 0.62 * (0.75 * grey[..., None] + 0.25 * image)
+    kept = 40 + 0.5 * (0.75 * grey[..., None] + 0.25 * image)
     left, top, right, bottom = (max(0, round(edge)) for edge in geometry.box)
     unseen = np.ones(grey.shape, dtype=bool)
     unseen[top:bottom, left:right] = False

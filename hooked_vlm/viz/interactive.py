@@ -47,8 +47,10 @@ def draw(drawing: Drawing) -> go.Figure:
             figure.add_trace(trace, row, column)
         for cell in panel.framed:
             x0, y0, x1, y1 = panel.cell(*cell)
-            line = {"color": FRAME if panel.image is None else "#ffffff", "width": 2.5}
-            figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line=line, row=row, col=column)
+            lines = [(FRAME, 2.5)] if panel.image is None else [(FRAME, 4.5), ("#ffffff", 2)]
+            for colour, width in lines:
+                line = {"color": colour, "width": width}
+                figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line=line, row=row, col=column)
         _axes(figure, panel, row, column)
         if i % columns:
             figure.update_yaxes(title=None, row=row, col=column)
@@ -116,7 +118,10 @@ def _traces(panel: Panel, coloraxis: str) -> list[Any]:
     if panel.image is not None:
         traces.insert(0, _picture(panel))
     if panel.outline is not None:
-        traces.append(_edge(panel))
+        traces += [
+            _edge(panel, {"color": FRAME, "width": 3.5}),
+            _edge(panel, {"color": "#ffffff", "width": 2, "dash": "dot"}),
+        ]
     if panel.words is not None:
         traces.append(
             go.Scatter(
@@ -143,7 +148,7 @@ def _picture(panel: Panel) -> go.Image:
     return go.Image(source=source, x0=dx / 2, y0=dy / 2, dx=dx, dy=dy, hoverinfo="skip")
 
 
-def _edge(panel: Panel) -> go.Contour:
+def _edge(panel: Panel, line: dict[str, Any]) -> go.Contour:
     assert panel.outline is not None
     step = max(1, max(panel.outline.shape) // 200)
     region = np.pad(panel.outline[::step, ::step].astype(float), 1)  # so that the edge closes at the border
@@ -153,9 +158,8 @@ def _edge(panel: Panel) -> go.Contour:
         dx=step,
         y0=-step / 2,
         dy=step,
-        contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "lines"},
-        colorscale=[[0, "#ffffff"], [1, "#ffffff"]],
-        line={"width": 2, "dash": "dot"},
+        contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+        line=line,
         showscale=False,
         hoverinfo="skip",
     )

@@ -72,6 +72,7 @@ def _panel(ax: Any, panel: Panel) -> None:
         step = max(1, max(panel.outline.shape) // 400)
         region = np.pad(panel.outline[::step, ::step].astype(float), 1)  # so that the edge closes at the border
         along = [(np.arange(n) - 0.5) * step for n in region.shape]
+        ax.contour(along[1], along[0], region, [0.5], colors=INK, linewidths=2.2)  # to be seen on light and dark
         ax.contour(along[1], along[0], region, [0.5], colors="#ffffff", linewidths=1.4, linestyles="dotted")
     if panel.words is not None:
         for (row, column), word in np.ndenumerate(panel.words):
@@ -81,8 +82,9 @@ def _panel(ax: Any, panel: Panel) -> None:
     for cell in panel.framed:
         left, top, right, bottom = panel.cell(*cell)
         xs, ys = [left, right, right, left, left], [top, top, bottom, bottom, top]
-        line = {"color": INK if panel.image is None else "#ffffff", "linewidth": 2, "solid_joinstyle": "miter"}
-        ax.plot(xs, ys, clip_on=False, **line)
+        ax.plot(xs, ys, clip_on=False, color=INK, linewidth=2 if panel.image is None else 4, solid_joinstyle="miter")
+        if panel.image is not None:
+            ax.plot(xs, ys, clip_on=False, color="#ffffff", linewidth=2, solid_joinstyle="miter")
     for spine in ax.spines.values():
         spine.set_color("#bbbbbb")
     ax.set_title(_text(panel.title), fontsize=10, color=INK)

@@ -111,7 +111,7 @@ class Scale:
     def on_grey(self) -> NDArray[np.float64]:
         """The colours as they look over a greyed picture, [colour red_green_blue]."""
         table = self.table
-        found: NDArray[np.float64] = table[:, 3:] * table[:, :3] + (1 - table[:, 3:]) * 0.42
+        found: NDArray[np.float64] = table[:, 3:] * table[:, :3] + (1 - table[:, 3:]) * 0.4
         return found
 
 
