@@ -70,8 +70,9 @@ def _block_numbers(task: Task, name: str) -> int:
 
 def first_position(task: Task, numbers: list[int] | slice) -> int:
     """First position that these sites change, where the stack is causal; else 0."""
-    if not task.causal or "position" not in task.sites.table:
-        return 0
+    axis = task.sites.position_axis
+    if not task.causal or axis is None or task.sites.axes[axis] not in OWN_POSITIONS or task.sites.positions == ALL:
+        return 0  # a key of another stack is seen from every position
     first = int(task.sites.table["position"].iloc[numbers].min())
     return min(first, int(task.base.last_each.min())) if task.reads_last and task.prompted else first
 

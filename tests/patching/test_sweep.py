@@ -164,6 +164,17 @@ def test_several_metrics_and_examples_come_with_their_statistics() -> None:
         assert torch.allclose(alone.values[0, ..., 0], found.values[0, ..., i], atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["k", "v"])
+def test_a_key_of_another_stack_changes_every_position(activation: str) -> None:
+    model, clean = variant("blip-captioning")
+    corrupt = other(clean, image=True)
+    sites = Sites.heads(model, "text_decoder", "cross_attn", positions=[5], activation=activation)
+    measure = metrics.logit_diff(7, 8)
+    found = sweep(model, clean, corrupt, sites, measure, progress=False)
+    expected = by_hand(model, clean, corrupt, sites, measure)
+    assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5 * scale(expected))
+
+
 def test_a_metric_of_ones_own_sees_every_position() -> None:
     model, clean = variant("llava-llama-clip")
     corrupt = other(clean, image=False)
