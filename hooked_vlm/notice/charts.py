@@ -33,9 +33,10 @@ HOVERED = (
     ("q (FDR)", "q", ".3g"),
     ("examples", "n", "d"),
     ("mean |effect|", "mean_abs", ".3f"),
+    ("times the average head", "ratio", ".2f"),
     ("restoration", "restoration", ".3f"),
     ("normalised", "normalised", ".3f"),
-    ("repeats", "repeats", ".0%"),
+    ("repeats in halves", "repeats", ".0%"),
 )
 
 
@@ -146,12 +147,13 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
     """
     roles = sorted(set(rows["role"]), key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
     column = {role: i for i, role in enumerate(roles)}
+    ends = ("abs_low", "abs_high") if value == "mean_abs" else ("ci_low", "ci_high")
     values: list[list[Any]] = [[None] * len(roles) for _ in range(layers)]
     more: list[list[Any]] = [[["", "", ""] for _ in roles] for _ in range(layers)]
     for row in rows.to_dict("records"):
         layer, role = int(row["layer"]), column[row["role"]]
         values[layer][role] = row[value]
-        more[layer][role] = [number(row.get("ci_low")), number(row.get("ci_high")), number(row.get("n"))]
+        more[layer][role] = [number(row.get(ends[0])), number(row.get(ends[1])), number(row.get("n"))]
     wide = len(roles) <= WRITTEN and layers <= 16
     data = {
         "type": "heatmap",

@@ -9,27 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import charts
+from hooked_vlm.notice.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
 from hooked_vlm.notice.loaded import Loaded, head_name
-from hooked_vlm.notice.maps import NOISES, grid, ordered, titled
+from hooked_vlm.notice.maps import ordered
 from hooked_vlm.notice.page import (
     DASH,
     Child,
-    Markup,
     Part,
     chance,
-    chart,
     counted,
     details,
     interval,
-    known,
     listed,
     number,
     page,
@@ -40,40 +34,18 @@ from hooked_vlm.notice.page import (
     tag,
 )
 from hooked_vlm.notice.report import NAMED, put, setting
-from hooked_vlm.notice.words import MODALITY, RULES, corruption_name, kind_name, missing, short_kind, spread, verdict
-
-HEAD = ["kind", "layer", "head"]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A run under the name that the comparison gives it."""
-
-    name: str
-    run: Loaded
-
-
-@dataclass(frozen=True)
-class HeadMap:
-    """The mean effects of all heads of one kind, in one run, task and corruption."""
-
-    run: str
-    task: str
-    model: str
-    kind: str
-    corrupt: str
-    shape: tuple[int, int]
-    rows: pd.DataFrame
-
-    @property
-    def name(self) -> str:
-        """Run and task."""
-        return f"{self.run}, {self.task}"
-
-    @property
-    def values(self) -> pd.Series[Any]:
-        """The mean effects by layer and head."""
-        return self.rows.set_index(["layer", "head"])["mean"].astype(float)
+from hooked_vlm.notice.words import (
+    HEAD,
+    MODALITY,
+    RULES,
+    corruption_name,
+    missing,
+    selection_name,
+    short_kind,
+    spread,
+    two,
+    verdict,
+)
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
@@ -166,7 +138,7 @@ def in_short(runs: Sequence[Named], models: Sequence[str], maps: Sequence[HeadMa
     other = correlation_between(maps, same_model=False)
     for values, whose in ((same, "one checkpoint"), (other, "different checkpoints of one shape")):
         if len(values):
-            text = spread(values, lambda x: number(x, 2))
+            text = spread(values, two)
             said.append(f"Head maps of {whose}, in different runs, have rank correlations of {text}.")
     return " ".join(said)
 
@@ -181,7 +153,7 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
                 rules = ordered(part["rule"], ("sound", "paper"))
                 by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
                 said.append(f"{MODALITY.get(str(modality), str(modality))}, {by}")
-            key = (one.run.name, f"{head_name(layer, head)} ({short_kind(kind)})")
+            key = (one.run.name, f"{short_kind(kind)} {head_name(layer, head)}")
             found.setdefault(key, {})[one.name] = "; ".join(said)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
@@ -230,8 +202,11 @@ def findings(runs: Sequence[Named]) -> list[Child]:
             [claim, *(verdict(by_run[one.name]["holds"]) if one.name in by_run else "not tested" for one in runs)]
         )
         evidence += [[claim, name, str(row["evidence"])] for name, row in by_run.items()]
-    shown = table(["claim", *(one.name for one in runs)], rows, caption="Whether a claim holds, by run")
-    return [shown, details("The evidence", table(["claim", "run", "evidence"], evidence, caption="On what evidence"))]
+    shown = table(["claim", *(one.name for one in runs)], rows, caption="Whether a claim holds, by run", prose=True)
+    return [
+        shown,
+        details("The evidence", table(["claim", "run", "evidence"], evidence, caption="On what evidence", prose=True)),
+    ]
 
 
 def recurring(runs: Sequence[Named]) -> list[Child]:
@@ -256,99 +231,6 @@ def recurring(runs: Sequence[Named]) -> list[Child]:
     ]
 
 
-def head_maps(runs: Sequence[Named]) -> list[HeadMap]:
-    """Every head map of every run, noise left out."""
-    found = []
-    for one in runs:
-        rows = one.run.table("heads")
-        rows = rows[rows["mean"].map(known) & ~rows["corrupt"].isin(NOISES)]
-        shape = one.run.shape(rows)
-        for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads")):
-            for corrupt in ordered(rows["corrupt"], ("image", "text")):
-                for task in one.run.tasks:
-                    part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt) & (rows["task"] == task)]
-                    if len(part):
-                        found.append(HeadMap(one.name, task, one.run.name, kind, corrupt, shape, part))
-    return found
-
-
-def groups(maps: Sequence[HeadMap]) -> dict[tuple[str, str], list[HeadMap]]:
-    """Maps by kind and corruption."""
-    found: dict[tuple[str, str], list[HeadMap]] = {}
-    for one in maps:
-        found.setdefault((one.kind, one.corrupt), []).append(one)
-    return found
-
-
-def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
-    """All head maps of one kind and corruption beside one another."""
-    if not maps:
-        return [missing("None of these runs patched a head.")]
-    told: list[Child] = [
-        paragraph(
-            "Red restores the right answer, blue pushes away from it. Logits of different models have different "
-            "sizes, so each map has a colour scale of its own; its end stands in the title."
-        ),
-        paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone."
-        ),
-    ]
-    for (kind, corrupt), part in groups(maps).items():
-        told.append(titled(kind_name(kind), corruption_name(corrupt)))
-        for run in dict.fromkeys(one.run for one in part):
-            plots = []
-            for one in part:
-                if one.run == run:
-                    bound = charts.limit(one.values)
-                    figure, height = charts.head_map(one.rows, one.shape, bound)
-                    plots.append(chart(figure, f"{one.task} (\u00b1{number(bound, 2)})", height=height))
-            told += [tag("h4", run), grid(plots)]
-    return told
-
-
-def correlation(first: HeadMap, second: HeadMap) -> float:
-    """Spearman's rank correlation of two head maps over the heads that both have; NaN where one is constant."""
-    both = pd.concat([first.values, second.values], axis=1, join="inner")
-    return float(both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")) if len(both) > 2 else float("nan")
-
-
-def correlation_between(maps: Sequence[HeadMap], same_model: bool) -> pd.Series[Any]:
-    """Correlations of head maps of the same task and shape in different runs."""
-    found = []
-    for part in groups(maps).values():
-        for i, first in enumerate(part):
-            for second in part[i + 1 :]:
-                alike = first.task == second.task and first.run != second.run and first.shape == second.shape
-                if alike and (first.model == second.model) is same_model:
-                    found.append(correlation(first, second))
-    return pd.Series(found, dtype=float).dropna()
-
-
-def alike(maps: Sequence[HeadMap]) -> list[Child]:
-    """Rank correlations between all head maps of one shape, kind and corruption."""
-    plots: list[Markup] = []
-    for (kind, corrupt), part in groups(maps).items():
-        for shape in sorted({one.shape for one in part}):
-            same = [one for one in part if one.shape == shape]
-            if len(same) < 2:
-                continue
-            values = [[correlation(first, second) for second in same] for first in same]
-            figure, height = charts.correlations([one.name for one in same], values)
-            title = f"{kind_name(kind)}, {corruption_name(corrupt)}, {shape[0]} layers of {shape[1]} heads"
-            plots.append(chart(figure, title, height=height))
-    if not plots:
-        return [missing("No two head maps have the same shape, so there is nothing to correlate.")]
-    return [
-        paragraph(
-            "Spearman's rank correlation of the mean effects of all heads: 1 if two maps rank the heads alike, 0 "
-            "if one says nothing of the other. Between different checkpoints heads do not correspond, so expect "
-            "0 there."
-        ),
-        grid(plots, wide=True),
-    ]
-
-
 def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of one table of every run, with the run's name."""
     for one in runs:
@@ -358,8 +240,8 @@ def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, A
 def behaviour(runs: Sequence[Named]) -> list[Child]:
     """Share of answers that each corruption flips, by run."""
     rows = [
-        [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), number(row["clean_logit_diff"], 2),
-         number(row["corrupt_logit_diff"], 2), percent(row["flipped"])]
+        [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), two(row["clean_logit_diff"]),
+         two(row["corrupt_logit_diff"]), percent(row["flipped"])]
         for name, row in records(runs, "behaviour")
     ]  # fmt: skip
     if not rows:
@@ -371,22 +253,22 @@ def behaviour(runs: Sequence[Named]) -> list[Child]:
 def ablation(runs: Sequence[Named]) -> list[Child]:
     """Accuracy without the selected heads, against random heads, by run."""
     rows = [
-        [name, str(row["selection"]), str(row["task"]), number(row["n_heads"]), percent(row["accuracy_full"]),
-         percent(row["accuracy"]), percent(row["accuracy_random_mean"]),
+        [name, selection_name(row["selection"]), str(row["task"]), number(row["n_heads"]),
+         percent(row["accuracy_full"]), percent(row["accuracy"]), percent(row["accuracy_random_mean"]),
          interval(row["accuracy_random_low"], row["accuracy_random_high"], percent), chance(row["p"])]
         for name, row in records(runs, "ablation")
     ]  # fmt: skip
     if not rows:
         return [missing("Nothing was ablated in any of these runs.")]
-    header = ["run", "selection", "task", "heads", "all heads", "selected out", "random out", "interval", "p"]
+    header = ["run", "removed", "task", "heads", "all heads", "without them", "without random ones", "interval", "p"]
     return [table(header, rows, caption="Accuracy under mean ablation", numeric=(3, 4, 5, 6, 8))]
 
 
 def noise(runs: Sequence[Named]) -> list[Child]:
     """Rank correlations between semantic pairs and Gaussian noise, by run."""
     rows = [
-        [name, str(row["task"]), corruption_name(row["modality"]), short_kind(row["kind"]), number(row["spearman"], 2),
-         interval(row["ci_low"], row["ci_high"], lambda x: number(x, 2)), percent(row["top_overlap"])]
+        [name, str(row["task"]), corruption_name(row["modality"]), short_kind(row["kind"]), two(row["spearman"]),
+         interval(row["ci_low"], row["ci_high"], two), percent(row["top_overlap"])]
         for name, row in records(runs, "noise")
     ]  # fmt: skip
     if not rows:

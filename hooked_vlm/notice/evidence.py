@@ -5,7 +5,7 @@ Each is made from one table of a run; without data it is a sentence that says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,21 +28,38 @@ from hooked_vlm.notice.page import (
     table,
     tag,
 )
-from hooked_vlm.notice.words import corruption_name, head_label, missing, short_kind
+from hooked_vlm.notice.words import (
+    HEAD,
+    ablated,
+    corruption_name,
+    head_label,
+    missing,
+    scored,
+    selection_name,
+    short_kind,
+    two,
+    with_interval,
+)
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
+HARM: Final = (
+    "Worse than random by: mean logit difference without random heads less that without the selected ones, with "
+    "its interval over examples. p: the share of sets of heads, the selected one among them, that hurt as much."
+)
 GROUPS: Final = ("no head removed", "random heads removed", "selected heads removed")
 WITH_MASKS: Final = (
     "Scores of each head's attention on image positions in the clean run. Inside is the share of image attention "
     "in the mask of the object asked about; lift divides it by the mask's share of the image (1 is chance); AUC "
     "and pointing ask whether attention is highest on the mask; outlier is the share on a few high-norm "
-    "background patches."
+    "background patches and the class token. Effect says whether patching the head changes the answer at all "
+    "(FDR 5 %): a head that does not show an effect gets no label."
 )
 WITHOUT_MASKS: Final = (
-    "The data has no masks of the objects asked about, so object detection and suppression cannot be scored. "
+    "The data has no masks of the objects asked about, so detection and suppression of objects cannot be scored. "
     "What remains is the share of image attention on a few high-norm background patches (outlier)."
 )
+SHOWN: Final = 8  # heads in the first table of labels, at least
 FUNCTION_COLUMNS: Final = (
     ("inside", "inside mask"),
     ("lift", "lift"),
@@ -62,45 +79,39 @@ def functions(run: Loaded) -> list[Child]:
         return [*told, *_overlays(run)]
     masks = any(known(value) for value in rows["inside"])
     told.append(paragraph(WITH_MASKS if masks else WITHOUT_MASKS))
-    chosen = run.table("universal")[["kind", "layer", "head"]].drop_duplicates().assign(chosen=True)
-    rows = rows.merge(chosen, on=["kind", "layer", "head"], how="left") if len(chosen) else rows.assign(chosen=None)
+    chosen = set(run.table("universal")[HEAD].itertuples(index=False, name=None))
     rows = rows.assign(
-        chosen=rows["chosen"].notna(),
+        chosen=[key in chosen for key in rows[HEAD].itertuples(index=False, name=None)],
         named=rows["label"].fillna("none") != "none",
         size=rows["score"].astype(float).abs(),
     )
-    rows = rows.sort_values(
-        ["chosen", "named", "size", "kind", "layer", "head"], ascending=[False, False, False, True, True, True]
-    )
+    first = ["chosen", "named", "size"]
+    rows = rows.sort_values([*first, *HEAD], ascending=[False] * len(first) + [True] * len(HEAD))
     columns = [(column, name) for column, name in FUNCTION_COLUMNS if rows[column].map(known).any()]
-    cells = [
-        [
-            head_label(run, row),
-            "yes" if row["chosen"] else "no",
-            str(row["label"] or "none"),
-            number(row["score"]),
-            interval(row["ci_low"], row["ci_high"]),
-            number(row["n"]),
-            *(number(row[column]) for column, _ in columns),
-        ]
-        for row in rows.to_dict("records")
-    ]
-    header = ["head", "universal", "label", "score", "interval", "examples", *(name for _, name in columns)]
-    right = (3, 5, *range(6, 6 + len(columns)))
-    shown = max(8, int(rows["chosen"].sum()))
-    first = cells[:shown]
-    title = "Heads and their labels" + (
-        f": universal heads first, {len(first)} of {len(cells)}" if len(cells) > len(first) else ""
-    )
-    told.append(table(header, first, caption=title, numeric=right))
-    if len(cells) > len(first):
-        told.append(
-            details(
-                f"All {counted(len(cells), 'head')}",
-                table(header, cells, caption="All heads and their labels", numeric=right),
-            )
-        )
+    cells = [_scored(run, row, [column for column, _ in columns]) for row in rows.to_dict("records")]
+    header = ["head", "universal", "effect", "label", "score and interval", "examples", *(name for _, name in columns)]
+    right = range(5, 6 + len(columns))
+    shown = max(SHOWN, int(rows["chosen"].sum()))
+    part = f": universal and labelled heads first, {shown} of {len(cells)}" if len(cells) > shown else ""
+    told.append(table(header, cells[:shown], caption=f"Heads and their labels{part}", numeric=right))
+    if part:
+        whole = table(header, cells, caption="All heads and their labels", numeric=right)
+        told.append(details(f"All {counted(len(cells), 'head')}", whole))
     return [*told, *_overlays(run)]
+
+
+def _scored(run: Loaded, row: dict[str, Any], columns: Sequence[str]) -> list[Child]:
+    """A row of the table of labels."""
+    effect = "not tested" if row["significant"] is None else "yes" if row["significant"] else "not shown"
+    return [
+        head_label(run, row["kind"], row["layer"], row["head"]),
+        "yes" if row["chosen"] else "no",
+        effect,
+        str(row["label"] or "none"),
+        scored(row),
+        number(row["n"]),
+        *(number(row[column]) for column in columns),
+    ]
 
 
 def _overlays(run: Loaded) -> list[Child]:
@@ -117,7 +128,13 @@ def _overlays(run: Loaded) -> list[Child]:
             shown.append(image(picture, caption))
     told: list[Child] = [tag("h3", "Attention on images")]
     if shown:
-        told += [paragraph("Attention of single heads, laid over the image they look at."), grid(shown)]
+        told += [
+            paragraph(
+                "Attention of single heads on the image, less that of the average head: red is more, blue is less. A "
+                "dotted line, where there is one, is the mask of the object asked about."
+            ),
+            grid(shown),
+        ]
     if left:
         told.append(
             paragraph(
@@ -157,7 +174,8 @@ def ablation(run: Loaded) -> list[Child]:
         legend(GROUPS, charts.BARS),
     ]
     plots = []
-    for selection, part in rows.groupby("selection", sort=False):
+    for selection in ablated(run):
+        part = rows[rows["selection"] == selection]
         tasks = in_order(run, part)
         part = part.set_index("task").loc[tasks]
         sizes = listed(sorted({counted(int(n), "head") for n in part["n_heads"].dropna()}))
@@ -168,14 +186,18 @@ def ablation(run: Loaded) -> list[Child]:
             groups = {name: list(height) for name, height in zip(GROUPS, heights, strict=True)}
             spans = list(zip(part[f"{column}_random_low"], part[f"{column}_random_high"], strict=True))
             figure = charts.bars(tasks, groups, {GROUPS[1]: spans}, axis)
-            plots.append(chart(figure, f"{selection} ({sizes}): {axis}", height=260))
+            plots.append(chart(figure, f"{selection_name(selection)}, {sizes}: {axis}", height=260))
     header = [
-        "selection", "task", "heads", "accuracy, all heads", "selected out", "random out",
-        "logit difference, all heads", "selected out", "random out", "p",
+        "removed", "task", "heads", "accuracy, all heads", "without them", "without random ones",
+        "logit difference, all heads", "without them", "without random ones", "worse than random by", "p",
     ]  # fmt: skip
-    cells = [_removed(row) for row in rows.to_dict("records")]
-    numbers = table(header, cells, caption="Mean ablation", numeric=range(2, 10))
-    return [*told, grid(plots, wide=True), details("The same as numbers", numbers)]
+    order = ablated(run)
+    records = sorted(
+        rows.to_dict("records"), key=lambda row: (order.index(row["selection"]), run.tasks.index(row["task"]))
+    )
+    numbers = table(header, [_removed(row) for row in records], caption="Mean ablation", numeric=range(2, 11))
+    told += [grid(plots, wide=True), details("The same as numbers", numbers)]
+    return [*told, paragraph(HARM, class_="note")] if rows["p"].map(known).any() else told
 
 
 def _removed(row: dict[str, Any]) -> list[Child]:
@@ -186,9 +208,10 @@ def _removed(row: dict[str, Any]) -> list[Child]:
         return f"{written(row[f'{measure}_random_mean'])} {span}".strip()
 
     return [
-        str(row["selection"]), str(row["task"]), number(row["n_heads"]),
+        selection_name(row["selection"]), str(row["task"]), number(row["n_heads"]),
         percent(row["accuracy_full"]), percent(row["accuracy"]), drawn("accuracy", percent),
-        number(row["logit_diff_full"]), number(row["logit_diff"]), drawn("logit_diff", number), chance(row["p"]),
+        number(row["logit_diff_full"]), number(row["logit_diff"]), drawn("logit_diff", number),
+        with_interval(row, "harm"), chance(row["p"]),
     ]  # fmt: skip
 
 
@@ -207,14 +230,26 @@ def noise(run: Loaded) -> list[Child]:
             str(row["task"]),
             corruption_name(row["modality"]),
             short_kind(row["kind"]),
-            number(row["spearman"], 2),
-            interval(row["ci_low"], row["ci_high"], lambda x: number(x, 2)),
+            two(row["spearman"]),
+            interval(row["ci_low"], row["ci_high"], two),
             number(row["n_heads"]),
-            percent(row["top_overlap"]),
+            number(row["n"]),
+            f"{percent(row['top_overlap'])} of {number(row['top_k'])}",
+            percent(row["top_chance"]),
         ]
         for row in rows.to_dict("records")
     ]
-    header = ["task", "corruption", "attention", "Spearman", "interval", "heads", "strongest heads shared"]
+    header = [
+        "task",
+        "corruption",
+        "attention",
+        "Spearman",
+        "interval",
+        "heads",
+        "examples",
+        "strongest shared",
+        "by chance",
+    ]
     told: list[Child] = [
         paragraph(
             "Older work corrupts a run with Gaussian noise on the embeddings. If both corruptions found the same "
@@ -224,7 +259,7 @@ def noise(run: Loaded) -> list[Child]:
             header,
             cells,
             caption="Rank correlation of head effects, semantic pair against Gaussian noise",
-            numeric=(3, 5, 6),
+            numeric=(3, 5, 6, 7, 8),
         ),
     ]
     measured, plots = run.table("heads"), []

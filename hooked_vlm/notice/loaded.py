@@ -19,20 +19,27 @@ from hooked_vlm.errors import RunDirectoryError
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
-    "counts": "task seen kept accuracy reasons",
-    "behaviour": "task corrupt n clean_logit_diff corrupt_logit_diff flipped",
+    "counts": "task seen kept accuracy accuracy_low accuracy_high reasons",
+    "behaviour": (
+        "task corrupt n clean_logit_diff clean_logit_diff_low clean_logit_diff_high corrupt_logit_diff "
+        "corrupt_logit_diff_low corrupt_logit_diff_high flipped flipped_low flipped_high"
+    ),
     "heads": (
-        "corrupt task kind layer head n mean mean_abs ci_low ci_high p q paper sound repeats restoration normalised"
+        "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper sound repeats restoration "
+        "normalised"
     ),
-    "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high n",
-    "universal": "kind layer head modality rule tasks mean_abs",
-    "functions": "kind layer head label score ci_low ci_high n inside lift auc pointing outlier",
+    "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high abs_low abs_high n",
+    "universal": "kind layer head modality rule tasks mean_abs q repeats",
+    "functions": (
+        "kind layer head label score scored ci_low ci_high n significant inside lift auc pointing outlier "
+        "relative_inside"
+    ),
     "ablation": (
-        "task selection n_heads accuracy_full accuracy accuracy_random_mean accuracy_random_low "
+        "task selection n_heads draws accuracy_full accuracy accuracy_random_mean accuracy_random_low "
         "accuracy_random_high logit_diff_full logit_diff logit_diff_random_mean logit_diff_random_low "
-        "logit_diff_random_high p"
+        "logit_diff_random_high harm harm_low harm_high p"
     ),
-    "noise": "task modality kind spearman ci_low ci_high n_heads top_overlap",
+    "noise": "task modality kind spearman ci_low ci_high n n_heads top_overlap top_k top_chance",
     "figures": "file kind layer head example caption",
     "findings": "claim holds evidence",
 }
@@ -72,7 +79,7 @@ class Loaded:
         return {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """The records of summary.json under `name`, with all columns of the format."""
+        """The records of summary.json under `name`, with all columns of the format, tasks in the run's order."""
         if name not in self._tables:
             self._tables[name] = self._table(name)
         return self._tables[name].copy()
@@ -82,6 +89,9 @@ class Loaded:
         for column in COLUMNS[name].split():
             if column not in rows:
                 rows[column] = pd.Series([None] * len(rows), dtype=object)
+        if "task" in rows:
+            place = {task: i for i, task in enumerate(self.tasks)}
+            rows = rows.sort_values("task", key=lambda tasks: tasks.map(place), kind="stable", ignore_index=True)
         return rows
 
     def sentences(self, name: str) -> list[str]:
@@ -116,7 +126,8 @@ class Loaded:
     def tasks(self) -> list[str]:
         """The tasks that have rows, in the order in which they were asked for; those asked for, where none has."""
         asked = [str(task) for task in self.config.get("tasks") or []]
-        seen = [str(task) for name in ("counts", "behaviour", "heads") for task in self.table(name)["task"]]
+        names = ("counts", "behaviour", "heads")
+        seen = [str(row.get("task")) for name in names for row in self.summary.get(name) or []]
         found = list(dict.fromkeys(seen))
         return sorted(found, key=lambda task: asked.index(task) if task in asked else len(asked)) or asked
 

@@ -14,8 +14,9 @@ from hooked_vlm.notice import charts
 from hooked_vlm.notice.loaded import SUFFIX, Loaded
 from hooked_vlm.notice.page import Child, Markup, chart, details, known, listed, number, paragraph, tag
 from hooked_vlm.notice.style import SHADES
-from hooked_vlm.notice.words import because_nothing_kept, corruption_name, kind_name, missing
+from hooked_vlm.notice.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
 
+EVERY = "every position"
 NOISES = ("image_noise", "text_noise")
 
 
@@ -91,7 +92,7 @@ def heads(run: Loaded) -> list[Child]:
             for task in in_order(run, part):
                 figure, height = charts.head_map(part[part["task"] == task], shape, bound)
                 maps.append(chart(figure, task, height=height))
-            block = [titled(kind_name(kind), corruption_name(corrupt)), scale(bound), grid(maps)]
+            block = [titled(kind_title(kind), corruption_name(corrupt)), scale(bound), grid(maps)]
             (noisy if corrupt in NOISES else told).extend(block)
     if noisy:
         told.append(details("The same maps under Gaussian noise", noisy))
@@ -114,14 +115,34 @@ def roles(run: Loaded) -> list[Child]:
     if rows.empty:
         why = because_nothing_kept(run)
         return [missing(f"No head was patched at single positions{why}, so there is no map of words.")]
-    told: list[Child] = [
-        paragraph(
-            "The same patches, sorted by the word they were made at: the mean of the absolute effect over the "
-            "heads of a layer. The subject is what the question asks about; \u201cevery position\u201d patches "
-            "all of them at once."
+    single = rows[rows["role"] != EVERY]
+    told: list[Child] = []
+    if len(single):
+        told.append(
+            paragraph(
+                "The same patches, sorted by the word they were made at: the mean of the absolute effect over the "
+                "heads of a layer, one position at a time. The subject is what the question asks about."
+            )
         )
-    ]
-    return [*told, *_role_maps(run, rows, "mean_abs", "mean |effect| of a layer's heads")]
+        told += _role_maps(run, single, "mean_abs", "mean |effect| of a layer's heads")
+    together = _together(run, rows[(rows["role"] == EVERY) & ~rows["corrupt"].isin(NOISES)])
+    if together:
+        told.append(details("The same heads patched at every position at once", *together, open=single.empty))
+    return told
+
+
+def _together(run: Loaded, rows: pd.DataFrame) -> list[Child]:
+    """Lines over layers of heads that were patched at every position at once."""
+    told: list[Child] = []
+    kinds = ordered(rows["kind"], ("cross_attn-heads", "attn-heads"))
+    for corrupt in ordered(rows["corrupt"], ("image", "text")):
+        part, plots = rows[rows["corrupt"] == corrupt], []
+        for task in in_order(run, part):
+            of_task = part[part["task"] == task]
+            series = {kind_name(kind): of_task[of_task["kind"] == kind] for kind in kinds}
+            plots.append(chart(charts.lines(series, "mean effect of a head"), task, height=230))
+        told += [titled(corruption_name(corrupt)), legend([kind_name(kind) for kind in kinds], SHADES), grid(plots)]
+    return told
 
 
 def modules(run: Loaded) -> list[Child]:
@@ -177,5 +198,5 @@ def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[C
             for task in in_order(run, part):
                 figure, height = charts.role_map(part[part["task"] == task], layers, value, bound)
                 maps.append(chart(figure, task, height=height))
-            told += [titled(kind_name(kind), corruption_name(corrupt)), scale(bound, what), grid(maps)]
+            told += [titled(kind_title(kind), corruption_name(corrupt)), scale(bound, what), grid(maps)]
     return told

@@ -90,7 +90,12 @@ def items(entries: Iterable[Child], class_: str | None = None) -> Markup:
 
 
 def table(
-    header: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str, numeric: Iterable[int] = ()
+    header: Sequence[Child],
+    rows: Iterable[Sequence[Child]],
+    *,
+    caption: str,
+    numeric: Iterable[int] = (),
+    prose: bool = False,
 ) -> Markup:
     """A table that scrolls within its own box where the page is narrow.
 
@@ -99,6 +104,7 @@ def table(
         rows: cells of each row; the first cell is the row's heading.
         caption: says what the table shows; also what a screen reader calls the scrolling box.
         numeric: columns whose cells are right-aligned.
+        prose: cells hold sentences, so that headings of rows may wrap.
     """
     right = set(numeric)
 
@@ -116,7 +122,8 @@ def table(
         )
         for row in rows
     ]
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body))
+    parts = (tag("caption", caption), tag("thead", head), tag("tbody", body))
+    whole = tag("table", *parts, class_="prose" if prose else None)
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 

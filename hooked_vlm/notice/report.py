@@ -7,6 +7,7 @@ the same file, byte for byte. Costs a second, and 5 MB of disk for plotly.js. Lo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import evidence, maps, selection
+from hooked_vlm.notice.config import KINDS, NoticeConfig
 from hooked_vlm.notice.loaded import Loaded
 from hooked_vlm.notice.page import (
     Child,
@@ -31,8 +33,26 @@ from hooked_vlm.notice.page import (
     table,
     tag,
 )
-from hooked_vlm.notice.words import answer, because_nothing_kept, corruption_name, kind_name, missing, tiles, verdict
+from hooked_vlm.notice.words import (
+    answer,
+    because_nothing_kept,
+    corruption_name,
+    kind_name,
+    missing,
+    tiles,
+    two,
+    verdict,
+    with_interval,
+)
 
+# Of the command, by name in the configuration; batch is left out, since it changes no number.
+OPTIONS: Final = {
+    "positions": "--positions", "select_at": "--select-at", "examples": "--examples", "seed": "--seed",
+    "data": "--data", "noise": "--noise", "noise_scale": "--noise-scale", "region": "--region",
+    "prompt_template": "--template", "random_draws": "--random-draws", "bootstrap": "--bootstrap",
+    "device": "--device", "dtype": "--dtype", "revision": "--revision",
+}  # fmt: skip
+LONG: Final = 330  # letters of evidence, above which it is folded away
 NAMED: Final = {
     "examples": "examples wanted a task",
     "seed": "seed",
@@ -46,6 +66,9 @@ NAMED: Final = {
     "bootstrap": "bootstrap resamples",
     "dtype": "number format",
     "device": "device",
+    "region": "region corrupted",
+    "revision": "revision",
+    "batch": "examples swept together",
 }
 
 
@@ -153,8 +176,14 @@ def _counts(run: Loaded) -> Markup:
     rows = run.table("counts").to_dict("records")
     if not rows:
         return missing("No example was seen.")
-    cells = [
-        [str(row["task"]), number(row["seen"]), number(row["kept"]), percent(row["accuracy"]), _reasons(row["reasons"])]
+    cells: list[list[Child]] = [
+        [
+            str(row["task"]),
+            number(row["seen"]),
+            number(row["kept"]),
+            with_interval(row, "accuracy", percent),
+            _reasons(row["reasons"]),
+        ]
         for row in rows
     ]
     return tag(
@@ -190,18 +219,20 @@ def setting(value: Any) -> str:
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """The command line that repeats a run."""
+    """The command line that repeats a run: what it was given, and every option that is not the default."""
     words = ["hooked-vlm", "notice", str(config.get("model") or "MODEL")]
     for task in config.get("tasks") or []:
         words += ["--task", str(task)]
     corrupt = list(config.get("corrupt") or [])
     words += ["--corrupt", "both" if len(corrupt) > 1 else str(corrupt[0])] if corrupt else []
-    for kind in config.get("kinds") or []:
+    kinds = list(config.get("kinds") or [])
+    for kind in kinds if set(kinds) != set(KINDS) else ():
         words += ["--sites", str(kind)]
-    for name in ("positions", "examples", "seed", "data"):
-        if config.get(name) is not None:
-            words += [f"--{name}", str(config[name])]
-    words += ["--noise"] if config.get("noise") else []
+    usual = {field.name: field.default for field in dataclasses.fields(NoticeConfig)}
+    for name, option in OPTIONS.items():
+        value = config.get(name)
+        if name in ("examples", "seed") or (value is not None and value != usual.get(name)):
+            words += [option] if value is True else [option, str(value)]
     return " ".join([shlex.quote(word) for word in words] + ["--out DIR"])
 
 
@@ -216,14 +247,14 @@ def behaviour(run: Loaded) -> list[Child]:
                 else "Nothing was recorded about it."
             )
         ]
-    cells = [
+    cells: list[list[Child]] = [
         [
             str(row["task"]),
             corruption_name(row["corrupt"]),
             number(row["n"]),
-            number(row["clean_logit_diff"], 2),
-            number(row["corrupt_logit_diff"], 2),
-            percent(row["flipped"]),
+            with_interval(row, "clean_logit_diff", two),
+            with_interval(row, "corrupt_logit_diff", two),
+            with_interval(row, "flipped", percent),
         ]
         for row in rows
     ]
@@ -243,17 +274,16 @@ def behaviour(run: Loaded) -> list[Child]:
 
 def findings(run: Loaded) -> list[Child]:
     """Claims, whether they hold, and the evidence."""
-    rows = run.table("findings")
-    if rows.empty:
+    rows = run.table("findings").to_dict("records")
+    if not rows:
         return [missing(f"No claim could be tested{because_nothing_kept(run)}.")]
-    cells = [[str(row["claim"]), verdict(row["holds"]), str(row["evidence"])] for row in rows.to_dict("records")]
-    return [
-        table(
-            ["claim", "here", "evidence"],
-            cells,
-            caption="What was tested, whether it holds in this run, and on what evidence",
-        )
-    ]
+    entries = []
+    for row in rows:
+        evidence = str(row["evidence"])
+        said = paragraph(evidence, class_="note")
+        told = details("The evidence", said) if len(evidence) > LONG else said
+        entries.append(tag("li", verdict(row["holds"]), tag("div", paragraph(tag("strong", str(row["claim"]))), told)))
+    return [tag("ul", entries, class_="findings")]
 
 
 def cautions(run: Loaded) -> list[Child]:
@@ -262,7 +292,6 @@ def cautions(run: Loaded) -> list[Child]:
     always = (
         "A patch shows that a head's output suffices to move the answer here, not that it is needed; the "
         "ablation asks the second question.",
-        "Labels describe where attention goes. Attention is not the same as use.",
     )
     return [tag("ul", [tag("li", sentence) for sentence in (*told, *always)])]
 

@@ -5,13 +5,13 @@ Knows summary.json alone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
 from hooked_vlm.notice.loaded import Loaded, head_name
 from hooked_vlm.notice.maps import ordered
-from hooked_vlm.notice.page import Child, Markup, listed, number, paragraph, table, tag
+from hooked_vlm.notice.page import Child, Markup, details, items, listed, number, paragraph, table, tag
 from hooked_vlm.notice.published import PUBLISHED
 from hooked_vlm.notice.words import (
     MODALITY,
@@ -19,9 +19,11 @@ from hooked_vlm.notice.words import (
     because_nothing_kept,
     head_label,
     missing,
+    scored,
     short_kind,
-    with_interval,
 )
+
+DISAGREEMENTS: Final = 6  # shown before the rest is folded away
 
 
 def universal(run: Loaded) -> list[Child]:
@@ -56,7 +58,9 @@ def universal(run: Loaded) -> list[Child]:
         told.append(_universal_table(run, rows))
     sentences = run.sentences("disagreements")
     if sentences:
-        told += [tag("h3", "Where the two rules disagree"), tag("ul", [tag("li", sentence) for sentence in sentences])]
+        told += [tag("h3", "Where the two rules disagree"), items(sentences[:DISAGREEMENTS])]
+        if more := sentences[DISAGREEMENTS:]:
+            told.append(details(f"{len(more)} more", items(more)))
     elif len(rows):
         told.append(paragraph("The two rules select the same heads."))
     published = PUBLISHED.get(run.name)
@@ -80,13 +84,13 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
         )
         cells.append(
             [
-                head_label(run, row),
+                head_label(run, kind, layer, head),
                 MODALITY.get(str(modality), str(modality)),
                 listed([RULES.get(rule, rule) for rule in rules]),
                 listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),
                 number(row["mean_abs"]),
                 str(known_function.get("label") or "not scored"),
-                with_interval(known_function, "score") if known_function else "",
+                scored(known_function),
             ]
         )
     header = ["head", "corruption", "selected by", "tasks", "mean |effect|", "label", "score and interval"]
@@ -109,7 +113,7 @@ def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
         key = (head.kind, head.layer, head.head)
         rows.append(
             [
-                f"{head_name(head.layer, head.head)} ({short_kind(head.kind)})",
+                f"{short_kind(head.kind)} {head_name(head.layer, head.head)}",
                 MODALITY[head.modality] if head.modality else "not stated",
                 head.label or "not stated",
                 "; ".join(ranks) or "not measured",

@@ -68,6 +68,11 @@ caption {{ caption-side: top; text-align: left; color: var(--faint); font-size: 
 th, td {{ text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); }}
 thead th {{ color: var(--faint); font-weight: 600; font-size: 13.5px; vertical-align: bottom; }}
 tbody th {{ font-weight: 600; white-space: nowrap; }}
+.prose tbody th {{ white-space: normal; min-width: 14em; }}
+.findings {{ list-style: none; padding: 0; margin: 0; }}
+.findings li {{ display: grid; grid-template-columns: 8.2em minmax(0, 1fr); margin: 0 0 12px; }}
+.findings p {{ margin: 0 0 2px; }}
+.findings details {{ margin: 0; font-size: 14px; }}
 th.number, td.number {{ text-align: right; white-space: nowrap; }}
 th.number + th:not(.number), td.number + td:not(.number) {{ padding-left: 10px; }}
 .scale {{ display: flex; align-items: center; gap: 10px; font-size: 13.5px; color: var(--faint);
@@ -104,6 +109,7 @@ footer {{ margin-top: 40px; padding-top: 14px; border-top: 1px solid var(--line)
   .tiles {{ grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }}
   .tiles li {{ padding: 10px; }}
   .tiles b {{ font-size: 18px; }}
+  .findings li {{ display: block; }}
   dl.facts {{ display: block; }}
   dl.facts dt {{ margin-top: 8px; }}
 }}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice.loaded import Loaded, head_name
+from hooked_vlm.notice.loaded import SUFFIX, Loaded, head_name
 from hooked_vlm.notice.page import Markup, counted, interval, known, listed, number, paragraph, percent, tag
 
 KINDS: Final = {
@@ -28,9 +28,16 @@ CORRUPTIONS: Final = {
     "image_noise": "Gaussian noise on the image",
     "text_noise": "Gaussian noise on the prompt",
 }
+CORRUPTED: Final = {"image": "image swapped", "text": "word replaced"}
+HEAD: Final = ["kind", "layer", "head"]
 MODALITY: Final = {"vision-only": "image alone", "text-only": "text alone", "multimodal": "image and text"}
 RULES: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 UNIT: Final = "\N{NO-BREAK SPACE}%"
+SELECTIONS: Final = {"universal": "universal heads", "top": "strongest heads"}
+PREFERRED: Final = (
+    "universal image", "universal text", "universal image (paper's rule)", "universal text (paper's rule)",
+    "top image", "top text",
+)  # fmt: skip
 FEW: Final = 30  # kept examples of a task, below which the report calls its figures hints
 
 
@@ -39,24 +46,51 @@ def kind_name(kind: object) -> str:
     return KINDS.get(str(kind), str(kind))
 
 
+def kind_title(kind: object) -> str:
+    """A kind of heads in words, with the spelling that names of heads use.
+
+    >>> kind_title("attn-heads")
+    'self-attention heads (attn)'
+    """
+    return f"{kind_name(kind)} ({short_kind(kind)})" if str(kind).endswith(SUFFIX) else kind_name(kind)
+
+
 def corruption_name(corrupt: object) -> str:
     """A corruption in words."""
     return CORRUPTIONS.get(str(corrupt), str(corrupt))
 
 
+def head_label(run: Loaded, kind: object, layer: Any, head: Any) -> str:
+    """A head, with its kind where a run has more than one kind of heads."""
+    name = head_name(layer, head)
+    return f"{short_kind(kind)} {name}" if run.table("heads")["kind"].nunique() > 1 else name
+
+
 def short_kind(kind: object) -> str:
-    """The kind of a head in one word, to tell heads of two attentions apart.
+    """The kind of a head as the package spells it, to tell heads of two attentions apart.
 
     >>> short_kind("cross_attn-heads")
-    'cross'
+    'cross_attn'
     """
-    return kind_name(kind).removesuffix(" heads").removesuffix("-attention")
+    return str(kind).removesuffix(SUFFIX)
 
 
-def head_label(run: Loaded, row: Mapping[str, Any]) -> str:
-    """A head with its kind, where a run has more than one kind of heads."""
-    name = head_name(row["layer"], row["head"])
-    return f"{name} ({short_kind(row['kind'])})" if run.table("heads")["kind"].nunique() > 1 else name
+def selection_name(selection: object) -> str:
+    """A set of ablated heads in words.
+
+    >>> selection_name("universal image"), selection_name("top text")
+    ('universal heads (image)', 'strongest heads (text)')
+    """
+    which, _, corrupt = str(selection).partition(" ")
+    if which not in SELECTIONS or not corrupt:
+        return f"heads of \u201c{selection}\u201d"
+    return f"{SELECTIONS[which]} ({corrupt.replace(' (', ', ').removesuffix(')')})"
+
+
+def ablated(run: Loaded) -> list[str]:
+    """The selections that were ablated: universal heads before the strongest ones, image before text."""
+    there = list(dict.fromkeys(run.table("ablation")["selection"]))
+    return sorted(there, key=lambda name: (PREFERRED.index(name) if name in PREFERRED else len(PREFERRED), str(name)))
 
 
 def universal_heads(run: Loaded, rule: str) -> pd.DataFrame:
@@ -74,7 +108,7 @@ def answer(run: Loaded) -> Markup:
     """What was found, in plain words: one paragraph, and a line on how much stands behind it."""
     if not run.kept:
         return tag("div", paragraph(_nothing_kept(run)), class_="answer")
-    sentences = [_universal(run), *_ablated(run), *_labelled(run), *_noise(run)]
+    sentences = [_universal(run), *_strongest(run), *_ablated(run), *_labelled(run), *_noise(run)]
     return tag("div", paragraph(" ".join(sentences)), paragraph(_basis(run), class_="note"), class_="answer")
 
 
@@ -88,7 +122,7 @@ def _nothing_kept(run: Loaded) -> str:
 
 
 def _names(run: Loaded, rows: pd.DataFrame, most: int = 4) -> str:
-    names = [head_label(run, row) for row in rows.head(most).to_dict("records")]
+    names = [head_label(run, row["kind"], row["layer"], row["head"]) for row in rows.head(most).to_dict("records")]
     return listed([*names, f"{len(rows) - most} more"]) if len(rows) > most else listed(names)
 
 
@@ -118,36 +152,62 @@ def _universal(run: Loaded) -> str:
     return f"None of the {total} of {run.short} stands out {_every_task(run)}, {neither}."
 
 
+def _strongest(run: Loaded) -> list[str]:
+    """The head with the largest effect in each task, under the first corruption that was run."""
+    rows = run.table("heads")
+    corrupts = [corrupt for corrupt in ("image", "text") if (rows["corrupt"] == corrupt).any()]
+    if not corrupts:
+        return []
+    rows = rows[(rows["corrupt"] == corrupts[0]) & rows["mean_abs"].map(known)]
+    leaders: dict[str, list[str]] = {}
+    for task in run.tasks:
+        part = rows[rows["task"] == task]
+        if len(part):
+            best = part.loc[part["mean_abs"].astype(float).idxmax()]
+            leaders.setdefault(head_label(run, best["kind"], best["layer"], best["head"]), []).append(task)
+    told = [f"{head} in {listed(tasks)}" for head, tasks in leaders.items()]
+    return [f"With the {CORRUPTED[corrupts[0]]}, the strongest single head is {listed(told)}."]
+
+
 def _ablated(run: Loaded) -> list[str]:
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_random_mean"])
     if rows.empty:
         return []
-    # The first selection of the run is told here, whatever it shows; the section on ablation has them all.
-    selection = rows["selection"].iloc[0]
+    # One selection is told here, the first in a fixed order, whatever it shows; the section on ablation has them all.
+    selection = next(name for name in ablated(run) if (rows["selection"] == name).any())
     rows = rows[rows["selection"] == selection]
     full, after, drawn = (
-        rows[column].astype(float).mean() for column in ("accuracy_full", "accuracy", "accuracy_random_mean")
+        percent(rows[column].astype(float).mean()) for column in ("accuracy_full", "accuracy", "accuracy_random_mean")
     )
-    ps = rows["p"].dropna().astype(float)
-    sure = f"; p < 0.05 in {int((ps < 0.05).sum())} of {counted(len(ps), 'task')}" if len(ps) else ""
-    on_average = ", on average over tasks" if len(rows) > 1 else ""
-    told = f"accuracy goes from {percent(full)} to {percent(after)}{on_average}, with random heads to {percent(drawn)}"
-    verb = "hurts more than" if after < drawn else "hurts no more than"
-    return [f"Removing heads ({selection}) {verb} removing as many random ones: {told}{sure}."]
+    low, high = (
+        rows[column].map(lambda x: x if known(x) else 0.0).astype(float) for column in ("harm_low", "harm_high")
+    )
+    worse, better, among = int((low > 0).sum()), int((high < 0).sum()), counted(len(rows), "task")
+    if worse == len(rows):
+        verb = "hurts more than removing as many random heads in every task"
+    elif worse:
+        verb = f"hurts more than removing as many random heads in {worse} of {among}"
+    else:
+        less = f" (less in {better} of {among})" if better else ""
+        verb = f"does not clearly hurt more than removing as many random heads{less}"
+    average = ", on average over tasks" if len(rows) > 1 else ""
+    return [
+        f"Removing the {selection_name(selection)} {verb}: accuracy goes from {full} to {after}, with random heads "
+        f"to {drawn}{average}."
+    ]
 
 
 def _labelled(run: Loaded) -> list[str]:
-    rows, chosen = run.table("functions"), run.table("universal")[["kind", "layer", "head"]].drop_duplicates()
-    if rows.empty or chosen.empty:
+    rows, chosen = run.table("functions"), run.table("universal")[HEAD].drop_duplicates()
+    if rows.empty:
         return []
-    labels = chosen.merge(rows, on=["kind", "layer", "head"])["label"].dropna()
-    named = labels[labels != "none"]
+    whose = "Of the universal heads" if len(chosen) else "Of all heads"
+    rows = chosen.merge(rows, on=HEAD) if len(chosen) else rows
+    named = rows[rows["label"].fillna("none") != "none"]
     if named.empty:
-        return ["None of them has a function in the image that its attention shows clearly."] if len(labels) else []
-    counts = [f"{n} {label}" for label, n in named.value_counts(sort=False).sort_index().items()]
-    if rest := len(labels) - len(named):
-        counts.append(f"{rest} with no clear function")
-    return [f"Labels, by where they look in the image: {listed(counts)}."]
+        return [f"{whose}, none has an attention on the image that one of the paper's labels fits."]
+    counts = [f"{len(part)} as {label} ({_names(run, part)})" for label, part in named.groupby("label", sort=True)]
+    return [f"{whose}, attention on the image marks {listed(counts)}."]
 
 
 def _noise(run: Loaded) -> list[str]:
@@ -182,17 +242,14 @@ def tiles(run: Loaded) -> Markup:
         shown.append((f"{sound} and {paper}", "universal heads, by the sound rule and by the paper's"))
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_full", "accuracy_random_mean"])
     if len(rows):
-        rows = rows[rows["selection"] == rows["selection"].iloc[0]]
+        selection = next(name for name in ablated(run) if (rows["selection"] == name).any())
+        rows = rows[rows["selection"] == selection].set_index("task")
         losses = [
-            100 * (rows[column].astype(float) - rows["accuracy_full"].astype(float)).mean()
+            number(100 * (rows[column].astype(float) - rows["accuracy_full"].astype(float)).mean(), 1)
             for column in ("accuracy", "accuracy_random_mean")
         ]
-        shown.append(
-            (
-                f"{number(losses[0], 1)} and {number(losses[1], 1)}",
-                f"points of accuracy, without {rows['selection'].iloc[0]} heads and without random ones",
-            )
-        )
+        what = f"points of accuracy without the {selection_name(selection)} and without random ones"
+        shown.append((" and ".join(losses), what))
     rho = run.table("noise")["spearman"].dropna().astype(float)
     if len(rho):
         shown.append((spread(rho, lambda x: number(x, 2)), "rank correlation with Gaussian noise"))
@@ -228,7 +285,24 @@ def missing(text: str) -> Markup:
     return paragraph(text, class_="missing")
 
 
-def with_interval(row: Mapping[str, Any], column: str = "mean", low: str = "ci_low", high: str = "ci_high") -> str:
-    """A number followed by its interval, where there is one."""
-    span = interval(row.get(low), row.get(high)) if known(row.get(column)) else ""
-    return f"{number(row.get(column))} {span}".strip()
+def with_interval(row: Mapping[str, Any], column: str, written: Callable[[Any], str] = number) -> str:
+    """A number followed by its interval, where summary.json has one."""
+    span = interval(row.get(f"{column}_low"), row.get(f"{column}_high"), written) if known(row.get(column)) else ""
+    return f"{written(row.get(column))} {span}".strip()
+
+
+def two(value: Any) -> str:
+    """A number with two decimals."""
+    return number(value, 2)
+
+
+def scored(function: Mapping[str, Any]) -> str:
+    """What a head's label rests on, with its interval.
+
+    >>> scored({"scored": "lift", "score": 3.1, "ci_low": 2.4, "ci_high": 3.9})
+    'lift 3.10 [2.40,\N{NO-BREAK SPACE}3.90]'
+    """
+    if not known(function.get("score")):
+        return ""
+    span = interval(function.get("ci_low"), function.get("ci_high"), two)
+    return f"{function.get('scored') or ''} {two(function['score'])} {span}".strip()

@@ -24,7 +24,7 @@ def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     return [
         made.run_directory(root / "first"),
-        made.run_directory(root / "second", seed=1, tasks=["colour", "place"], kept=4),
+        made.run_directory(root / "second", seed=1, tasks=["colour", "place"]),
         made.run_directory(
             root / "third", seed=2, model="zoo:llava-shapes", kinds=["attn-heads"], layers=4, noise=False
         ),
@@ -47,7 +47,7 @@ NAMES = ["blip-shapes (first)", "blip-shapes (second)", "llava-shapes"]
 def test_runs_are_named_by_model_and_by_directory_where_models_repeat(page):
     rows = page.table("What was run")
     assert [row["run"] for row in rows] == NAMES
-    assert [(row["seen"], row["kept"]) for row in rows] == [("24", "18"), ("12", "8"), ("24", "18")]
+    assert [(row["seen"], row["kept"]) for row in rows] == [("48", "42"), ("32", "28"), ("48", "42")]
 
 
 def test_only_settings_that_differ_are_shown(page):
@@ -59,11 +59,11 @@ def test_only_settings_that_differ_are_shown(page):
 
 def test_heads_recur_within_a_checkpoint_and_not_across(page):
     rows = {(row["head"], row["model"]): row for row in page.table("Heads that are universal")}
-    assert rows["L1.H2 (cross)", "zoo:blip-shapes"]["runs"] == "2 of 2"
-    assert rows["L1.H2 (cross)", "zoo:blip-shapes"][NAMES[1]] == "image and text, both rules"
-    assert rows["L1.H1 (self)", "zoo:llava-shapes"]["runs"] == "1 of 1"
-    assert rows["L1.H1 (self)", "zoo:llava-shapes"][NAMES[0]] == "other model"
-    assert "L1.H1 (self) of blip-shapes" in page.text[: page.text.index("The runs")]
+    assert rows["cross_attn L1.H2", "zoo:blip-shapes"]["runs"] == "2 of 2"
+    assert rows["cross_attn L1.H2", "zoo:blip-shapes"][NAMES[1]] == "image and text, both rules"
+    assert rows["attn L1.H1", "zoo:llava-shapes"]["runs"] == "1 of 1"
+    assert rows["attn L1.H1", "zoo:llava-shapes"][NAMES[0]] == "other model"
+    assert "attn L1.H1 of blip-shapes" in page.text[: page.text.index("The runs")]
 
 
 def test_maps_of_one_shape_are_correlated_as_scipy_does(page, directories):
@@ -97,7 +97,10 @@ def test_tables_name_run_and_number(page, directories):
     rows = [row for row in page.table("Accuracy under mean ablation") if row["run"] == NAMES[1]]
     assert len(rows) == len(summary["ablation"]) > 0
     assert len(page.table("Semantic pairs against")) == (3 + 2) * 2 * 2
-    assert page.table("Whether a claim holds")[2][NAMES[2]] == "does not hold"
+    rows = {row["claim"]: row for row in page.table("Whether a claim holds")}
+    for finding in summary["findings"]:
+        wanted = {True: "holds", False: "does not hold", None: "undecided"}[finding["holds"]]
+        assert rows[finding["claim"]][NAMES[1]] == wanted
 
 
 def test_the_comparison_is_the_same_each_time_and_offline(text, page, directories, tmp_path):

@@ -11,9 +11,10 @@ import pytest
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
+from hooked_vlm.notice.charts import MARKS, rule_of
 from hooked_vlm.notice.loaded import Loaded
 from hooked_vlm.notice.page import interval, number, percent
-from hooked_vlm.notice.words import corruption_name
+from hooked_vlm.notice.words import corruption_name, scored, two, with_interval
 from tests.notice import made
 from tests.notice.parsed import Page
 
@@ -48,14 +49,19 @@ def seen(path) -> Page:
     return Page(report.html_of(Loaded.read(path)))
 
 
+def in_order(records: list[dict]) -> list[dict]:
+    """Records by task, in the order in which tasks were asked for."""
+    return sorted(records, key=lambda record: ["colour", "shape", "place"].index(record["task"]))
+
+
 # --- the numbers are those of the summary ---------------------------------------------------------------
 
 
 def test_counts_are_the_summarys(page, summary):
     rows = page.table("Examples of each task")
     assert [(row["task"], row["seen"], row["kept"], row["accuracy"]) for row in rows] == [
-        (count["task"], number(count["seen"]), number(count["kept"]), percent(count["accuracy"]))
-        for count in summary["counts"]
+        (count["task"], number(count["seen"]), number(count["kept"]), with_interval(count, "accuracy", percent))
+        for count in in_order(summary["counts"])
     ]
     assert all(row["why others went"] == "wrong answer: 2" for row in rows)
 
@@ -66,45 +72,44 @@ def test_behaviour_is_the_summarys(page, summary):
             "task": row["task"],
             "corruption": corruption_name(row["corrupt"]),
             "examples": number(row["n"]),
-            "clean": number(row["clean_logit_diff"], 2),
-            "corrupt": number(row["corrupt_logit_diff"], 2),
-            "answers that flip": percent(row["flipped"]),
+            "clean": with_interval(row, "clean_logit_diff", two),
+            "corrupt": with_interval(row, "corrupt_logit_diff", two),
+            "answers that flip": with_interval(row, "flipped", percent),
         }
-        for row in summary["behaviour"]
+        for row in in_order(summary["behaviour"])
     ]
 
 
+HOVERED = ("ci_low", "ci_high", "p", "q", "n", "mean_abs", "ratio", "restoration", "normalised", "repeats")
+
+
+def head_maps(page: Page) -> list[dict]:
+    return [chart for _, chart in page.charts if chart["layout"]["xaxis"].get("title", {}).get("text") == "head"]
+
+
 def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
-    maps = [chart for title, chart in page.charts if chart["layout"]["xaxis"].get("title", {}).get("text") == "head"]
     drawn = [
-        (z, hover)
-        for chart in maps
+        (z, *hover)
+        for chart in head_maps(page)
         for zs, hovers in zip(chart["data"][0]["z"], chart["data"][0]["customdata"], strict=True)
         for z, hover in zip(zs, hovers, strict=True)
     ]
     wanted = [
-        (
-            row["mean"],
-            [
-                row[key]
-                for key in ("ci_low", "ci_high", "p", "q", "n", "mean_abs", "restoration", "normalised", "repeats")
-            ],
-            "both rules" if row["paper"] else "neither rule",
-        )
+        (*(float(f"{row[key]:.5g}") for key in ("mean", *HOVERED)), rule_of(row["paper"], row["sound"]))
         for row in summary["heads"]
     ]
-    assert len(drawn) == len(wanted) == 288
-    rounded = sorted((*(float(f"{x:.5g}") for x in (mean, *hover)), rule) for mean, hover, rule in wanted)
-    assert sorted((z, *hover) for z, hover in drawn) == rounded
+    assert sorted(drawn) == sorted(wanted)
+    assert len(drawn) == 3 * 4 * 2 * 4 * 3  # layers, heads, kinds, corruptions with noise, tasks
 
 
-def test_a_map_marks_the_heads_that_rules_select(page):
-    (title, first), *_ = [one for one in page.charts if "head" in str(one[1]["layout"]["xaxis"].get("title"))]
-    assert title == "colour"
-    marked = [
-        (i, j) for i, row in enumerate(first["data"][0]["text"]) for j, cell in enumerate(row) if "\u25cf" in cell
-    ]
-    assert marked == [(1, 2), (2, 0)]
+def test_a_map_marks_the_heads_that_rules_select(page, summary):
+    first = head_maps(page)[0]["data"][0]["text"]
+    there = {"corrupt": "image", "kind": "cross_attn-heads", "task": "colour"}
+    rows = [row for row in summary["heads"] if there.items() <= row.items()]
+    for row in rows:
+        mark = MARKS[rule_of(row["paper"], row["sound"])]
+        assert first[row["layer"]][row["head"]] == f"{two(row['mean'])} {mark}".strip()
+    assert sum(row["sound"] for row in rows) == 2
 
 
 def test_maps_are_centred_at_zero_and_share_a_scale(page):
@@ -119,34 +124,38 @@ def test_maps_are_centred_at_zero_and_share_a_scale(page):
 def test_universal_heads_stand_with_label_and_score(page, summary):
     rows = {row["head"]: row for row in page.table("Universal heads")}
     functions = {(row["kind"], row["layer"], row["head"]): row for row in summary["functions"]}
-    assert rows.keys() == {"L1.H2 (cross)", "L2.H0 (cross)", "L1.H1 (self)"}
-    assert rows["L1.H2 (cross)"]["corruption"] == "image and text"
-    assert rows["L1.H2 (cross)"]["selected by"] == "the sound rule and the paper's rule"
-    scored = functions["attn-heads", 1, 1]
-    score = f"{number(scored['score'])} {interval(scored['ci_low'], scored['ci_high'])}"
-    assert rows["L1.H1 (self)"]["score and interval"] == score
-    assert rows["L1.H1 (self)"]["label"] == scored["label"]
+    assert rows.keys() == {"cross_attn L1.H2", "cross_attn L2.H0", "attn L1.H1"}
+    assert rows["cross_attn L1.H2"]["corruption"] == "image and text"
+    assert rows["cross_attn L1.H2"]["selected by"] == "the sound rule and the paper's rule"
+    record = functions["attn-heads", 1, 1]
+    assert rows["attn L1.H1"]["score and interval"] == scored(record) != ""
+    assert rows["attn L1.H1"]["label"] == record["label"] == "object detection"
 
 
 def test_functions_are_the_summarys(page, summary):
-    rows = page.table("All heads")
+    rows = {row["head"]: row for row in page.table("All heads")}
     assert len(rows) == len(summary["functions"])
-    by_name = {row["head"]: row for row in rows}
     for record in summary["functions"]:
-        row = by_name[f"L{record['layer']}.H{record['head']} ({'cross' if 'cross' in record['kind'] else 'self'})"]
+        row = rows[f"{record['kind'].removesuffix('-heads')} L{record['layer']}.H{record['head']}"]
         shown = [row[name] for name in ("inside mask", "lift", "AUC", "pointing", "outlier share", "examples")]
         assert shown == [number(record[name]) for name in ("inside", "lift", "auc", "pointing", "outlier", "n")]
+        assert (row["label"], row["score and interval"]) == (record["label"], scored(record))
+        assert row["effect"] == ("yes" if record["significant"] else "not shown")
+
+
+NAMES = {"universal image": "universal heads (image)", "universal text": "universal heads (text)"}
 
 
 def test_ablation_is_the_summarys_in_table_and_bars(page, summary):
     rows = page.tables["Mean ablation"][1:]
     assert len(rows) == len(summary["ablation"])
     for row in rows:
-        (record,) = [one for one in summary["ablation"] if (one["selection"], one["task"]) == (row[0], row[1])]
+        (record,) = [one for one in summary["ablation"] if (NAMES[one["selection"]], one["task"]) == (row[0], row[1])]
         assert row[3:5] == [percent(record["accuracy_full"]), percent(record["accuracy"])]
         low, high = record["accuracy_random_low"], record["accuracy_random_high"]
+        assert row[9] == with_interval(record, "harm")
         assert row[5] == f"{percent(record['accuracy_random_mean'])} {interval(low, high, percent)}"
-    (chart,) = [chart for title, chart in page.charts if title == "universal image (2 heads): accuracy"]
+    (chart,) = [chart for title, chart in page.charts if title == "universal heads (image), 2 heads: accuracy"]
     full, drawn, chosen = chart["data"]
     records = {one["task"]: one for one in summary["ablation"] if one["selection"] == "universal image"}
     for i, task in enumerate(chosen["x"]):
@@ -160,35 +169,56 @@ def test_ablation_is_the_summarys_in_table_and_bars(page, summary):
 def test_noise_is_the_summarys(page, summary):
     rows = page.table("Rank correlation")
     assert [(row["task"], row["Spearman"]) for row in rows] == [
-        (row["task"], number(row["spearman"], 2)) for row in summary["noise"]
+        (row["task"], two(row["spearman"])) for row in in_order(summary["noise"])
     ]
-    assert (
-        sum(
-            "at noise" in chart["data"][0]["hovertemplate"] or "<br>noise" in chart["data"][0]["hovertemplate"]
-            for _, chart in page.charts
-        )
-        == 12
-    )
+    scatters = [chart for _, chart in page.charts if chart["data"][0].get("mode") == "markers+text"]
+    effects = sorted(z for chart in scatters for z in chart["data"][0]["y"])
+    noisy = [row["mean"] for row in summary["heads"] if row["corrupt"].endswith("_noise")]
+    assert effects == pytest.approx(sorted(noisy), rel=1e-4)
 
 
-def test_findings_say_whether_they_hold(page, summary):
-    assert [(row["claim"], row["here"], row["evidence"]) for row in page.table("What was tested")] == [
-        (row["claim"], {True: "holds", False: "does not hold", None: "undecided"}[row["holds"]], row["evidence"])
-        for row in summary["findings"]
+def test_findings_say_whether_they_hold_and_why(page, summary):
+    verdicts = [
+        attributes["class"] for tag, attributes in page.elements if "verdict" in (attributes.get("class") or "")
     ]
+    wanted = {True: "verdict yes", False: "verdict no", None: "verdict open"}
+    assert verdicts == [wanted[row["holds"]] for row in summary["findings"]]
+    for row in summary["findings"]:
+        assert row["claim"] in page.sections["findings"] and row["evidence"] in page.sections["findings"]
 
 
-def test_cautions_and_disagreements_are_all_there(page, summary):
-    for sentence in (*summary["cautions"], *summary["disagreements"]):
-        assert sentence in page.text
+def test_cautions_are_all_there(page, summary):
+    assert summary["cautions"]
+    for sentence in summary["cautions"]:
+        assert sentence in page.sections["care"]
 
 
-def test_the_answer_comes_first_and_hedges(page):
+def test_where_the_rules_disagree_is_all_there_the_most_folded_away(copy):
+    sentences = [f"L0.H{i}: the paper's rule selects it, the sound one does not." for i in range(9)]
+    made.edit_summary(copy, disagreements=sentences)
+    page = seen(copy)
+    assert all(sentence in page.sections["universal"] for sentence in sentences)
+    assert "3 more" in page.sections["universal"]
+
+
+def test_the_answer_comes_first_and_hedges(page, summary):
     first = page.text[: page.text.index("What was tested")]
     assert "Of 24 heads of blip-shapes, 3 stand out in all 3 tasks" in first
-    assert "L1.H2 (cross) for image and text" in first
+    assert "cross_attn L1.H2 for image and text" in first
+    assert "the strongest single head is" in first
+    assert "Removing the universal heads (image) hurts more than removing as many random heads in every task" in first
+    after = sum(row["accuracy"] for row in summary["ablation"] if row["selection"] == "universal image") / 3
+    assert f"accuracy goes from 100\N{NO-BREAK SPACE}% to {percent(after)}" in first
     assert "So few examples a task give hints, not results." in first
-    assert "18 of 24" in first
+    assert "42 of 48" in first
+
+
+def test_what_is_not_sure_is_not_said(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    for row in summary["ablation"]:
+        row |= {"harm_low": -0.1, "harm_high": 0.3}
+    made.write_json(copy / "summary.json", summary)
+    assert "does not clearly hurt more than removing as many random heads" in seen(copy).text
 
 
 # --- a page that stands alone ---------------------------------------------------------------------------
@@ -251,7 +281,7 @@ def test_what_users_wrote_is_escaped_everywhere(copy):
             return {key: spoiled(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [spoiled(inner) for inner in value]
-        return {"colour": EVIL, "wrong answer: 2": EVIL}.get(value, value) if isinstance(value, str) else value
+        return EVIL if value == "colour" else value
 
     for name in ("run.json", "summary.json"):
         content = spoiled(json.loads((copy / name).read_text()))
@@ -281,6 +311,9 @@ def test_what_users_wrote_is_escaped_everywhere(copy):
 # --- what is missing reads well -------------------------------------------------------------------------
 
 
+SMALL = {"tasks": ["colour"], "kept": 4}
+
+
 def test_a_run_that_kept_nothing_says_so(tmp_path):
     page = seen(made.run_directory(tmp_path / "run", kept=0))
     assert "Nothing could be patched" in page.text
@@ -296,7 +329,7 @@ def test_a_report_without_charts_carries_no_plotly(tmp_path):
 
 
 def test_no_universal_head_reads_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", strong=False))
+    page = seen(made.run_directory(tmp_path / "run", strong=False, kept=4))
     assert "None of the 24 heads of blip-shapes stands out in all 3 tasks" in page.text
     assert "No head is universal in this run" in page.sections["universal"]
     assert "Nothing was ablated: no head was selected." in page.sections["ablation"]
@@ -312,36 +345,36 @@ def test_heads_of_the_papers_rule_alone_are_not_called_confirmed(copy):
 
 
 def test_no_noise_reads_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", noise=False))
+    page = seen(made.run_directory(tmp_path / "run", noise=False, **SMALL))
     assert "not asked for Gaussian noise" in page.sections["noise"]
     assert "Spearman" not in page.text[: page.text.index("What was tested")]
     assert "under Gaussian noise" not in page.sections["heads"]
 
 
 def test_no_masks_reads_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", masks=False))
+    page = seen(made.run_directory(tmp_path / "run", masks=False, **SMALL))
     assert "no masks" in page.sections["functions"]
     columns = next(rows[0] for caption, rows in page.tables.items() if caption.startswith("All heads"))
     assert "outlier share" in columns and "inside mask" not in columns
-    assert "nan" not in page.text.lower()
+    assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
 
 
 def test_one_task_reads_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", tasks=["colour"], corrupt=["image"]))
+    page = seen(made.run_directory(tmp_path / "run", corrupt=["image"], **SMALL))
     assert "Only one task was run" in page.sections["universal"]
     assert "in the one task that was run" in page.text
     assert "word replaced" not in page.sections["behaviour"]
 
 
 def test_modules_alone_read_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", kinds=["mlp"]))
+    page = seen(made.run_directory(tmp_path / "run", kinds=["mlp"], **SMALL))
     assert "No head was patched" in page.sections["heads"]
     assert "no head can be called universal" in page.text
     assert any(title.startswith("colour, at") for title, _ in page.charts)
 
 
 def test_heads_alone_read_well(tmp_path):
-    page = seen(made.run_directory(tmp_path / "run", kinds=["attn-heads"]))
+    page = seen(made.run_directory(tmp_path / "run", kinds=["attn-heads"], **SMALL))
     assert "No whole module was patched" in page.sections["modules"]
 
 
@@ -360,7 +393,7 @@ def test_nan_and_null_are_dashes(copy):
     page = seen(copy)
     row = page.table("Mean logit difference")[0]
     assert row["answers that flip"] == row["corrupt"] == "\N{EN DASH}"
-    assert "nan" not in page.text.lower()
+    assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
 
 
 # --- published heads, command, pictures, errors ---------------------------------------------------------
@@ -370,7 +403,7 @@ def test_published_heads_stand_beside_ours_for_the_papers_checkpoints(tmp_path):
     blip = {"kinds": ["cross_attn-heads"], "tasks": ["colour"], "corrupt": ["image"], "kept": 2, "noise": False}
     path = made.run_directory(tmp_path / "run", model="Salesforce/blip-vqa-base", layers=6, heads=12, **blip)
     rows = seen(path).table("Heads named by Golovanevsky")
-    assert [row["published head"] for row in rows] == ["L5.H3 (cross)", "L3.H0 (cross)", "L0.H11 (cross)"]
+    assert [row["published head"] for row in rows] == ["cross_attn L5.H3", "cross_attn L3.H0", "cross_attn L0.H11"]
     assert [row["function there"] for row in rows] == ["object suppression", "object detection", "outlier suppression"]
     assert all(re.fullmatch(r"image: \d+ of 72", row["rank by mean |effect| here"]) for row in rows)
 
@@ -398,7 +431,10 @@ def test_pictures_stop_before_the_file_grows_too_large(copy, monkeypatch):
 
 
 def test_the_command_repeats_the_run(page):
-    assert "hooked-vlm notice zoo:blip-shapes --task colour --task shape --task place --corrupt both" in page.text
+    command = (
+        "hooked-vlm notice zoo:blip-shapes --task colour --task shape --task place --corrupt both --select-at answer"
+    )
+    assert f"{command} --examples 14 --seed 0 --noise --random-draws 5 --bootstrap 100 --out DIR" in page.text
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])
