@@ -60,7 +60,8 @@ def _concentration(data: Gathered, kind: str, times: int, seed: int) -> dict[str
     """Whether |effect| under image corruption is larger at the tokens that should carry it."""
     expected = ("last",) if data.at == "last" else CONTENT
     what = kind.removesuffix("-heads")
-    claim = f"Image corruption: the effect of patching {what} heads concentrates on {_listed(expected)} tokens"
+    where = "the last token" if expected == ("last",) else f"{_listed(expected)} tokens"
+    claim = f"Image corruption: patching {what} heads has a larger effect at {where} than at others"
     per_role: dict[str, list[np.ndarray]] = {}
     on, off = [], []
     for (corrupt, of_kind, _), grid in sorted(data.roles.items()):
@@ -150,7 +151,7 @@ def _universal(rows: Records, any_heads: bool) -> dict[str, Any]:
 
 
 def _harm(rows: Records) -> Records:
-    claim = "Ablating {} heads hurts more than ablating as many random heads of the same layers"
+    claim = "Ablating the {} heads hurts more than ablating as many random heads of the same layers"
     found = []
     for selection in dict.fromkeys(row["selection"] for row in rows):
         mine = [row for row in rows if row["selection"] == selection]
@@ -166,9 +167,9 @@ def _harm(rows: Records) -> Records:
         if not told:
             evidence = "Its layers have no other set of as many heads to compare with."
         found.append({"claim": claim.format(selection), "holds": holds, "evidence": evidence})
-    if not rows:
-        reason = "No heads were selected, so none were ablated."
-        found.append({"claim": claim.format("universal"), "holds": None, "evidence": reason})
+    if not any(row["selection"].startswith("universal") for row in rows):
+        reason = f"No head is universal{'; the strongest were ablated instead' if rows else ''}."
+        found.insert(0, {"claim": claim.format("universal"), "holds": None, "evidence": reason})
     return found
 
 

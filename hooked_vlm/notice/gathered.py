@@ -80,17 +80,12 @@ class Gathered:
         return families
 
 
-PARTS = ("effects", "attention", "ablation")
-
-
-def gather(directory: Path, at: str, parts: Collection[str] = PARTS) -> Gathered:
+def gather(directory: Path, at: str) -> Gathered:
     """Read a run directory; an example counts once its file in examples/ is there.
 
     Args:
         directory: of the run.
         at: role of the tokens at which heads are selected; `EVERY` takes the sites that are every position at once.
-
-        parts: which folders to read beside examples/.
 
     Raises:
         RunDirectoryError: if a file cannot be read or lacks a column.
@@ -106,12 +101,12 @@ def gather(directory: Path, at: str, parts: Collection[str] = PARTS) -> Gathered
         order = {task: i for i, task in enumerate(dict.fromkeys(examples["task"]))}
         examples = examples.sort_values("task", key=lambda each: each.map(order), kind="stable", ignore_index=True)
     found = Gathered(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
-    for path in _files(directory / "effects", done if "effects" in parts else ()):
-        _add_effects(found, _read(path, EFFECT_COLUMNS).to_pandas(strings_to_categorical=True))
-    for path in _files(directory / "attention", done if "attention" in parts else ()):
-        _add_attention(found, _read(path, ATTENTION_COLUMNS).to_pandas())
-    for path in _files(directory / "ablation", done if "ablation" in parts else ()):
-        _add_ablation(found, _read(path, ABLATION_COLUMNS, optional=["overlap"]).to_pandas())
+    for path in _files(directory / "effects", done):
+        _add_effects(found, _read(path, EFFECT_COLUMNS))
+    for path in _files(directory / "attention", done):
+        _add_attention(found, _read(path, ATTENTION_COLUMNS))
+    for path in _files(directory / "ablation", done):
+        _add_ablation(found, _read(path, ABLATION_COLUMNS, optional=["overlap"]))
     return found
 
 
@@ -138,42 +133,77 @@ def _read(path: Path, columns: list[str], optional: list[str] | None = None) -> 
         ) from error
 
 
-def _add_effects(found: Gathered, rows: pd.DataFrame) -> None:
-    if rows.empty:
+def _column(rows: pa.Table, name: str) -> np.ndarray:
+    return rows.column(name).to_numpy()
+
+
+def _words(rows: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """A column of words as codes, and what each code stands for."""
+    column = rows.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _means(cell: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that occur, sorted, and for each the mean of its finite values, [cell measure]."""
+    cells, inverse = np.unique(cell, return_inverse=True)
+    finite = np.isfinite(values)
+    sums = np.stack([np.bincount(inverse, column, len(cells)) for column in np.where(finite, values, 0.0).T], 1)
+    counts = np.stack([np.bincount(inverse, column, len(cells)) for column in finite.T], 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return cells, sums / counts
+
+
+def _add_effects(found: Gathered, rows: pa.Table) -> None:
+    if not rows.num_rows:
         return
-    task, example = str(rows["task"].iloc[0]), str(rows["example"].iloc[0])
+    task, example = str(rows.column("task")[0]), str(rows.column("example")[0])
     found.n_effects += 1
-    here = rows[(rows["role"] == found.at) & (rows["head"] >= 0)]
-    means = here.groupby(["corrupt", "kind", "layer", "head"], observed=True)[MEASURES].mean()
-    _add(found.heads, means, task, example)
-    sized = rows.assign(size=rows["effect"].abs())
-    means = sized.groupby(["corrupt", "kind", "layer", "role"], observed=True)[["effect", "size"]].mean()
-    _add(found.roles, means, task, example)
+    (corrupt, corrupts), (kind, kinds), (role, roles) = (_words(rows, name) for name in ("corrupt", "kind", "role"))
+    layer, head = _column(rows, "layer").astype(np.int64), _column(rows, "head").astype(np.int64)
+    measures = np.stack([_column(rows, name).astype(np.float64) for name in MEASURES], 1)
+    size = np.stack([measures[:, 0], np.abs(measures[:, 0])], 1)
+    family = corrupt * len(kinds) + kind
+    at_heads = (role == roles.index(found.at)) & (head >= 0) if found.at in roles else np.zeros(len(role), bool)
+    for which, mine, parts, values, names, into in (
+        (at_heads, head, range(int(head.max()) + 1), measures, MEASURES, found.heads),
+        (np.ones(len(role), bool), role, roles, size, ["effect", "size"], found.roles),
+    ):
+        n = max(len(parts), 1)
+        n_layers = int(layer.max()) + 1
+        cells, means = _means(((family * n_layers + layer) * n + mine)[which], values[which])
+        for code in np.unique(cells // (n_layers * n)):
+            own = cells // (n_layers * n) == code
+            places = [(int(cell) // n % n_layers, parts[int(cell) % n]) for cell in cells[own]]
+            key = (corrupts[code // len(kinds)], kinds[code % len(kinds)], task)
+            into.setdefault(key, Grid(*names)).add(example, places, means[own])
 
 
-def _add(grids: dict[tuple[str, str, str], Grid], means: pd.DataFrame, task: str, example: str) -> None:
-    """A table indexed by corrupt, kind and a cell, into the grids of its parts."""
-    for (corrupt, kind), part in means.groupby(level=["corrupt", "kind"], observed=True):
-        cells = list(part.index.droplevel(["corrupt", "kind"]))
-        grid = grids.setdefault((str(corrupt), str(kind), task), Grid(*means.columns))
-        grid.add(example, cells, part.to_numpy())
-
-
-def _add_attention(found: Gathered, rows: pd.DataFrame) -> None:
-    for kind, part in rows.groupby("kind", observed=True):
-        cells = list(part[["layer", "head"]].itertuples(index=False, name=None))
-        name = f"{part['task'].iloc[0]} {part['example'].iloc[0]}"
-        found.attention.setdefault(str(kind), Grid(*SCORES)).add(name, cells, part[list(SCORES)].to_numpy(np.float64))
-        found.query_roles |= set(part["query_role"].astype(str))
-
-
-def _add_ablation(found: Gathered, rows: pd.DataFrame) -> None:
-    if rows.empty:
+def _add_attention(found: Gathered, rows: pa.Table) -> None:
+    if not rows.num_rows:
         return
-    task = str(rows["task"].iloc[0])
-    cells = [(str(name), int(draw)) for name, draw in zip(rows["selection"], rows["draw"], strict=True)]
-    values = rows[["correct", "logit_diff"]].to_numpy(np.float64)
-    found.ablation.setdefault(task, Grid("correct", "logit_diff")).add(str(rows["example"].iloc[0]), cells, values)
-    known = [name for name in ("n_heads", "overlap") if name in rows]
-    for cell, about in zip(cells, rows[known].to_dict("records"), strict=True):
-        found.sets[(task, *cell)] = {str(key): int(value) for key, value in about.items()}
+    kind, kinds = _words(rows, "kind")
+    name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
+    heads = list(zip(_column(rows, "layer").tolist(), _column(rows, "head").tolist(), strict=True))
+    scores = np.stack([_column(rows, score).astype(np.float64) for score in SCORES], 1)
+    for code in np.unique(kind):
+        own = np.flatnonzero(kind == code)
+        grid = found.attention.setdefault(kinds[code], Grid(*SCORES))
+        grid.add(name, [heads[i] for i in own], scores[own])
+    found.query_roles |= set(_words(rows, "query_role")[1])
+
+
+def _add_ablation(found: Gathered, rows: pa.Table) -> None:
+    if not rows.num_rows:
+        return
+    task = str(rows.column("task")[0])
+    code, names = _words(rows, "selection")
+    cells = [(names[c], int(draw)) for c, draw in zip(code, _column(rows, "draw"), strict=True)]
+    values = np.stack([_column(rows, name).astype(np.float64) for name in ("correct", "logit_diff")], 1)
+    found.ablation.setdefault(task, Grid("correct", "logit_diff")).add(str(rows.column("example")[0]), cells, values)
+    known = [name for name in ("n_heads", "overlap") if name in rows.column_names]
+    about = [_column(rows, name).tolist() for name in known]
+    for cell, *numbers in zip(cells, *about, strict=True):
+        found.sets[(task, *cell)] = dict(zip(known, numbers, strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -29,6 +30,7 @@ BOOTSTRAP = 1000
 _CHUNK = 2**20  # entries of a block of sign patterns, or of their sums
 
 
+@lru_cache(maxsize=4)  # tables of one run are resampled alike
 def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:
     """How often each of `n` examples is drawn, in each of `times` resamples with replacement.
 
@@ -37,8 +39,9 @@ def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarr
         times: resamples.
         seed: which draws; equal arguments give equal draws.
     """
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
+    drawn.flags.writeable = False  # the cache hands the same array to every caller
+    return drawn
 
 
 def means(values: Matrix, weights: Float[np.ndarray, "times example"] | None = None) -> Array:
@@ -55,7 +58,7 @@ def means(values: Matrix, weights: Float[np.ndarray, "times example"] | None = N
         return means(values, weights)[0]
     with np.errstate(invalid="ignore", divide="ignore"):
         total = weights @ filled
-        return total / (len(values) if known.all() and len(values) else weights @ known.astype(np.float64))
+        return total / (weights @ known.astype(np.float64))
 
 
 def interval(draws: Array, level: float = LEVEL) -> tuple[Array, Array]:

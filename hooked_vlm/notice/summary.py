@@ -48,11 +48,10 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import findings, statistics, universal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
-from hooked_vlm.notice.gathered import EVERY, PARTS, Gathered, gather
+from hooked_vlm.notice.gathered import EVERY, Gathered, gather
 from hooked_vlm.notice.labels import labels_of
 
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
-TOP_HEADS = 3  # how many are ablated where none is universal
 
 
 def summarise(
@@ -112,61 +111,17 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
     return _without_nan(summary)
 
 
-def selections(
-    directory: str | Path, *, config: Any = None, model: Mapping[str, Any] | None = None
-) -> dict[str, list[tuple[str, int, int]]]:
-    """The heads that are worth ablating, by name of the selection: what `ablation.ablate` takes.
-
-    "universal image" and "universal text" are the heads that the sound rule selects in every task under that
-    corruption; "... (paper's rule)" are the paper's where they are others. "top image" and "top text" are the
-    `TOP_HEADS` with the largest mean ratio over tasks (see `universal`), of all kinds, so that there is something to
-    ablate where no head is universal; they are left out where they are a selection already named.
-
-    Args:
-        directory: of the run; its effects must be written.
-        config: as `summarise`.
-        model: run.json's "model"; None takes it from there.
-
-    Raises:
-        RunDirectoryError: as `summarise`.
-    """
-    path = Path(directory)
-    run = _read_json(path / "run.json") if config is None or model is None else {}
-    asked = _plain(config) if config is not None else dict(run.get("config") or {})
-    data = _gathered(path, _select_at(asked, model or run.get("model") or {}), ("effects",))[0]
-    selection = universal.select_matrices(data.families("effect"), _rule(asked))
-    found: dict[str, list[tuple[str, int, int]]] = {}
-    for corrupt in universal.MODALITIES:
-        table = selection[selection["corrupt"] == corrupt]
-        sets = {"": table[table["sound_all"].astype(bool)], " (paper's rule)": table[table["paper_all"].astype(bool)]}
-        for which, rows in sets.items():
-            found[f"universal {corrupt}{which}"] = _heads_of(rows)
-        ratios = table.groupby(universal.HEAD)["ratio"].mean().sort_values(ascending=False, kind="stable")
-        found[f"top {corrupt}"] = _heads_of(ratios.head(TOP_HEADS).reset_index())
-    named: dict[str, list[tuple[str, int, int]]] = {}
-    for name, heads in found.items():
-        same = any(heads == other for key, other in named.items() if key.split()[1] == name.split()[1])
-        if heads and not same:
-            named[name] = heads
-    return named
-
-
-def _heads_of(rows: pd.DataFrame) -> list[tuple[str, int, int]]:
-    heads = rows[universal.HEAD].drop_duplicates().itertuples(index=False, name=None)
-    return sorted((str(kind), int(layer), int(head)) for kind, layer, head in heads)
-
-
 def _rule(config: Mapping[str, Any]) -> universal.Rule:
     return universal.Rule(
         seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
     )
 
 
-def _gathered(path: Path, at: str, parts: tuple[str, ...] = PARTS) -> tuple[Gathered, list[str]]:
+def _gathered(path: Path, at: str) -> tuple[Gathered, list[str]]:
     """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
-    data = gather(path, at, parts)
+    data = gather(path, at)
     if data.n_effects and not data.heads and at != EVERY:
-        again = gather(path, EVERY, parts)
+        again = gather(path, EVERY)
         if again.heads:
             return again, [
                 f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."

@@ -230,16 +230,19 @@ def _repeats(values: statistics.Matrix, rule: Rule, task: int) -> Float[np.ndarr
     n, heads = values.shape
     if n < rule.fewest_examples:
         return np.zeros((0, heads))
+    orders = [np.random.default_rng((rule.seed, 2, task, split)).permutation(n) for split in range(rule.splits)]
+    first = np.zeros((rule.splits, n))
+    for row, order in zip(first, orders, strict=True):
+        row[order[: n // 2]] = 1.0
+    mean = [statistics.means(values, half) for half in (first, 1 - first)]
+    ratio = [_ratio(statistics.means(np.abs(values), half)) for half in (first, 1 - first)]
+    alike = (ratio[0] > rule.times) & (ratio[1] > rule.times) & (np.sign(mean[0]) == np.sign(mean[1]))
     found = np.zeros((rule.splits, heads))
-    for split in range(rule.splits):
-        order = np.random.default_rng((rule.seed, 2, task, split)).permutation(n)
-        halves = [values[order[: n // 2]], values[order[n // 2 :]]]
-        mean = [statistics.means(half) for half in halves]
-        large = [_ratio(statistics.means(np.abs(half))) > rule.times for half in halves]
-        alike = np.flatnonzero(large[0] & large[1] & (np.sign(mean[0]) == np.sign(mean[1])))
-        if len(alike):
-            p = [statistics.sign_flip(half[:, alike], flips=999, seed=(rule.seed, 3, task, split)) for half in halves]
-            found[split, alike] = (p[0] <= rule.alpha) & (p[1] <= rule.alpha)
+    for split in np.flatnonzero(alike.any(1)):
+        at = np.flatnonzero(alike[split])
+        halves = (values[first[split] == side][:, at] for side in (1, 0))
+        p = [statistics.sign_flip(half, flips=999, seed=(rule.seed, 3, task, int(split))) for half in halves]
+        found[split, at] = (p[0] <= rule.alpha) & (p[1] <= rule.alpha)
     return found
 
 

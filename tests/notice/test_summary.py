@@ -24,16 +24,7 @@ FILES = ("examples", "effects", "attention", "ablation")
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return with_whole_model(run_directory(tmp_path_factory.mktemp("run"), kept=14))
-
-
-def with_whole_model(path):
-    """The whole model's rows, which a run writes beside those of the selections."""
-    for file in (path / "ablation").glob("*.parquet"):
-        rows = pd.read_parquet(file)
-        whole = rows.iloc[:1].assign(selection="none", draw=-1, n_heads=0, correct=True, logit_diff=4.5)
-        pd.concat([whole, rows]).to_parquet(file, index=False)
-    return path
+    return run_directory(tmp_path_factory.mktemp("run"), kept=14)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +171,8 @@ def test_every_ablation_can_be_recomputed(made, frames):
         row, own, drawn = found[task, selection], each.query("draw == -1"), each.query("draw >= 0")
         assert row["accuracy"] == pytest.approx(own["correct"].mean()) and row["accuracy_full"] == 1.0
         assert row["logit_diff"] == pytest.approx(own["logit_diff"].mean(), **CLOSE)
-        assert row["logit_diff_full"] == pytest.approx(4.5)
+        whole = frames["ablation"].query("selection == 'none' and task == @task")
+        assert row["logit_diff_full"] == pytest.approx(whole["logit_diff"].mean(), **CLOSE)
         means = drawn.groupby("draw")[["correct", "logit_diff"]].mean()
         for name, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
             assert row[f"{name}_random_mean"] == pytest.approx(means[column].mean(), **CLOSE)
@@ -241,22 +233,6 @@ def test_a_run_with_hardly_any_example_is_summarised(tmp_path, kept):
     assert found["counts"][0]["kept"] == kept and all(row["rule"] == "paper" for row in found["universal"])
     text = (tmp_path / "summary.json").read_text()
     assert json.loads(text) == found and "NaN" not in text
-
-
-# --- selections -------------------------------------------------------------------------------------
-
-
-def test_selections_name_the_heads_of_the_summary(directory, made):
-    chosen = summary.selections(directory)
-    sound = [row for row in made["universal"] if row["rule"] == "sound" and row["modality"] != "text-only"]
-    assert chosen["universal image"] == sorted((row["kind"], row["layer"], row["head"]) for row in sound)
-    assert all(len(heads) == len(set(heads)) for heads in chosen.values())
-
-
-def test_where_no_head_is_universal_the_top_heads_are_ablated(tmp_path):
-    chosen = summary.selections(run_directory(tmp_path, kept=2, strong=False))
-    assert {name for name in chosen if "rule" not in name} == {"top image", "top text"}
-    assert all(len(chosen[name]) == summary.TOP_HEADS for name in ("top image", "top text"))
 
 
 def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
