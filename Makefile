@@ -39,6 +39,7 @@ test-slow: $(STAMP) ## the tests that take minutes
 bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 	$(BIN)/python -m tests.benchmarks.bench_forward $(BENCH_ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_sweep $(BENCH_ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_attribution
 
 notebooks: $(STAMP) ## execute the notebooks
 ifeq ($(NOTEBOOKS),)

@@ -101,6 +101,27 @@ def by_number_of_sites(model: Any, clean: VLMInputs) -> None:
         print(f"  budget {budget / 2**20:.0f} MiB: peak {peak_bytes(run) / 2**20:.0f} MiB")
 
 
+def project(hf: Any, given: dict[str, Any], layers: int = 32, rows: int = 256) -> None:
+    """What the whole language model would take, from the measured parts: tower, a layer, a resumed row in a layer."""
+    model, inputs = HookedVLM.from_hf(hf), VLMInputs(**given)
+    measured = model.stacks["language_model"].cfg.n_layers
+    tower = seconds(lambda: hf.model.get_image_features(pixel_values=given["pixel_values"]))
+    layer = (seconds(lambda: hf(**given)) - tower) / measured
+    _, state = model.run_with_state(inputs)
+    joins = {0: state.resid_pre("language_model", 0)[:, inputs.last :].expand(rows, -1, -1).contiguous()}
+    last = {"first_position": int(inputs.last), "logits_at": "last"}
+    row = seconds(lambda: model.resume(state, "language_model", joins, **last)) / rows / measured
+    heads = model.stacks["language_model"].cfg.n_heads
+    passes = heads * layers * (layers - 1) / 2  # a site at layer l goes on through the layers after it
+    whole = tower + layers * layer
+    swept = 2 * whole + passes * row
+    print(f"  parts: image {tower:.2f} s, a layer {layer:.3f} s, a row in a layer {row * 1e3:.2f} ms")
+    ratio = layers * heads * 3 * whole / swept
+    print(
+        f"  projected to {layers} layers: loop {3 * whole:.1f} s a site, {layers * heads} sites in {swept:.0f} s: {ratio:.0f}x"
+    )
+
+
 def main() -> None:
     """Run the benchmarks and print what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,6 +139,7 @@ def main() -> None:
             hf, given = llava()
             make = lambda m, i: Sites.heads(m, "language_model", positions=i.last)  # noqa: E731
             bench("LLaVA, 4 layers", hf, given, make, options.rounds, 140)
+            project(hf, given)
 
 
 if __name__ == "__main__":
