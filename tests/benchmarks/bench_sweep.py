@@ -117,9 +117,8 @@ def project(hf: Any, given: dict[str, Any], layers: int = 32, rows: int = 256) -
     swept = 2 * whole + passes * row
     print(f"  parts: image {tower:.2f} s, a layer {layer:.3f} s, a row in a layer {row * 1e3:.2f} ms")
     ratio = layers * heads * 3 * whole / swept
-    print(
-        f"  projected to {layers} layers: loop {3 * whole:.1f} s a site, {layers * heads} sites in {swept:.0f} s: {ratio:.0f}x"
-    )
+    n = layers * heads
+    print(f"  projected to {layers} layers: loop {3 * whole:.1f} s a site, {n} sites in {swept:.0f} s: {ratio:.0f}x")
 
 
 def main() -> None:
