@@ -144,9 +144,9 @@ def _universal(rows: Records, any_heads: bool) -> dict[str, Any]:
         return {"claim": claim, "holds": None, "evidence": "No heads were patched."}
     by_rule = {rule: [row for row in rows if row["rule"] == rule] for rule in ("sound", "paper")}
     said = []
-    for rule, found in by_rule.items():
-        heads = [f"{name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in found]
-        said.append(f"{'the sound rule' if rule == 'sound' else 'the paper’s'}: {_listed(heads) or 'none'}")  # noqa: RUF001
+    for rule, whose in (("sound", "the sound rule"), ("paper", "the paper's")):
+        heads = [f"{name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in by_rule[rule]]
+        said.append(f"{whose}: {_listed(heads) or 'none'}")
     return {"claim": claim, "holds": bool(by_rule["sound"]), "evidence": f"By {'; by '.join(said)}."}
 
 

@@ -63,7 +63,7 @@ def heads_in(spelled):
 
 
 @pytest.mark.parametrize("family", ["blip", "llava"])
-@pytest.mark.parametrize("max_rows", [1, 7, 256])
+@pytest.mark.parametrize("max_rows", [7, 256])
 def test_ablation_equals_one_hooked_run_a_set_by_position(family, max_rows, request):
     """Against `hooks.mean_ablate` on prompts of one length, one example and one set at a time."""
     model = request.getfixturevalue(family)
@@ -71,7 +71,7 @@ def test_ablation_equals_one_hooked_run_a_set_by_position(family, max_rows, requ
     right, wrong = [5, 6, 7], [8, 9, 10]
     chosen = selections_of(model)
     means = ReferenceMeans(model, kinds_of(model)).add(inputs)
-    table = ablate(model, inputs, right, wrong, chosen, means, draws=3, max_rows=max_rows)
+    table = ablate(model, inputs, right, wrong, chosen, means, draws=2, max_rows=max_rows)
     assert means.positionwise and list(table.columns) == list(COLUMNS)
     _, cache = model.run_with_cache(inputs)
     for row in table.itertuples():

@@ -98,7 +98,7 @@ def test_p_values_and_q_values_can_be_recomputed(made, frames):
     found = pd.DataFrame(made["heads"])
     rows = frames["effects"].query("role == 'answer' and head >= 0 and corrupt == 'text' and kind == 'attn-heads'")
     ours = found.query("corrupt == 'text' and kind == 'attn-heads'").set_index(["task", "layer", "head"])
-    for key, each in rows.groupby(["task", "layer", "head"]):
+    for key, each in rows[rows["task"] == "colour"].groupby(["task", "layer", "head"]):
         value = stats.permutation_test(
             (each["effect"].to_numpy(),), np.sum, permutation_type="samples", alternative="two-sided", n_resamples=20000
         ).pvalue
@@ -243,6 +243,19 @@ def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
     found = summary.summarise(path)
     assert set(found["select_at"].values()) == {"every position"}
     assert found["cautions"][0].startswith("No prompt has a token of role 'answer'")
+
+
+@pytest.mark.parametrize("at", ["last", "every position"])
+def test_heads_may_be_selected_elsewhere(tmp_path, at):
+    path = run_directory(tmp_path, kept=2, tasks=("colour",), corrupt=("image",), noise=False)
+    config = json.loads((path / "run.json").read_text())["config"] | {"select_at": at}
+    found = summary.summarise(path, config=config)
+    rows = read(path, "effects").query("role == @at and head >= 0")
+    expected = rows.groupby(["kind", "layer", "head"])["effect"].mean()
+    means = records(found, "heads", "kind", "layer", "head")
+    assert all(means[key]["mean"] == pytest.approx(value, **CLOSE) for key, value in expected.items())
+    claims = [row["claim"] for row in found["findings"] if row["claim"].startswith("Image corruption")]
+    assert all(("the last token" in claim) == (at == "last") for claim in claims) and claims
 
 
 # --- files ------------------------------------------------------------------------------------------
