@@ -30,6 +30,7 @@ COLUMNS: dict[str, str] = {
 }
 OPTIONAL = ("mask",)
 PICTURES = ("image", "corrupt_image", "mask")
+ROW_GROUP = 100  # rows that a reader of a file holds at once: some 20 MB of photographs
 
 
 def features(*, mask: bool = True) -> datasets.Features:
@@ -108,7 +109,7 @@ def write_parquet(task: datasets.Dataset, path: str | os.PathLike[str]) -> None:
         task: The table.
         path: The file; what is there is replaced.
     """
-    check(task).to_parquet(os.fspath(path))
+    check(task).to_parquet(os.fspath(path), batch_size=ROW_GROUP)
 
 
 def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:

@@ -49,7 +49,7 @@ class Skips:
     def warn(self, where: str) -> None:
         """Say once, as a warning, which pictures could not be read; nothing if all could."""
         if n := self.counts[UNREADABLE]:
-            named = ", ".join(self.names[UNREADABLE])
+            named = ", ".join(name.rstrip(".") for name in self.names[UNREADABLE])
             more = f" and {n - len(self.names[UNREADABLE])} more" if n > len(self.names[UNREADABLE]) else ""
             warnings.warn(
                 f"{n} of the pictures of {where} cannot be read and were passed over: {named}{more}.", stacklevel=2

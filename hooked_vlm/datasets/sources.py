@@ -12,7 +12,7 @@ model: of a tokenizer it only asks how many tokens a text has.
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,9 @@ class Source:
         name: The task.
         rows: Rows with the columns of `pairs.COLUMNS`, pictures as PIL images; `corrupt_prompt` may be None,
             and `mask` is None or missing where nobody knows it.
-        skipped: How many cases were passed over for which reason, filled while rows are drawn. A reason that
-            starts with "no corrupt prompt" concerns rows that are there, without a corrupt prompt.
+        skipped: How many cases were passed over for which reason, filled while rows are drawn, those before the
+            start included. A reason that starts with "no corrupt prompt" or "no mask" concerns rows that are
+            there, without it.
         length: How many rows there are at most; None if that is not known before they are drawn.
         named: The names of the first cases of each reason.
     """
@@ -61,7 +62,7 @@ class Source:
     rows: Rows
     skipped: Counter[str]
     length: int | None = None
-    named: dict[str, list[str]] | None = None
+    named: dict[str, list[str]] = field(default_factory=dict)
 
 
 def source(
@@ -139,7 +140,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise DataError(f"There is no file {str(path)!r}: a task's parquet file is written by pairs.write_parquet.")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else it keeps every row group it read
         there = file.schema_arrow.names
         if missing := [name for name in pairs.COLUMNS if name not in (*there, *pairs.OPTIONAL)]:
             raise TaskSchemaError(f"{str(path)!r} has no column {', '.join(missing)}: a task has all of them.")
@@ -153,18 +154,33 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 
 def _parquet_rows(file: pq.ParquetFile, path: Path, skips: Skips) -> Rows:
-    """The rows of a file, a few in memory at a time; those with a damaged picture are passed over."""
+    """The rows of a file, one row group in memory at a time; those with a damaged picture are passed over."""
     columns = [name for name in pairs.COLUMNS if name in file.schema_arrow.names]
-    for batch in file.iter_batches(batch_size=8, columns=columns):
-        for row in batch.to_pylist():
-            try:
-                for name in pairs.PICTURES:
-                    if name in row:
-                        row[name] = decoded(row[name], path.parent, f"{name} of row {row['id']}")
-            except ImageError as error:
-                skips.add(UNREADABLE, str(error))
-                continue
-            yield row
+    try:
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(batch_size=8, row_groups=[group], columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    if (whole := _whole(row, path.parent, skips)) is not None:
+                        yield whole
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{str(path)!r} cannot be read to its end: {error}") from error
+
+
+def _whole(row: dict[str, Any], folder: Path, skips: Skips) -> dict[str, Any] | None:
+    """A row of a file with its pictures decoded; None with the reason counted if something is missing."""
+    needed = [name for name in row if name not in (*pairs.OPTIONAL, "corrupt_prompt")]
+    if empty := [name for name in needed if not row[name]]:
+        skips.add(f"the row has no {', '.join(empty)}", str(row["id"]))
+        return None
+    try:
+        there = [name for name in pairs.PICTURES if name in row]
+        found = {name: decoded(row[name], folder, f"{name} of row {row['id']}") for name in there}
+    except ImageError as error:
+        skips.add(UNREADABLE, str(error))
+        return None
+    if (mask := found.get("mask")) is not None:
+        found["mask"] = mask.convert("L")
+    return row | found
 
 
 def _of_equal_length(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:

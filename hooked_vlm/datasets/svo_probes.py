@@ -137,13 +137,8 @@ def rows(
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skips.counts.most_common())
         raise DataError(f"No line of {str(table)!r} can be asked about as {task}: {reasons or 'there are no lines'}.")
     draws = Questions(task, seed, tokenizer, related, skips)
-    damaged: set[str] = set()
-    return in_turns(
-        [
-            _group(name, chosen.groups[name], _Asking(part, folder, chosen, draws, damaged))
-            for name in shuffled(chosen.groups, task, seed)
-        ]
-    )
+    asking = _Asking(part, folder, draws, chosen.words, chosen.opposed, set())
+    return in_turns([_group(name, chosen.groups[name], asking) for name in shuffled(chosen.groups, task, seed)])
 
 
 def _lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -264,8 +259,9 @@ class _Asking(NamedTuple):
 
     part: int
     folder: Path
-    chosen: _Chosen
     draws: Questions
+    words: set[str]
+    opposed: dict[str, set[str]]
     damaged: set[str]
 
 
@@ -294,8 +290,8 @@ def _group(group: str, lines: dict[str, list[Line]], asking: _Asking) -> Rows:
             return question(asking.part, rest, first, second)
 
         # First the words that the data set itself opposes to the answer: people saw that a picture shows one only.
-        opposed = asking.chosen.opposed[answer]
-        words = (opposed, asking.chosen.words - opposed, spare)
+        opposed = asking.opposed[answer]
+        words = (opposed, asking.words - opposed, spare)
         yield draws.row(id, group, answer, line.wrong_answer, ask, image, corrupt_image, words)
 
 

@@ -95,7 +95,7 @@ def test_a_line_that_does_not_fit_is_counted(tmp_path: pathlib.Path, bad: dict[s
     given = source("folder", data=folder(tmp_path, [bad, line("hen", "cow")]))
     assert [row["answer"] for row in given.rows] == ["hen"]
     assert given.skipped[reason] == 1
-    assert given.named is not None and given.named[reason] == ["line 2"]
+    assert given.named[reason] == ["line 2"]
 
 
 def test_pictures_that_are_missing_damaged_or_the_same_are_named(tmp_path: pathlib.Path) -> None:
@@ -108,7 +108,6 @@ def test_pictures_that_are_missing_damaged_or_the_same_are_named(tmp_path: pathl
         assert [row["answer"] for row in given.rows] == ["bee"]
     assert given.skipped["the picture cannot be read"] == 2
     assert given.skipped["the two pictures are the same picture"] == 1
-    assert given.named is not None
     said = "; ".join(given.named["the picture cannot be read"])
     assert "folder-000002: There is no picture" in said and "cat.png" in said and "hen.png" in said
 

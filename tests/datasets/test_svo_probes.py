@@ -127,7 +127,7 @@ def test_a_line_that_does_not_fit_is_counted(tmp_path: pathlib.Path, line: dict[
     assert len(list(drawn.rows)) == 1
     (said,) = [each for each in drawn.skipped if not each.startswith("no corrupt prompt")]
     assert said.startswith(reason)
-    assert drawn.skipped[said] == 1 and drawn.named is not None and drawn.named[said][0].startswith("line 3")
+    assert drawn.skipped[said] == 1 and drawn.named[said][0].startswith("line 3")
 
 
 def test_missing_and_damaged_pictures_are_named_and_passed_over(tmp_path: pathlib.Path) -> None:
@@ -141,7 +141,6 @@ def test_missing_and_damaged_pictures_are_named_and_passed_over(tmp_path: pathli
     with pytest.warns(UserWarning, match=r"1 of the pictures .* images/12\.jpg"):
         rows = list(drawn.rows)
     assert sorted(row["id"] for row in rows) == ["svo_subject-000005", "svo_subject-000006"]
-    assert drawn.named is not None
     assert drawn.named["there is no file of the picture"] == ["line 2: 10"]
     assert drawn.named["the picture cannot be read"] == ["images/12.jpg"]
     assert drawn.skipped["the two pictures are the same picture"] == 1
