@@ -125,12 +125,11 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
         "hovertemplate": "<br>".join([*hover, chosen]) + "<extra></extra>",
         **colours(bound),
     }
-    every = max(1, layers // 16)
     axis = {"type": "category", "showgrid": False, "zeroline": False}
     height = 64 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10)
     drawn = layout(
-        xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": max(1, heads // 12)},
-        yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": every},
+        xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": ticks(heads)},
+        yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": ticks(layers)},
         margin={"l": 50, "r": 6, "t": 6, "b": 40},
     )
     return {"data": [data], "layout": drawn}, height
@@ -174,7 +173,7 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
             **axis,
             "title": {"text": "layer", "standoff": 6},
             "autorange": "reversed",
-            "dtick": max(1, layers // 16),
+            "dtick": ticks(layers),
         },
         margin={"l": 50, "r": 6, "t": 6, "b": 84},
     )
@@ -184,6 +183,11 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
 def as_text(name: str) -> str:
     """A name in which plotly, which knows a few tags, finds none."""
     return html.escape(name, quote=False)
+
+
+def ticks(n: int) -> int:
+    """Every how many of `n` layers or heads a number stands, so that none is turned on its side."""
+    return 1 if n <= 12 else 2 if n <= 16 else 4
 
 
 def colours(bound: float) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def lines(series: Mapping[str, pd.DataFrame], title: str) -> Chart:
             }
         )
     drawn = layout(
-        xaxis={"title": {"text": "layer", "standoff": 4}, "dtick": 1 if _longest(series) <= 12 else 4},
+        xaxis={"title": {"text": "layer", "standoff": 4}, "dtick": ticks(_longest(series))},
         yaxis={"title": {"text": title, "standoff": 6}},
         hovermode="x unified",
         margin={"l": 52, "r": 8, "t": 8, "b": 40},

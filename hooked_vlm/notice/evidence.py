@@ -60,13 +60,13 @@ WITHOUT_MASKS: Final = (
     "What remains is the share of image attention on a few high-norm background patches (outlier)."
 )
 SHOWN: Final = 8  # heads in the first table of labels, at least
-FUNCTION_COLUMNS: Final = (
-    ("inside", "inside mask"),
-    ("lift", "lift"),
-    ("auc", "AUC"),
-    ("pointing", "pointing"),
-    ("outlier", "outlier share"),
-)
+FUNCTION_COLUMNS: Final = {
+    "inside": "inside",
+    "lift": "lift",
+    "auc": "AUC",
+    "pointing": "pointing",
+    "outlier": "outlier",
+}
 
 
 def functions(run: Loaded) -> list[Child]:
@@ -87,9 +87,17 @@ def functions(run: Loaded) -> list[Child]:
     )
     first = ["chosen", "named", "size"]
     rows = rows.sort_values([*first, *HEAD], ascending=[False] * len(first) + [True] * len(HEAD))
-    columns = [(column, name) for column, name in FUNCTION_COLUMNS if rows[column].map(known).any()]
-    cells = [_scored(run, row, [column for column, _ in columns]) for row in rows.to_dict("records")]
-    header = ["head", "universal", "effect", "label", "score and interval", "examples", *(name for _, name in columns)]
+    columns = [column for column in FUNCTION_COLUMNS if rows[column].map(known).any()]
+    cells = [_scored(run, row, columns) for row in rows.to_dict("records")]
+    header = [
+        "head",
+        "universal",
+        "effect",
+        "label",
+        "score and interval",
+        "n",
+        *map(FUNCTION_COLUMNS.__getitem__, columns),
+    ]
     right = range(5, 6 + len(columns))
     shown = max(SHOWN, int(rows["chosen"].sum()))
     part = f": universal and labelled heads first, {shown} of {len(cells)}" if len(cells) > shown else ""
@@ -102,7 +110,7 @@ def functions(run: Loaded) -> list[Child]:
 
 def _scored(run: Loaded, row: dict[str, Any], columns: Sequence[str]) -> list[Child]:
     """A row of the table of labels."""
-    effect = "not tested" if row["significant"] is None else "yes" if row["significant"] else "not shown"
+    effect = "not tested" if row["significant"] is None else "yes" if row["significant"] else "not\u00a0shown"
     return [
         head_label(run, row["kind"], row["layer"], row["head"]),
         "yes" if row["chosen"] else "no",
@@ -110,7 +118,7 @@ def _scored(run: Loaded, row: dict[str, Any], columns: Sequence[str]) -> list[Ch
         str(row["label"] or "none"),
         scored(row),
         number(row["n"]),
-        *(number(row[column]) for column in columns),
+        *(two(row[column]) for column in columns),
     ]
 
 

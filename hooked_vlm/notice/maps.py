@@ -17,6 +17,7 @@ from hooked_vlm.notice.style import SHADES
 from hooked_vlm.notice.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
 
 EVERY = "every position"
+CROWDED = 16  # heads a layer, above which a map needs more room
 NOISES = ("image_noise", "text_noise")
 
 
@@ -92,7 +93,11 @@ def heads(run: Loaded) -> list[Child]:
             for task in in_order(run, part):
                 figure, height = charts.head_map(part[part["task"] == task], shape, bound)
                 maps.append(chart(figure, task, height=height))
-            block = [titled(kind_title(kind), corruption_name(corrupt)), scale(bound), grid(maps)]
+            block = [
+                titled(kind_title(kind), corruption_name(corrupt)),
+                scale(bound),
+                grid(maps, wide=shape[1] > CROWDED),
+            ]
             (noisy if corrupt in NOISES else told).extend(block)
     if noisy:
         told.append(details("The same maps under Gaussian noise", noisy))

@@ -136,7 +136,7 @@ def image(png: bytes, caption: str) -> Markup:
 
 
 def chart(figure: Chart, title: Child, note: Child = None, *, height: int) -> Markup:
-    """A plotly figure, given as plain ``{"data": ..., "layout": ...}``; it is drawn when it comes into view.
+    """A plotly figure, given as plain ``{"data": ..., "layout": ...}``; the page's script draws it.
 
     Args:
         figure: data and layout. NaN becomes null.
@@ -259,7 +259,7 @@ def percent(share: Any) -> str:
     """A share of one as per cent, a decimal only where it says something.
 
     >>> percent(0.98), percent(0.4567), percent(None)
-    ('98 %', '45.7 %', '\N{EN DASH}')
+    ('98\xa0%', '45.7\xa0%', '\N{EN DASH}')
     """
     return f"{100 * share:.1f}".removesuffix(".0").replace("-", MINUS) + "\N{NO-BREAK SPACE}%" if known(share) else DASH
 

@@ -110,6 +110,7 @@ footer {{ margin-top: 40px; padding-top: 14px; border-top: 1px solid var(--line)
   .tiles li {{ padding: 10px; }}
   .tiles b {{ font-size: 18px; }}
   .findings li {{ display: block; }}
+  td:not(.number) {{ min-width: 9em; }}
   dl.facts {{ display: block; }}
   dl.facts dt {{ margin-top: 8px; }}
 }}
@@ -123,19 +124,20 @@ footer {{ margin-top: 40px; padding-top: 14px; border-top: 1px solid var(--line)
 SCRIPT: Final = """
 (function () {
   "use strict";
-  var plots = Array.prototype.slice.call(document.querySelectorAll(".plot"));
+  function shown(box) { return !box.dataset.drawn && box.offsetParent !== null; }
   function draw(box) {
-    if (box.dataset.drawn) { return; }
     box.dataset.drawn = "yes";
     var figure = JSON.parse(box.querySelector("script").textContent);
     Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displayModeBar: false, scrollZoom: false });
   }
-  function all() { plots.forEach(draw); }
-  if (!("IntersectionObserver" in window)) { all(); return; }
-  var watch = new IntersectionObserver(function (seen) {
-    seen.forEach(function (entry) { if (entry.isIntersecting) { watch.unobserve(entry.target); draw(entry.target); } });
-  }, { rootMargin: "600px" });
-  plots.forEach(function (box) { watch.observe(box); });
-  window.addEventListener("beforeprint", all);
+  function some(root) {  // a few at a time, from the top, so that the page answers meanwhile
+    var boxes = Array.prototype.filter.call(root.querySelectorAll(".plot"), shown).slice(0, 4);
+    boxes.forEach(draw);
+    if (boxes.length) { setTimeout(some, 0, root); }
+  }
+  document.querySelectorAll("details").forEach(function (part) {  // what is folded away has no width to draw in
+    part.addEventListener("toggle", function () { if (part.open) { some(part); } });
+  });
+  some(document);
 })();
 """

@@ -23,10 +23,10 @@ from tests.notice.parsed import Page
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     return [
-        made.run_directory(root / "first"),
-        made.run_directory(root / "second", seed=1, tasks=["colour", "place"]),
+        made.run_directory(root / "first", kinds=made.HEAD_KINDS, kept=12),
+        made.run_directory(root / "second", seed=1, tasks=["colour", "place"], kinds=made.HEAD_KINDS, kept=12),
         made.run_directory(
-            root / "third", seed=2, model="zoo:llava-shapes", kinds=["attn-heads"], layers=4, noise=False
+            root / "third", seed=2, model="zoo:llava-shapes", kinds=["attn-heads"], kept=12, layers=4, noise=False
         ),
     ]
 
@@ -47,7 +47,7 @@ NAMES = ["blip-shapes (first)", "blip-shapes (second)", "llava-shapes"]
 def test_runs_are_named_by_model_and_by_directory_where_models_repeat(page):
     rows = page.table("What was run")
     assert [row["run"] for row in rows] == NAMES
-    assert [(row["seen"], row["kept"]) for row in rows] == [("48", "42"), ("32", "28"), ("48", "42")]
+    assert [(row["seen"], row["kept"]) for row in rows] == [("42", "36"), ("28", "24"), ("42", "36")]
 
 
 def test_only_settings_that_differ_are_shown(page):

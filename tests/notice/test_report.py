@@ -137,10 +137,13 @@ def test_functions_are_the_summarys(page, summary):
     assert len(rows) == len(summary["functions"])
     for record in summary["functions"]:
         row = rows[f"{record['kind'].removesuffix('-heads')} L{record['layer']}.H{record['head']}"]
-        shown = [row[name] for name in ("inside mask", "lift", "AUC", "pointing", "outlier share", "examples")]
-        assert shown == [number(record[name]) for name in ("inside", "lift", "auc", "pointing", "outlier", "n")]
+        shown = [row[name] for name in ("inside", "lift", "AUC", "pointing", "outlier", "n")]
+        assert shown == [
+            *(two(record[name]) for name in ("inside", "lift", "auc", "pointing", "outlier")),
+            number(record["n"]),
+        ]
         assert (row["label"], row["score and interval"]) == (record["label"], scored(record))
-        assert row["effect"] == ("yes" if record["significant"] else "not shown")
+        assert row["effect"] == ("yes" if record["significant"] else "not\u00a0shown")
 
 
 NAMES = {"universal image": "universal heads (image)", "universal text": "universal heads (text)"}
@@ -355,7 +358,7 @@ def test_no_masks_reads_well(tmp_path):
     page = seen(made.run_directory(tmp_path / "run", masks=False, **SMALL))
     assert "no masks" in page.sections["functions"]
     columns = next(rows[0] for caption, rows in page.tables.items() if caption.startswith("All heads"))
-    assert "outlier share" in columns and "inside mask" not in columns
+    assert "outlier" in columns and "inside" not in columns
     assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
 
 
