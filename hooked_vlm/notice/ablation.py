@@ -173,8 +173,8 @@ def random_sets(selected: Sequence[Head], n_heads: int, draws: int, seed: int = 
         each = []
         for at, chosen in layers.items():
             free, n = others[at], len(chosen)
-            some = generator.choice(free, min(n, len(free)), replace=False) if free else []
-            filled = generator.choice(chosen, n - len(some), replace=False) if n > len(some) else []
+            some = generator.permutation(free)[:n].tolist()
+            filled = generator.permutation(chosen)[: n - len(some)].tolist()
             each.append(tuple(sorted(int(h) for h in (*some, *filled))))
         if (drawn := _as_set(layers, each)) != own:
             found[drawn] = None

@@ -14,7 +14,7 @@ import numpy as np
 from hooked_vlm.notice import statistics
 from hooked_vlm.notice.gathered import EVERY, Gathered
 from hooked_vlm.notice.grids import Grid
-from hooked_vlm.notice.labels import OBJECT, labels_of
+from hooked_vlm.notice.labels import NONE, OBJECT, labels_of
 from hooked_vlm.notice.universal import Rule, name
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
@@ -286,9 +286,29 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
             if masked
             else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
         )
+    said += _about_labels(tables["functions_by_task"])
     if config.get("noise"):
         said.append("Gaussian noise takes the model off its data: its effects and those of pairs differ in scale.")
     return said
+
+
+def _about_labels(rows: Records) -> list[str]:
+    """Heads that are called one thing in one task and another in another."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row["label"] != NONE:
+            of_head = found.setdefault(name(row["kind"], row["layer"], row["head"]), {})
+            of_head.setdefault(row["label"], []).append(str(row["task"]))
+    parted = [
+        f"{head}: {_listed(f'{label} in {_listed(tasks)}' for label, tasks in of_head.items())}"
+        for head, of_head in found.items()
+        if len(of_head) > 1
+    ]
+    return (
+        [f"Labels are of all tasks together, and some heads differ between tasks. {'; '.join(parted)}."]
+        if parted
+        else []
+    )
 
 
 def _most_above(n: int, sds: float) -> int:

@@ -44,6 +44,7 @@ class Gathered:
         attention: for each kind a grid of `SCORES`, cells (layer, head).
         ablation: for each task a grid of correct and logit_diff, cells (selection, draw).
         sets: for each (task, selection, draw) its n_heads, and overlap where it was written.
+        task_of: the task of each row of the attention grids.
         query_roles: where the queries stood whose attention was scored.
         n_effects: examples with effects.
     """
@@ -55,6 +56,7 @@ class Gathered:
     attention: dict[str, Grid] = field(default_factory=dict)
     ablation: dict[str, Grid] = field(default_factory=dict)
     sets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
+    task_of: dict[str, str] = field(default_factory=dict)
     query_roles: set[str] = field(default_factory=set)
     n_effects: int = 0
 
@@ -62,6 +64,16 @@ class Gathered:
     def head_kinds(self) -> list[str]:
         """The kinds of heads that were patched."""
         return sorted({kind for _, kind, _ in self.heads})
+
+    def attention_by_task(self) -> dict[str, dict[str, Grid]]:
+        """`attention` of each task alone: task to kind to grid."""
+        found: dict[str, dict[str, Grid]] = {}
+        for kind, grid in self.attention.items():
+            for task in self.tasks:
+                rows = [i for i, example in enumerate(grid.examples) if self.task_of[example] == task]
+                if rows:
+                    found.setdefault(task, {})[kind] = grid.rows(rows)
+        return found
 
     @property
     def tasks(self) -> list[str]:
@@ -186,6 +198,7 @@ def _add_attention(found: Gathered, rows: pa.Table) -> None:
         return
     kind, kinds = _words(rows, "kind")
     name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
+    found.task_of[name] = str(rows.column("task")[0])
     heads = list(zip(_column(rows, "layer").tolist(), _column(rows, "head").tolist(), strict=True))
     scores = np.stack([_column(rows, score).astype(np.float64) for score in SCORES], 1)
     for code in np.unique(kind):

@@ -17,7 +17,8 @@ what cannot be computed is null.
 - ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "sound"), tasks,
   tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
 - ``functions``: what `labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
-  significant, q, and every score of `functions.SCORES` with _low and _high.
+  significant, q, and every score of `functions.SCORES` with _low and _high; all tasks together.
+  ``functions_by_task``: the same with task, since a head may look at the object in one task and away in another.
 - ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
   accuracy, accuracy_low, accuracy_high (over examples), accuracy_random_mean, accuracy_random_low,
   accuracy_random_high (2.5 and 97.5 % of random sets), the same for logit_diff, harm, harm_low, harm_high (mean logit
@@ -89,6 +90,10 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         tested = selection[selection["corrupt"].isin(["image", "text"]) & (selection["q"] <= rule.alpha)]
         significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
     functions = labels_of(data.attention, significant=significant, times=times, seed=seed)
+    by_task = [
+        labels_of(grids, significant=significant, times=times, seed=seed).assign(task=task)
+        for task, grids in data.attention_by_task().items()
+    ]
     tables = {
         "counts": _counts(data, times, seed),
         "behaviour": _behaviour(data, times, seed),
@@ -96,6 +101,7 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         "roles": _roles(data, times, seed),
         "universal": chosen.to_dict("records"),
         "functions": functions.to_dict("records"),
+        "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
         "ablation": _ablation(data, times, seed),
         "noise": _noise(families, data, times, seed),
     }

@@ -163,6 +163,25 @@ def test_every_function_can_be_recomputed(made, frames):
     assert {row["label"] for row in made["functions"]} == {"object detection", "none"}
 
 
+def test_functions_of_each_task_can_be_recomputed(made, frames):
+    found = records(made, "functions_by_task", "task", "kind", "layer", "head")
+    groups = frames["attention"].groupby(["task", "kind", "layer", "head"])
+    assert set(found) == set(groups.groups)
+    for key, each in groups:
+        assert found[key]["lift"] == pytest.approx(each["lift"].mean(), **CLOSE) and found[key]["n"] == len(each)
+
+
+def test_heads_that_differ_between_tasks_are_named(tmp_path):
+    path = run_directory(tmp_path, kept=14, tasks=("colour", "shape"), corrupt=("image",), noise=False)
+    for file in (path / "attention").glob("shape-*.parquet"):
+        rows = pd.read_parquet(file)
+        here = (rows["layer"] == 2) & (rows["head"] == 0) & (rows["kind"] == "cross_attn-heads")
+        rows.loc[here, ["lift", "auc", "relative_inside"]] = [0.1, 0.1, -0.2]
+        rows.to_parquet(file, index=False)
+    said = summary.summarise(path)["cautions"]
+    assert any("cross_attn L2.H0: object detection in colour and object suppression in shape" in line for line in said)
+
+
 def test_every_ablation_can_be_recomputed(made, frames):
     found = records(made, "ablation", "task", "selection")
     rows = frames["ablation"].query("selection != 'none'")
