@@ -189,9 +189,8 @@ def _drawn(candidates: Iterable[str], dice: Dice) -> list[str]:
 
 
 class _Tokens:
-    """A text's token ids, and which of them belong to the word at [start, end) and to the space before it.
+    """A text's token ids, and which of them belong to the word at [start, end).
 
-    In byte pairs and SentencePiece the space is the word's own, in its first token or alone before it.
     A fast tokenizer says where each token stands. Of another, the word is taken to be cut as it is alone.
     """
 
@@ -202,7 +201,6 @@ class _Tokens:
         self.ids: list[int] = list(encoded["input_ids"])
         self.at: list[int] | None = None
         if fast:
-            start -= text[start - 1 : start].isspace()
             places = encoded["offset_mapping"]
             self.at = [k for k, (first, last) in enumerate(places) if first < end and start < last]
         else:
@@ -217,4 +215,4 @@ class _Tokens:
             return False
         if self.at is None:
             return self.n_alone == other.n_alone and changed[-1] - changed[0] < self.n_alone
-        return self.at == other.at and set(changed) <= set(self.at)
+        return set(changed) <= set(self.at)
