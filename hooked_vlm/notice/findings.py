@@ -265,8 +265,8 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
     said = []
     if tables["ablation"]:
         said.append(
-            "Heads were selected on the same examples that they are ablated on, and those the model had answered "
-            "rightly: accuracy can only fall. The random heads share both, so the comparison with them is fair."
+            "Heads are ablated on the examples that they were selected on, which favours them a little over random "
+            "heads; and on those that the model had answered rightly, where accuracy can only fall."
         )
         for row in tables["ablation"]:
             if 0 < row["draws"] < int(config.get("random_draws") or 0):
