@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help install demo test test-slow bench notebooks lint format types constraints clean
+.PHONY: help install demo test test-slow bench notebooks docs lint format types constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,9 @@ ifeq ($(NOTEBOOKS),)
 else
 	$(PYTEST) --nbmake --nbmake-timeout=900 $(PYTEST_ARGS) $(NOTEBOOKS)
 endif
+
+docs: $(STAMP) ## the API reference, from the docstrings, in build/docs
+	$(BIN)/python docs/make.py build/docs
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -1,0 +1,32 @@
+"""Make the API reference from the docstrings: `make docs` runs `python docs/make.py DIR`.
+
+Names that the package imports on first use are imported here, or pdoc would not find them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from pathlib import Path
+
+import pdoc
+
+import hooked_vlm
+
+
+def modules() -> list[str]:
+    """Every module of the package, by dotted name."""
+    found = pkgutil.walk_packages(hooked_vlm.__path__, "hooked_vlm.")
+    return ["hooked_vlm", *sorted(module.name for module in found)]
+
+
+def main(out: Path) -> None:
+    """Write the reference as HTML."""
+    for name in hooked_vlm.__all__:
+        setattr(hooked_vlm, name, getattr(hooked_vlm, name))
+    pdoc.render.configure(docformat="google", math=True)
+    pdoc.pdoc(*modules(), output_directory=out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
