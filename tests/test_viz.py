@@ -417,3 +417,9 @@ def test_figures_are_saved_in_the_forms_they_have(tmp_path):
             viz.save(figure, tmp_path / name)
     with pytest.raises(InputsError, match="no figure"):
         viz.save([], tmp_path / "a.png")
+
+
+def test_a_map_of_other_things_is_called_by_its_names():
+    figure = viz.head_map([[1.0, 2.0]], layers=["a"], heads=["0-1", "2-3"], row_title="route", column_title="layers")
+    assert (figure.layout.yaxis.title.text, figure.layout.xaxis.title.text) == ("route", "layers")
+    assert cells_of(figure)[0].customdata[0][1] == "route a, layers 2-3<br>effect 2"

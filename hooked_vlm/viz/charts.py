@@ -29,6 +29,8 @@ def head_map(
     titles: Sequence[str] = (),
     layers: Sequence[Any] | None = None,
     heads: Sequence[Any] | None = None,
+    row_title: str = "layer",
+    column_title: str = "head",
     tokens: Sequence[str] | None = None,
     framed: Sequence[tuple[int, int]] = (),
     metric: str | None = None,
@@ -47,6 +49,8 @@ def head_map(
         titles: above each map.
         layers: the rows' labels; None for 0, 1, ...
         heads: the columns' labels; None for 0, 1, ...
+        row_title: what the rows are, where they are no layers.
+        column_title: what the columns are, where they are no heads.
         tokens: the prompt's tokens, by which the maps of a `PatchingResult` are called.
         framed: (row, column) of cells to put a frame around, e.g. universal heads.
         metric: which metric of a `PatchingResult` with several.
@@ -77,9 +81,9 @@ def head_map(
             name,
             rows,
             cols,
-            "layer",
-            "head",
-            hover=_hover(one, [f"layer {r}" for r in rows], [f"head {c}" for c in cols], label),
+            row_title,
+            column_title,
+            hover=_hover(one, [f"{row_title} {r}" for r in rows], [f"{column_title} {c}" for c in cols], label),
             framed=tuple(framed),
         )
         for one, name in zip(maps, named, strict=True)
