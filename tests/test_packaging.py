@@ -74,7 +74,11 @@ def test_importing_the_package_loads_the_standard_library_alone():
 HEAVY = {"torch", "transformers", "transformer_lens", "numpy", "PIL", "pandas", "datasets", "einops", "jaxtyping"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["hooks", "--help"], ["demo", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["hooks", "--help"], ["demo", "--help"], ["notice", "--help"]],
+    ids=" ".join,
+)
 def test_asking_the_command_line_for_help_loads_nothing_heavy(words):
     code = f"""
 sys.argv = ["hooked-vlm", *{words}]

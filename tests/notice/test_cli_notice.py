@@ -1,0 +1,111 @@
+"""`hooked-vlm notice`: what it runs and prints, and that what cannot be run is one clear line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooked_vlm.cli import main
+from hooked_vlm.notice import run
+from hooked_vlm.notice.config import NoticeConfig
+from tests.models import checkpoints
+from tests.notice.models import answerable, small
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; gives its exit code and what it wrote to the two streams."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hooked-vlm", "notice", *words])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NoticeConfig, str]]:
+    """The runs that were asked for, none of which runs."""
+    asked: list[tuple[NoticeConfig, str]] = []
+
+    def record(config: NoticeConfig, out: str) -> None:
+        asked.append((config, out))
+        raise KeyboardInterrupt("stopped; 3 examples are in DIR")
+
+    monkeypatch.setattr(run, "run", record)
+    return asked
+
+
+def test_the_options_are_the_configuration(command: Any, recorded: list[tuple[NoticeConfig, str]]) -> None:
+    words = "M --task colour --task place --corrupt image --sites mlp --sites attn-heads --positions last --examples 24"
+    rest = "--seed 5 --out D --noise --noise-scale 2 --select-at last --data F --device cpu --dtype float16 --batch 3"
+    command(*words.split(), *rest.split(), "--template", "Q: {prompt}", "--region", "blur")
+    expected = NoticeConfig(
+        model="M",
+        tasks=("colour", "place"),
+        corrupt=("image",),
+        kinds=("mlp", "attn-heads"),
+        positions="last",
+        select_at="last",
+        examples=24,
+        seed=5,
+        data="F",
+        noise=True,
+        noise_scale=2.0,
+        region="blur",
+        prompt_template="Q: {prompt}",
+        device="cpu",
+        dtype="float16",
+        batch=3,
+    )
+    assert recorded == [(expected, "D")]
+
+
+def test_what_is_left_out_is_the_configurations_default(command: Any, recorded: list[tuple[NoticeConfig, str]]) -> None:
+    code, _, err = command("M", "--task", "all", "--out", "D")
+    assert recorded == [(NoticeConfig(model="M", tasks=("colour", "shape", "place")), "D")]
+    assert (code, err) == (130, "hooked-vlm: stopped; 3 examples are in DIR\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--corrupt", "sound"], "corrupt has no 'sound'"),
+        (["--sites", "heads"], "kinds has no 'heads': expected 'cross_attn-heads'"),
+        (["--task", "colour"], "each name once"),
+        (["--examples", "0"], "examples is 0"),
+        (["--template", "Q:"], "expected a text with {prompt}"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(command: Any, words: list[str], message: str, tmp_path: Path) -> None:
+    code, out, err = command("zoo:blip-shapes", "--task", "colour", "--out", str(tmp_path / "run"), *words)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert err.startswith("hooked-vlm: ") and message in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", ["blip", "llava"])
+def test_a_checkpoint_on_disk_is_run_to_the_report(family: str, command: Any, tmp_path: Path) -> None:
+    hf, processor = checkpoints.blip_vqa() if family == "blip" else checkpoints.llava()
+    assert type(small(family).hf_model) is type(hf)
+    checkpoint = checkpoints.save(tmp_path / "checkpoint", hf, processor)
+    task = answerable(family, tmp_path / "some.parquet", 8)
+    words = [checkpoint, "--task", task, "--examples", "4", "--out", str(tmp_path / "run"), "--bootstrap", "20"]
+    code, out, _ = command(*words, "--random-draws", "2", "--noise")
+    assert code == 0
+    assert "some" in out and "Strongest under image corruption" in out and "Universal by the sound rule" in out
+    assert f"Report: {tmp_path / 'run' / 'report.html'}" in out and (tmp_path / "run" / "report.html").is_file()
+    assert len(list((tmp_path / "run" / "effects").iterdir())) == 4
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["select_at"] == ("answer" if family == "blip" else "last")
+    code, _, err = command(*words, "--random-draws", "3", "--noise")
+    assert code == 1 and "random_draws was 2 and is 3" in err and err.count("\n") == 1
