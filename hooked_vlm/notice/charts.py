@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.notice.page import Chart, known, number
+from hooked_vlm.notice.page import DASH, Chart, chance, interval, known, number, percent
 from hooked_vlm.notice.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
@@ -25,19 +25,30 @@ ROLES = (
 )  # fmt: skip
 BARS = ("#b7c0ca", SHADES[0], SHADES[1])
 WRITTEN = 8  # cells a row, at most, in which there is room for a number
-# label, column of summary.json's "heads", d3 format
-HOVERED = (
-    ("interval from", "ci_low", ".3f"),
-    ("to", "ci_high", ".3f"),
-    ("p", "p", ".3g"),
-    ("q (FDR)", "q", ".3g"),
-    ("examples", "n", "d"),
-    ("mean |effect|", "mean_abs", ".3f"),
-    ("times the average head", "ratio", ".2f"),
-    ("restoration", "restoration", ".3f"),
-    ("normalised", "normalised", ".3f"),
-    ("repeats in halves", "repeats", ".0%"),
+# What hovering over a head shows. Six lines at most: plotly hides a label that is taller than its chart.
+HOVER = (
+    "<b>layer %{y}, head %{x}</b><br>effect %{z:.3f} %{customdata[0]}<br>"
+    "p %{customdata[1]}, q %{customdata[2]}, %{customdata[3]} examples<br>"
+    "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
+    "restoration %{customdata[6]}, normalised %{customdata[7]}<br>"
+    "%{customdata[8]}, repeats in %{customdata[9]} of halves<extra></extra>"
 )
+
+
+def hovered(row: Mapping[str, Any]) -> list[str]:
+    """What hovering over one head shows, in the order of `HOVER`."""
+    return [
+        interval(row.get("ci_low"), row.get("ci_high")),
+        as_text(chance(row.get("p"))),
+        as_text(chance(row.get("q"))),
+        number(row.get("n")),
+        number(row.get("mean_abs")),
+        number(row.get("ratio"), 2),
+        number(row.get("restoration")),
+        number(row.get("normalised")),
+        rule_of(row.get("paper"), row.get("sound")),
+        percent(row.get("repeats")),
+    ]
 
 
 def layout(**more: Any) -> dict[str, Any]:
@@ -98,22 +109,18 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
     """
     layers, heads = shape
     grid = rows.set_index(["layer", "head"])
-    hovered = [entry for entry in HOVERED if entry[1] in grid and grid[entry[1]].map(known).any()]
     values: list[list[Any]] = [[None] * heads for _ in range(layers)]
     marks = [[""] * heads for _ in range(layers)]
-    more: list[list[Any]] = [[[None] * (len(hovered) + 1) for _ in range(heads)] for _ in range(layers)]
+    more: list[list[Any]] = [[[DASH] * len(hovered({})) for _ in range(heads)] for _ in range(layers)]
     for index, row in zip(grid.index, grid.to_dict("records"), strict=True):
         layer, head = (int(i) for i in index)
-        rule = rule_of(row.get("paper"), row.get("sound"))
+        mark = MARKS[rule_of(row.get("paper"), row.get("sound"))]
         effect = row.get("mean")
         values[layer][head] = effect
         marks[layer][head] = " ".join(
-            part for part in (number(effect, 2) if heads <= WRITTEN and known(effect) else "", MARKS[rule]) if part
+            part for part in (number(effect, 2) if heads <= WRITTEN and known(effect) else "", mark) if part
         )
-        more[layer][head] = [*(row[column] for _, column, _ in hovered), rule]
-    lines = [f"{label} %{{customdata[{i}]:{form}}}" for i, (label, _, form) in enumerate(hovered)]
-    hover = ["<b>layer %{y}, head %{x}</b>", "mean effect %{z:.3f}", *lines]
-    chosen = f"selected by %{{customdata[{len(hovered)}]}}"
+        more[layer][head] = hovered(row)
     data = {
         "type": "heatmap",
         "z": values,
@@ -122,11 +129,11 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
         "text": marks,
         "texttemplate": "%{text}",
         "customdata": more,
-        "hovertemplate": "<br>".join([*hover, chosen]) + "<extra></extra>",
+        "hovertemplate": HOVER,
         **colours(bound),
     }
     axis = {"type": "category", "showgrid": False, "zeroline": False}
-    height = 64 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10)
+    height = 78 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10)
     drawn = layout(
         xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": ticks(heads)},
         yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": ticks(layers)},

