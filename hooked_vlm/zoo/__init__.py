@@ -1,4 +1,4 @@
-"""Small trained models that ship with the package, by name: `zoo:blip-shapes`.
+"""Small trained models that ship with the package, by name: `zoo:blip-shapes` and `zoo:llava-shapes`.
 
 They live in the shapes world (`hooked_vlm.datasets.shapes`), load offline like any checkpoint, and are what
 the tests, the demo and the notebooks run on. This module finds them and verifies their bytes; it imports

@@ -1,7 +1,7 @@
 """Measure the zoo's models on scenes they never saw: `python -m hooked_vlm.zoo.evaluate --n 300 --seed 7`.
 
 Of each model and task: accuracy (the highest of all scores is the right answer's), how often a corrupt image
-and a corrupt prompt turn a right answer into the wrong one, accuracy with a blank picture (a model that looks
+and a corrupt prompt turn a right answer into the wrong one, which choice wins with a blank picture (a model that looks
 falls to chance), and what a classifier reaches that reads the questions alone. `--figure FILE` draws a pair
 of every task with the models' answers instead. Costs about 4 ms a run on two cores, five runs an example.
 Uses the package's public face, and no name of any one model.

@@ -47,7 +47,7 @@ class Figures:
     image_flip: float  # of the scenes answered rightly, the corrupt image gives the wrong answer
     prompt_flip: float  # of those that have a rival, the corrupt prompt does
     n_prompt: int
-    blank: float
+    blank: float  # of a grey picture, the right choice scores above the wrong one: one half is chance
     text_only: float
 
 
@@ -123,7 +123,8 @@ def measure(model: Answerer, tokenizer: Any, task: str, n: int, seed: int) -> Fi
 
     known = probabilities(model, scenes, prompts).argmax(-1) == right
     turned = probabilities(model, [pair.corrupt_scene for pair in pairs], prompts).argmax(-1) == wrong
-    blank = probabilities(model, [None] * n, prompts).argmax(-1) == right
+    unseeing = probabilities(model, [None] * n, prompts)
+    blank = unseeing.gather(1, right[:, None]) > unseeing.gather(1, wrong[:, None])
     renamed = [(number, pair.corrupt_prompt) for number, pair in enumerate(pairs) if pair.corrupt_prompt]
     rows = torch.tensor([number for number, _ in renamed])
     by_prompt = probabilities(model, [scenes[row] for row in rows], [text for _, text in renamed]).argmax(-1)

@@ -246,7 +246,7 @@ class LlavaShapes(Recipe):
 
     name = "llava-shapes"
     schedule = Schedule(
-        steps=3600,
+        steps=6000,
         learning_rate=1e-3,
         easy_steps=500,
         corrupt_from=2000,
