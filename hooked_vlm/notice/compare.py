@@ -15,7 +15,7 @@ from typing import Any
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
 from hooked_vlm.notice.loaded import Loaded, head_name
-from hooked_vlm.notice.maps import ordered
+from hooked_vlm.notice.maps import NOISES, ordered
 from hooked_vlm.notice.page import (
     DASH,
     Child,
@@ -243,6 +243,7 @@ def behaviour(runs: Sequence[Named]) -> list[Child]:
         [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), two(row["clean_logit_diff"]),
          two(row["corrupt_logit_diff"]), percent(row["flipped"])]
         for name, row in records(runs, "behaviour")
+        if row["corrupt"] not in NOISES
     ]  # fmt: skip
     if not rows:
         return [missing("No example was kept in any of these runs.")]

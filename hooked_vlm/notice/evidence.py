@@ -53,7 +53,7 @@ WITH_MASKS: Final = (
     "in the mask of the object asked about; lift divides it by the mask's share of the image (1 is chance); AUC "
     "and pointing ask whether attention is highest on the mask; outlier is the share on a few high-norm "
     "background patches and the class token. Effect says whether patching the head changes the answer at all "
-    "(FDR 5 %): a head that does not show an effect gets no label."
+    "(FDR 5\u00a0%): a head that does not show an effect gets no label."
 )
 WITHOUT_MASKS: Final = (
     "The data has no masks of the objects asked about, so detection and suppression of objects cannot be scored. "

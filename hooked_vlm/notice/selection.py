@@ -35,8 +35,8 @@ def universal(run: Loaded) -> list[Child]:
         paragraph(
             "A head is universal if a rule selects it in every task. The paper's rule selects heads whose mean "
             "|effect| lies more than two standard deviations above the mean of all heads; it says nothing of "
-            "chance. The sound rule asks that the effect is systematic (sign-flip test, false discovery rate 5 "
-            "%), large (at least twice the average head, by its interval), and repeats in random halves of the "
+            "chance. The sound rule asks that the effect is systematic (sign-flip test, false discovery rate "
+            "5\u00a0%), large (at least twice the average head, by its interval), and repeats in random halves of the "
             "examples. With fewer than a dozen examples a task it selects nothing."
         )
     ]

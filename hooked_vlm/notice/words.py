@@ -6,6 +6,7 @@ Knows no chart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -33,11 +34,9 @@ HEAD: Final = ["kind", "layer", "head"]
 MODALITY: Final = {"vision-only": "image alone", "text-only": "text alone", "multimodal": "image and text"}
 RULES: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 UNIT: Final = "\N{NO-BREAK SPACE}%"
-SELECTIONS: Final = {"universal": "universal heads", "top": "strongest heads"}
-PREFERRED: Final = (
-    "universal image", "universal text", "universal image (paper's rule)", "universal text (paper's rule)",
-    "top image", "top text",
-)  # fmt: skip
+SELECTION: Final = re.compile(
+    r"(?P<how>universal|strongest|top)(?: (?P<n>\d+))? (?P<corrupt>image|text)(?:(?:, | \()(?P<rule>[^)]*)\)?)?"
+)
 FEW: Final = 30  # kept examples of a task, below which the report calls its figures hints
 
 
@@ -78,19 +77,27 @@ def short_kind(kind: object) -> str:
 def selection_name(selection: object) -> str:
     """A set of ablated heads in words.
 
-    >>> selection_name("universal image"), selection_name("top text")
-    ('universal heads (image)', 'strongest heads (text)')
+    >>> selection_name("universal image, paper's rule"), selection_name("strongest 3 text")
+    ("universal heads (image, paper's rule)", '3 strongest heads (text)')
     """
-    which, _, corrupt = str(selection).partition(" ")
-    if which not in SELECTIONS or not corrupt:
+    match = SELECTION.fullmatch(str(selection))
+    if match is None:
         return f"heads of \u201c{selection}\u201d"
-    return f"{SELECTIONS[which]} ({corrupt.replace(' (', ', ').removesuffix(')')})"
+    how, n, corrupt, rule = match["how"], match["n"], match["corrupt"], match["rule"]
+    which = "universal" if how == "universal" else f"{n or ''} strongest".strip()
+    return f"{which} heads ({corrupt}{', ' + rule if rule else ''})"
 
 
 def ablated(run: Loaded) -> list[str]:
-    """The selections that were ablated: universal heads before the strongest ones, image before text."""
-    there = list(dict.fromkeys(run.table("ablation")["selection"]))
-    return sorted(there, key=lambda name: (PREFERRED.index(name) if name in PREFERRED else len(PREFERRED), str(name)))
+    """The selections that were ablated: universal before strongest, the sound rule's first, image before text."""
+
+    def order(name: str) -> tuple[bool, bool, bool, str]:
+        match = SELECTION.fullmatch(name)
+        if match is None:
+            return True, True, True, name
+        return match["how"] != "universal", bool(match["rule"]), match["corrupt"] != "image", name
+
+    return sorted({str(name) for name in run.table("ablation")["selection"]}, key=order)
 
 
 def universal_heads(run: Loaded, rule: str) -> pd.DataFrame:
