@@ -156,8 +156,11 @@ def notice(
     )
     console = _console()
     with console.status("Importing torch, transformers and transformer_lens"):
+        from transformers.utils import logging
+
         from hooked_vlm.notice import ending
         from hooked_vlm.notice.run import run
+    logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
     try:
         directory = run(config, out)
     except KeyboardInterrupt as stopped:

@@ -126,7 +126,7 @@ class SymmetricTokenReplacement:
         return new
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianNoise:
     """Noise on the embeddings of the image or of the text, the method that NOTICE is compared with (Meng et al. 2022).
 

@@ -17,7 +17,7 @@ from tests.notice.models import small
 
 def config_of(task: str, **changes: Any) -> NoticeConfig:
     """The configuration that is run."""
-    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 6, "batch": 3, "kinds": ("attn-heads",)}
+    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 4, "batch": 2, "kinds": ("attn-heads",)}
     return NoticeConfig(model="blip", tasks=(task,), **options | changes)
 
 

@@ -41,7 +41,7 @@ def read(directory: Path, kind: str) -> pd.DataFrame:
 
 def config_for(family: str, path: Path, **changes: Any) -> NoticeConfig:
     task = answerable(family, path / "some.parquet")
-    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 5}
+    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 5, "kinds": ("attn-heads", "mlp")}
     return NoticeConfig(model=family, tasks=(task,), **options | changes)
 
 
@@ -57,7 +57,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A model and the examples of a run of it."""
     path = tmp_path_factory.mktemp(request.param)
     model = small(request.param)
-    return model, examples_of(config_for(request.param, path), model, path / "run")
+    return model, examples_of(config_for(request.param, path, kinds=()), model, path / "run")
 
 
 def test_the_tables_have_their_columns_and_kinds(done: tuple[HookedVLM, Path]) -> None:
@@ -161,7 +161,7 @@ def test_positions_that_a_causal_stack_cannot_change_are_zero_and_swept_alike(tm
 
 @pytest.mark.parametrize(("positions", "roles"), [("answer", {"answer"}), ("last", {"last"})])
 def test_positions_that_were_asked_for_are_patched(positions: str, roles: set[str], tmp_path: Path) -> None:
-    config = config_for("llava", tmp_path, positions=positions, kinds=("mlp", "attn-heads"), corrupt=("text",))
+    config = config_for("llava", tmp_path, positions=positions, corrupt=("text",))
     directory = examples_of(config, small("llava"), tmp_path / "run")
     found = read(directory, "effects")
     assert set(found["role"]) == roles | {EVERY} and set(found["corrupt"]) == {"text", "text_noise"}
@@ -183,7 +183,8 @@ def test_answers_that_begin_alike_are_scored_where_they_differ(family: str, tmp_
         (plain.replace(input_ids=corrupt), found.corrupt["text"]),
         (plain.replace(pixel_values=example.pixels), found.corrupt["image"]),
     ):
-        logits = model(metrics.with_answer(model, inputs, [7, 9]))[0, -1]  # after the 7 that both begin with
+        with torch.no_grad():
+            logits = model(metrics.with_answer(model, inputs, [7, 9]))[0, -1]  # after the 7 that both begin with
         assert measured == pytest.approx(float(logits[9] - logits[8]), abs=1e-5)
     positions = found.table["position"].to_numpy()
     assert positions.max() == len(example.roles) - 1 == plain.input_ids.shape[1] - 1
