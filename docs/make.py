@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 
 import pdoc
@@ -25,7 +26,9 @@ def main(out: Path) -> None:
     for name in hooked_vlm.__all__:
         setattr(hooked_vlm, name, getattr(hooked_vlm, name))
     pdoc.render.configure(docformat="google", math=True)
-    pdoc.pdoc(*modules(), output_directory=out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has already been added")  # by the package it is in
+        pdoc.pdoc(*modules(), output_directory=out)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,7 @@ def test_the_code_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert numbers(line) == pytest.approx(numbers(shown), abs=0.03)
     assert names["effects"].shape == (2, 2) and names["over_image"].shape == (4,)
     assert names["logits"].shape[:2] == (64, 1) and names["parts"].shape[0] > 2
+    assert names["paths"].values.shape == (1, 4, 1, 4, 24) and names["estimate"].index_df["exact"].sum() == 8
+    assert names["noisy"].effect().abs().max() > 0.1
+    expected = names["model"](names["corrupt"])
+    assert torch.allclose(names["corrupted"], expected, atol=1e-4)

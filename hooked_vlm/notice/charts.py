@@ -81,7 +81,7 @@ def layout(**more: Any) -> dict[str, Any]:
     return base
 
 
-def limit(values: pd.Series[Any]) -> float:
+def limit(values: pd.Series) -> float:
     """The largest absolute value, so that the colour scale is centred at zero; 1 where there is nothing."""
     finite = values[np.isfinite(values)].abs()
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0

@@ -44,7 +44,7 @@ class HeadMap:
         return f"{self.run}, {self.task}"
 
     @property
-    def values(self) -> pd.Series[Any]:
+    def values(self) -> pd.Series:
         """The mean effects by layer and head."""
         return self.rows.set_index(["layer", "head"])["mean"].astype(float)
 
@@ -106,7 +106,7 @@ def correlation(first: HeadMap, second: HeadMap) -> float:
     return float(both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")) if len(both) > 2 else float("nan")
 
 
-def correlation_between(maps: Sequence[HeadMap], same_model: bool) -> pd.Series[Any]:
+def correlation_between(maps: Sequence[HeadMap], same_model: bool) -> pd.Series:
     """Correlations of head maps of the same task and shape in different runs."""
     found = []
     for part in groups(maps).values():

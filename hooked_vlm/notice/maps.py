@@ -42,7 +42,7 @@ def in_order(run: Loaded, rows: pd.DataFrame) -> list[str]:
     return [task for task in run.tasks if task in set(rows["task"])]
 
 
-def ordered(values: pd.Series[Any], order: tuple[str, ...]) -> list[str]:
+def ordered(values: pd.Series, order: tuple[str, ...]) -> list[str]:
     """The distinct values, those of `order` first."""
     return sorted(set(values), key=lambda value: (order.index(value) if value in order else len(order), str(value)))
 

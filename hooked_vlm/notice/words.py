@@ -263,7 +263,7 @@ def tiles(run: Loaded) -> Markup:
     return tag("ul", [tag("li", tag("b", figure), tag("span", text)) for figure, text in shown], class_="tiles")
 
 
-def spread(values: pd.Series[float], written: Callable[[Any], str]) -> str:
+def spread(values: pd.Series, written: Callable[[Any], str]) -> str:
     """The least and the greatest of some numbers, or the one there is.
 
     >>> spread(pd.Series([0.97, 1.0]), percent)
