@@ -6,7 +6,6 @@ Each section is made from one table of a run; without data it is a sentence that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
