@@ -6,10 +6,12 @@ JOBS ?= 2
 TESTS ?= hooked_vlm tests
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DEMO ?= runs/demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+ZOO := blip-shapes llava-shapes
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .PHONY: help install demo test test-slow bench notebooks docs lint format types constraints clean
@@ -27,8 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## a cache, a hook and a patch on a small model
-	@$(BIN)/hooked-vlm demo
+# One model after the other: the second one's progress would overwrite the first one's.
+demo: $(STAMP) ## NOTICE on both models that ship here, three tasks, image and text; names the reports
+	@for model in $(ZOO); do \
+		$(BIN)/hooked-vlm notice zoo:$$model --task all --corrupt both --noise --examples 50 --out $(DEMO)/$$model || exit 1; \
+	done
+	@$(BIN)/hooked-vlm compare $(patsubst %,$(DEMO)/%,$(ZOO)) --out $(DEMO)/compared.html
 
 test: lint types ## everything that CI checks: lint, types, tests and doctests
 	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --doctest-modules $(PYTEST_ARGS) $(TESTS)

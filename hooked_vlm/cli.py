@@ -156,10 +156,13 @@ def notice(
     )
     console = _console()
     with console.status("Importing torch, transformers and transformer_lens"):
+        import torch
         from transformers.utils import logging
 
         from hooked_vlm.notice import ending
         from hooked_vlm.notice.run import run
+    if model.startswith("zoo:"):
+        torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
     try:
         directory = run(config, out)

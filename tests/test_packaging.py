@@ -308,7 +308,7 @@ def planned(target: str, venv: Path) -> str:
 @pytest.mark.parametrize(
     ("target", "runs"),
     [
-        ("demo", ["hooked-vlm demo"]),
+        ("demo", ["hooked-vlm notice zoo:$model", "hooked-vlm compare runs/demo/blip-shapes runs/demo/llava-shapes"]),
         ("test", ["ruff check", "ruff format --check", "mypy", "-m pytest", "--doctest-modules"]),
         ("bench", ["tests.benchmarks.bench_forward"]),
         ("notebooks", []),

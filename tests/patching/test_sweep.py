@@ -12,8 +12,8 @@ from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
 from hooked_vlm import HookedVLM, VLMInputs
-from hooked_vlm.errors import GatedHookError, HookNameError, InputsError, PositionError, StackError
-from hooked_vlm.patching import Sites, metrics, sweep
+from hooked_vlm.errors import GatedHookError, HookNameError, InputsError, PositionError, SilentHookError, StackError
+from hooked_vlm.patching import Sites, attribution, metrics, sweep
 from tests.models import drawn
 from tests.models.reference import scale
 from tests.models.test_hooks_live import VARIANTS, variant
@@ -242,6 +242,15 @@ def test_clean_and_corrupt_of_different_length_raise() -> None:
         sweep(model, clean, clean, sites, lambda logits: logits[:, -1], progress=False)
     with pytest.raises(PositionError, match=r"positions of .* are 0 to 4; \[9\]"):
         sweep(model, clean, clean, Sites.residual(model, "text_encoder", positions=9), metrics.logit_diff(7, 8))
+
+
+def test_a_stage_that_the_run_does_not_pass_raises() -> None:
+    model, clean = variant("blip-retrieval")
+    for patched in (sweep, attribution):
+        with pytest.raises(SilentHookError, match="never reached hook_image_embed"):
+            patched(
+                model, clean, other(clean, image=True), Sites.point(model, "hook_image_embed"), metrics.logit_diff(1, 0)
+            )
 
 
 @pytest.mark.parametrize(
