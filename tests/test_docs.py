@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -47,6 +48,26 @@ def test_every_error_has_symptom_cause_and_way_out() -> None:
     assert told == classes
     for part in page:
         assert re.search(r"\*\*Symptom\*\*: .*\n(.*\n)*?- \*\*Cause\*\*: .*\n(.*\n)*?- \*\*Way out\*\*: .", part), part
+
+
+def texts() -> list[str]:
+    """Every piece of text in the package's source that stands between two values."""
+    trees = [ast.parse(source.read_text(encoding="utf-8")) for source in (ROOT / "hooked_vlm").rglob("*.py")]
+    return [
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value.__class__ is str
+    ]
+
+
+def test_the_symptoms_are_what_the_errors_say() -> None:
+    said = texts()
+    page = ERRORS.read_text(encoding="utf-8")
+    for symptom in re.findall(r"\*\*Symptom\*\*: `([^`]+)`", page):
+        pieces = [piece.strip(" :.,") for piece in re.split(r"\.\.\.|'[^']*'|[\d\[\]()]+|\w+/\w+", symptom)]
+        telling = [piece for piece in pieces if len(piece) >= 9]
+        assert any(piece in text for piece in telling for text in said), f"no error says any of {telling}"
 
 
 def anchors(page: Path) -> set[str]:
