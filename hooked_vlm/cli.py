@@ -178,7 +178,7 @@ def compare(
     out: Annotated[str, typer.Option("--out", help="The HTML file to write.")],
 ) -> None:
     """Put several runs of `notice` (models, tasks, corruptions) into one report that opens offline."""
-    from hooked_vlm.notice.compare import compare as write
+    from hooked_vlm.notice.report.compare import compare as write
 
     typer.echo(f"The comparison is in {write(directories, out)}")
 

@@ -12,12 +12,13 @@ import pytest
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
-from hooked_vlm.notice.charts import MARKS, rule_of
-from hooked_vlm.notice.loaded import Loaded
-from hooked_vlm.notice.page import chance, interval, number, percent
-from hooked_vlm.notice.words import corruption_name, scored, two, with_interval
+from hooked_vlm.notice.report import writing
+from hooked_vlm.notice.report.charts import MARKS, rule_of
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.page import chance, interval, number, percent
+from hooked_vlm.notice.report.words import corruption_name, scored, two, with_interval
 from tests.notice import made
-from tests.notice.parsed import Page
+from tests.notice.report.parsed import Page
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def copy(directory, tmp_path):
 
 
 def seen(path) -> Page:
-    return Page(report.html_of(Loaded.read(path)))
+    return Page(writing.html_of(Loaded.read(path)))
 
 
 def in_order(records: list[dict]) -> list[dict]:
@@ -434,7 +435,7 @@ def test_pictures_that_are_missing_elsewhere_or_no_png_are_named(copy, tmp_path)
 
 def test_pictures_stop_before_the_file_grows_too_large(copy, monkeypatch):
     size = (copy / "figures" / "head-0.png").stat().st_size
-    monkeypatch.setattr("hooked_vlm.notice.evidence.PICTURES", 2 * size + 1)
+    monkeypatch.setattr("hooked_vlm.notice.report.evidence.PICTURES", 2 * size + 1)
     page = seen(copy)
     assert sum(tag == "img" for tag, _ in page.elements) == 2
     assert "1 more picture" in page.sections["functions"]

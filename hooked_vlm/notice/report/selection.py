@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice.loaded import Loaded, head_name
-from hooked_vlm.notice.maps import ordered
-from hooked_vlm.notice.page import Child, Markup, details, items, listed, number, paragraph, table, tag
-from hooked_vlm.notice.published import PUBLISHED
-from hooked_vlm.notice.words import (
+from hooked_vlm.notice.report.loaded import Loaded, head_name
+from hooked_vlm.notice.report.maps import ordered
+from hooked_vlm.notice.report.page import Child, Markup, details, items, listed, number, paragraph, table, tag
+from hooked_vlm.notice.report.published import PUBLISHED
+from hooked_vlm.notice.report.words import (
     MODALITY,
     RULES,
     because_nothing_kept,

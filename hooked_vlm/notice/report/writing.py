@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import evidence, maps, selection
 from hooked_vlm.notice.config import KINDS, NoticeConfig
-from hooked_vlm.notice.loaded import Loaded
-from hooked_vlm.notice.page import (
+from hooked_vlm.notice.report import evidence, maps, selection
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.page import (
     Child,
     Markup,
     Part,
@@ -33,7 +33,7 @@ from hooked_vlm.notice.page import (
     table,
     tag,
 )
-from hooked_vlm.notice.words import (
+from hooked_vlm.notice.report.words import (
     answer,
     because_nothing_kept,
     corruption_name,

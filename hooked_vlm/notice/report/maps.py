@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from hooked_vlm.notice import charts
-from hooked_vlm.notice.loaded import SUFFIX, Loaded
-from hooked_vlm.notice.page import Child, Markup, chart, details, known, listed, number, paragraph, tag
-from hooked_vlm.notice.style import SHADES
-from hooked_vlm.notice.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.report import charts
+from hooked_vlm.notice.report.loaded import SUFFIX, Loaded
+from hooked_vlm.notice.report.page import Child, Markup, chart, details, known, listed, number, paragraph, tag
+from hooked_vlm.notice.report.style import SHADES
+from hooked_vlm.notice.report.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
 
 EVERY = "every position"
 CROWDED = 16  # heads a layer, above which a map needs more room

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.notice.page import DASH, Chart, chance, interval, known, number, percent
-from hooked_vlm.notice.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
+from hooked_vlm.notice.report.page import DASH, Chart, chance, interval, known, number, percent
+from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
 PAPER, SOUND, BOTH, NEITHER = "the paper's rule", "the sound rule", "both rules", "neither rule"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hooked_vlm.notice import charts
-from hooked_vlm.notice.loaded import Loaded
-from hooked_vlm.notice.maps import NOISES, grid, ordered, titled
-from hooked_vlm.notice.page import Child, Markup, chart, known, number, paragraph, tag
-from hooked_vlm.notice.words import corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.report import charts
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.maps import NOISES, grid, ordered, titled
+from hooked_vlm.notice.report.page import Child, Markup, chart, known, number, paragraph, tag
+from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing
 
 
 @dataclass(frozen=True)

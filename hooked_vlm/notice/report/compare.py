@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
-from hooked_vlm.notice.loaded import Loaded, head_name
-from hooked_vlm.notice.maps import NOISES, ordered
-from hooked_vlm.notice.page import (
+from hooked_vlm.notice.report.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
+from hooked_vlm.notice.report.loaded import Loaded, head_name
+from hooked_vlm.notice.report.maps import NOISES, ordered
+from hooked_vlm.notice.report.page import (
     DASH,
     Child,
     Part,
@@ -33,8 +33,7 @@ from hooked_vlm.notice.page import (
     table,
     tag,
 )
-from hooked_vlm.notice.report import NAMED, put, setting
-from hooked_vlm.notice.words import (
+from hooked_vlm.notice.report.words import (
     HEAD,
     MODALITY,
     RULES,
@@ -46,6 +45,7 @@ from hooked_vlm.notice.words import (
     two,
     verdict,
 )
+from hooked_vlm.notice.report.writing import NAMED, put, setting
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice.loaded import SUFFIX, Loaded, head_name
-from hooked_vlm.notice.page import Markup, counted, interval, known, listed, number, paragraph, percent, tag
+from hooked_vlm.notice.report.loaded import SUFFIX, Loaded, head_name
+from hooked_vlm.notice.report.page import Markup, counted, interval, known, listed, number, paragraph, percent, tag
 
 KINDS: Final = {
     "cross_attn-heads": "cross-attention heads",

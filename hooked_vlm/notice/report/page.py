@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hooked_vlm.notice.style import SCRIPT, STYLE
+from hooked_vlm.notice.report.style import SCRIPT, STYLE
 
 VOID = frozenset({"meta", "img", "br", "hr"})
 DASH = "\N{EN DASH}"

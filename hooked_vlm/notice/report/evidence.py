@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hooked_vlm.notice import charts
-from hooked_vlm.notice.loaded import Loaded
-from hooked_vlm.notice.maps import grid, in_order, legend, ordered
-from hooked_vlm.notice.page import (
+from hooked_vlm.notice.report import charts
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.maps import grid, in_order, legend, ordered
+from hooked_vlm.notice.report.page import (
     Child,
     chance,
     chart,
@@ -28,7 +28,7 @@ from hooked_vlm.notice.page import (
     table,
     tag,
 )
-from hooked_vlm.notice.words import (
+from hooked_vlm.notice.report.words import (
     HEAD,
     ablated,
     corruption_name,

@@ -12,11 +12,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import compare as comparison
-from hooked_vlm.notice.compare import compare
-from hooked_vlm.notice.loaded import Loaded
+from hooked_vlm.notice.report import compare as comparison
+from hooked_vlm.notice.report.compare import compare
+from hooked_vlm.notice.report.loaded import Loaded
 from tests.notice import made
-from tests.notice.parsed import Page
+from tests.notice.report.parsed import Page
 
 
 @pytest.fixture(scope="module")
