@@ -87,28 +87,7 @@ def attribution(
         )
     refuse_different(clean, corrupt)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
-    fix = _softmax_fix(model, sites) if qk_fix and steps is None else None
-    with torch.no_grad():
-        new = _activations(model, source, sites.hooks if fix is None else fix.read)
-        old = None if steps is None else _activations(model, base, sites.hooks)
-        baseline = _measured(model, base, metric, sites).detach().float()
-    axis = sites.position_axis
-    first = sites.hooks[0] if fix is None else fix.patched[0]
-    sites = sites.at(1 if axis is None else new[first].shape[axis])
-    if fix is not None:
-        kept, grads = _gradients(model, base, metric, [*fix.read, *fix.patterns], sites, wanted=fix.patterns)
-        parts = [fix.contributions(layer, new, kept, grads, sites) for layer in range(len(sites.hooks))]
-    elif steps is None:
-        kept, grads = _gradients(model, base, metric, sites.hooks, sites)
-        parts = [(new[name] - kept[name]) * grads[name] for name in sites.hooks]
-    else:
-        assert old is not None
-        grads = _averaged_gradients(model, source, base, metric, sites, steps)
-        parts = [(new[name] - old[name]) * grads[name] for name in sites.hooks]
-    effects = torch.stack([_of_cells(part.float(), sites, summed=fix is not None) for part in parts])
-    effects = effects.reshape(-1, len(base))
-    if sites.picked is not None:
-        effects = effects[list(sites.picked)]
+    baseline, effects, sites = _estimated(model, source, base, sites, metric, steps, qk_fix)
     values = baseline + effects
     table = sites.table.assign(exact=False)
     if verify_top:
@@ -125,6 +104,38 @@ def attribution(
         reduced=reduce == "mean",
         baseline=(baseline.mean(-1) if reduce == "mean" else baseline).cpu(),
     )
+
+
+def _estimated(
+    model: Any, source: VLMInputs, base: VLMInputs, sites: Sites, metric: Measure, steps: int | None, qk_fix: bool
+) -> tuple[Tensor, Tensor, Sites]:
+    """The base run's metric [batch], the estimates [site batch], and the sites with their positions spelled out."""
+    fix = _softmax_fix(model, sites) if qk_fix and steps is None else None
+    with torch.no_grad():
+        new = _activations(model, source, sites.hooks if fix is None else fix.read)
+    axis = sites.position_axis
+    first = sites.hooks[0] if fix is None else fix.patched[0]
+    sites = sites.at(1 if axis is None else new[first].shape[axis])
+    if fix is not None:
+        baseline, old, grads = _gradients(model, base, metric, [*fix.read, *fix.patterns], sites, wanted=fix.patterns)
+        parts = [fix.contributions(layer, new, old, grads, sites) for layer in range(len(sites.hooks))]
+    else:
+        if steps is None:
+            baseline, old, grads = _gradients(model, base, metric, sites.hooks, sites)
+        else:
+            with torch.no_grad():
+                old = _activations(model, base, sites.hooks)
+                baseline = _measured(model, base, metric, sites)
+            grads = _averaged_gradients(model, source, base, metric, sites, steps)
+        parts = [_product(new[name] - old[name], grads[name]) for name in sites.hooks]
+    effects = torch.stack([_of_cells(part.float(), sites, summed=fix is not None) for part in parts])
+    effects = effects.reshape(-1, len(base))
+    return baseline.float(), effects if sites.picked is None else effects[list(sites.picked)], sites
+
+
+def _product(change: Tensor, grad: Tensor) -> Tensor:
+    """Change times gradient; 0 where a score is -inf in both runs, since a key that is not seen stays so."""
+    return torch.where(change.isnan(), 0.0, change * grad)
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -185,8 +196,8 @@ def _gradients(
     sites: Sites,
     wanted: Sequence[str] | None = None,
     also: Sequence[tuple[str, Callable[..., Tensor]]] = (),
-) -> tuple[Activations, Activations]:
-    """The activations at some hook points of a run, and the metric's gradient at those wanted (None: at all)."""
+) -> tuple[Tensor, Activations, Activations]:
+    """A run's metric, its activations at some hook points, and the metric's gradient at those wanted (None: all)."""
     kept: Activations = {}
     wanted = names if wanted is None else wanted
 
@@ -203,7 +214,7 @@ def _gradients(
     found = {
         name: torch.zeros_like(x) if grad is None else grad for name, x, grad in zip(wanted, at, grads, strict=True)
     }
-    return {name: x.detach() for name, x in kept.items()}, found
+    return measured.detach(), {name: x.detach() for name, x in kept.items()}, found
 
 
 def _averaged_gradients(
@@ -222,7 +233,7 @@ def _averaged_gradients(
         def move(activation: Tensor, hook: Any, mixed: Activations = mixed) -> Tensor:
             return mixed[hook.name]
 
-        _, grads = _gradients(model, base, metric, sites.hooks, sites, also=[(name, move) for name in moving])
+        _, _, grads = _gradients(model, base, metric, sites.hooks, sites, also=[(name, move) for name in moving])
         total = {name: grad / steps + total.get(name, 0.0) for name, grad in grads.items()}
     return total
 

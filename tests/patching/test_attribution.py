@@ -66,8 +66,6 @@ def test_attribution_is_the_first_order_of_the_effect(
     (model, clean), corrupt = exactly(case), other(case.inputs, image).to(dtype=torch.float64)
     kind, at = data.draw(kinds_of_sites(model))
     at["layers"], at["positions"] = at["layers"] or 0, at["positions"] or slice(0, 2)
-    if at.get("activation") == "attn_scores":
-        at["activation"] = "pattern"  # scores are -inf where nothing is seen
     model.cfg.use_attn_result = at.get("activation") == "result"
     sites = getattr(Sites, kind)(model, **at)
     measure = metrics.Metric("product", lambda x: x[:, -1, 1].tanh() - x[:, -1, 0])
