@@ -33,11 +33,13 @@ def show(console: Console, directory: Path) -> None:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.0%}"
         counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, row["kept"], reasons)))
     console.print(counts)
+    if not any(row["kept"] for row in summary["counts"]):
+        console.print(Text("Nothing was patched: no example was kept, for the reasons above"))
     for corrupt in CORRUPT:
         heads = strongest(summary, corrupt)
         if heads:
             console.print(Text(f"Strongest under {corrupt} corruption: {_listed(heads)}"))
-    for rule in ("sound", "paper"):
+    for rule in ("sound", "paper") if summary["heads"] else ():
         rows = [row for row in summary["universal"] if row["rule"] == rule]
         told = [f"{name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         console.print(Text(f"Universal by the {rule} rule: {', '.join(told) or 'none'}"))

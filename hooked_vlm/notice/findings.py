@@ -109,6 +109,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
     claim = "Object-detection heads look at the object: their attention overlaps its mask more than evenly"
     parts: dict[str, list[np.ndarray]] = {"lift": [], "auc": [], "pointing": []}
     heads: list[str] = []
+    usual: list[np.ndarray] = []
     for kind, grid in sorted(data.attention.items()):
         masked = ~np.isnan(grid.matrix("auc")).all(1)
         order = np.random.default_rng((seed, 10)).permutation(np.flatnonzero(masked))
@@ -120,6 +121,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
         if cells:
             held_out = grid.rows(second)
             heads += [name(kind, *cell) for cell in cells]
+            usual.append(statistics.means(held_out.matrix("lift").T))
             for score, values in parts.items():
                 values.append(statistics.means(held_out.matrix(score, cells).T))
     if not data.attention or all(np.isnan(grid.matrix("auc")).all() for grid in data.attention.values()):
@@ -131,9 +133,10 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
         "claim": claim,
         "holds": _above(seen["lift"], 1.0) and _above(seen["auc"], 0.5),
         "evidence": (
-            f"{_listed(heads)}, labelled on half of the examples, have on the other half ({seen['lift']['n']}) "
-            f"a lift of {_shown(seen['lift'])} (1 is even attention), an AUC of {_shown(seen['auc'])} (0.5) and their "
-            f"largest attention on the object in {seen['pointing']['mean']:.0%}."
+            f"{_listed(heads)}, labelled on half of the examples, on the other half ({seen['lift']['n']}) with "
+            f"a lift of {_shown(seen['lift'])} (1 is even attention; the average head of the kind has "
+            f"{np.nanmean(np.concatenate(usual)):.3g}), an AUC of {_shown(seen['auc'])} (0.5 is even) and the largest "
+            f"attention on the object in {seen['pointing']['mean']:.0%}."
         ),
     }
 
@@ -160,10 +163,12 @@ def _harm(rows: Records) -> Records:
             f"{row['task']}: accuracy {row['accuracy_full']:.0%} whole, {row['accuracy']:.0%} without, "
             f"{row['accuracy_random_mean']:.0%} without random ones; logit difference {row['logit_diff_full']:.3g}, "
             f"{row['logit_diff']:.3g}, {row['logit_diff_random_mean']:.3g} (worse than random by {row['harm']:.3g} "
-            f"[{row['harm_low']:.3g}, {row['harm_high']:.3g}], p = {row['p']:.2g}, {row['draws']} sets)"
+            f"[{row['harm_low']:.3g}, {row['harm_high']:.3g}], p = {row['p']:.2g}, {row['draws']} sets"
+            f"{', too few for a smaller p' if row['worse'] is None else ''})"
             for row in told
         )
-        holds = all(row["harm_low"] > 0 for row in told) if told and len(told) == len(mine) else None
+        verdicts = [row["worse"] for row in mine]
+        holds = False if False in verdicts else None if None in verdicts else True
         if not told:
             evidence = "Its layers have no other set of as many heads to compare with."
         found.append({"claim": claim.format(selection), "holds": holds, "evidence": evidence})
@@ -248,8 +253,9 @@ def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> l
     n_tests = len([row for row in tables["heads"] if row["corrupt"] in ("image", "text") and not math.isnan(row["p"])])
     if n_tests:
         said.append(
-            f"{n_tests} heads x tasks x corruptions were tested. The false discovery rate is held at {rule.alpha:g} in "
-            "each corruption and kind of heads, not over the whole report; the paper's rule corrects for nothing."
+            f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
+            f"{rule.alpha:g} in each corruption and kind of heads, not over the whole report; the paper's rule "
+            "corrects for nothing."
         )
         said.append(f"Effects of heads are those at {data.at!r} tokens alone: a head may matter elsewhere.")
     if len({row["task"] for row in tables["heads"]}) == 1:
@@ -268,16 +274,19 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
             "Heads are ablated on the examples that they were selected on, which favours them a little over random "
             "heads; and on those that the model had answered rightly, where accuracy can only fall."
         )
-        for row in tables["ablation"]:
+        few: dict[str, str] = {}
+        for row in tables["ablation"]:  # the sets are the same in every task
             if 0 < row["draws"] < int(config.get("random_draws") or 0):
-                said.append(
-                    f"{row['task']}, {row['selection']}: its layers have only {row['draws']} other sets of heads."
-                )
+                few[f"{row['selection']} ({row['draws']})"] = ""
             if row["n_overlapping"]:
-                said.append(
-                    f"{row['task']}, {row['selection']}: {row['n_overlapping']} of {row['draws']} random sets hold "
-                    "some of the selected heads, since their layers have too few others."
+                few[f"{row['selection']} ({row['draws']})"] = (
+                    " Some random sets hold some of the selected heads, since their layers have too few others."
                 )
+        if few:
+            said.append(
+                f"Few other sets of as many heads are in the layers of a selection: {_listed(few)}. No p can be less "
+                f"than 1 / (sets + 1).{max(few.values())}"
+            )
     if tables["functions"]:
         masked = any(not math.isnan(row["lift"]) for row in tables["functions"])
         said.append(

@@ -25,7 +25,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from hooked_vlm.errors import DataError
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import ablating, directory, report, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
@@ -55,7 +54,7 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
         ResumeError: if the directory holds another configuration's run.
         RunDirectoryError: if it cannot be written, another process writes it, or it holds something else.
         KeyboardInterrupt: if Ctrl-C was pressed, when the examples in flight are done; it says what is kept.
-        DataError: if a task has no row that can be patched.
+        DataError: if there is no such task, or its data is not as it should be.
         CheckpointError, UnknownCheckpointError, StackError, ...: as loading the model raises.
     """
     place = RunDirectory(out)
@@ -288,12 +287,10 @@ _TYPES = {
 
 
 def _conclude(place: RunDirectory, config: NoticeConfig, model: Any, bar: Progress, go_on: Callable[[], None]) -> None:
-    """Select heads, ablate them, summarise, draw, and write the report."""
-    if not any(place.numbers(directory.EFFECTS, task) for task in config.tasks):
-        raise DataError(
-            f"no example of {', '.join(config.tasks)} could be patched: {place.path / directory.EXAMPLES} says of each "
-            "why. A model that gives no right answer has nothing to restore"
-        )
+    """Select heads, ablate them, summarise, draw, and write the report.
+
+    A model that answers nothing rightly has nothing to restore: the report then says so, and why each row went.
+    """
     found = summary.summarise(place.path, config=config)
     bar.say("ablating")
     ablating.ablate(place, config, model, ablating.selections(found), go_on)

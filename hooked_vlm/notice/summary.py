@@ -23,7 +23,8 @@ what cannot be computed is null.
   accuracy, accuracy_low, accuracy_high (over examples), accuracy_random_mean, accuracy_random_low,
   accuracy_random_high (2.5 and 97.5 % of random sets), the same for logit_diff, harm, harm_low, harm_high (mean logit
   difference under random sets less that under the selection, interval over examples), p (share of sets, the selection
-  among them, whose mean logit difference is no higher than the selection's).
+  among them, whose mean logit difference is no higher than the selection's), worse (true where harm_low is above 0 and
+  p at most 0.05, null where there are too few random sets for such a p, else false).
 - ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads, spearman (of mean |effect| over
   heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
 - ``figures``: file, kind, layer, head, example, caption. ``findings``: claim, holds (true, false, or null where the run
@@ -49,6 +50,7 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import findings, statistics, universal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
+from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.gathered import EVERY, Gathered, gather
 from hooked_vlm.notice.labels import labels_of
 
@@ -94,16 +96,17 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         labels_of(grids, significant=significant, times=times, seed=seed).assign(task=task)
         for task, grids in data.attention_by_task().items()
     ]
+    asked = [file_name(str(task)) for task in config.get("tasks") or []]
     tables = {
-        "counts": _counts(data, times, seed),
-        "behaviour": _behaviour(data, times, seed),
+        "counts": _as_asked(_counts(data, times, seed), asked),
+        "behaviour": _as_asked(_behaviour(data, times, seed), asked),
         "heads": _heads(data, selection),
         "roles": _roles(data, times, seed),
         "universal": chosen.to_dict("records"),
         "functions": functions.to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
-        "ablation": _ablation(data, times, seed),
-        "noise": _noise(families, data, times, seed),
+        "ablation": _as_asked(_ablation(data, times, seed), asked),
+        "noise": _as_asked(_noise(families, data, times, seed), asked),
     }
     summary: dict[str, Any] = {
         **tables,
@@ -115,6 +118,12 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         "model": dict(model),
     }
     return _without_nan(summary)
+
+
+def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
+    """Records in the order in which tasks were asked for, else as they were."""
+    places = {task: place for place, task in enumerate(tasks)}
+    return sorted(records, key=lambda record: places.get(record["task"], len(places)))
 
 
 def _rule(config: Mapping[str, Any]) -> universal.Rule:
@@ -256,10 +265,19 @@ def _ablation(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
                 others = grid.matrix("logit_diff", drawn)
                 record |= _named("harm", others.mean(1) - chosen, times, seed)
                 record["p"] = float((1 + (statistics.means(others) <= np.nanmean(chosen)).sum()) / (1 + len(drawn)))
+                record["worse"] = _worse(record["harm_low"], record["p"], len(drawn))
             else:
-                record |= dict.fromkeys(("harm", "harm_low", "harm_high", "p"), math.nan)
+                record |= dict.fromkeys(("harm", "harm_low", "harm_high", "p"), math.nan) | {"worse": None}
             records.append(record)
     return records
+
+
+def _worse(harm_low: float, p: float, draws: int) -> bool | None:
+    """Whether a selection hurts more than random heads; None where there are too few random sets to tell."""
+    least = 1 / (1 + draws)
+    if harm_low > 0 and p <= least and least > statistics.ALPHA:
+        return None
+    return None if math.isnan(harm_low) else harm_low > 0 and p <= statistics.ALPHA
 
 
 def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:

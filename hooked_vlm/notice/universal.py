@@ -335,10 +335,12 @@ def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule) -> 
     if row["paper"]:
         return f"{where}: the paper's rule selects it, the sound one does not: {'; '.join(_faults(row, rule))}."
     family = selection[_same(selection, row, ["corrupt", "kind", "task"])]
+    digits = next(n for n in range(3, 18) if f"{row['mean_abs']:.{n}g}" != f"{row['threshold']:.{n}g}" or n == 17)
     return (
-        f"{where}: the sound rule selects it, the paper's does not: its mean |effect| {row['mean_abs']:.3g} is "
-        f"{row['ratio']:.3g} times the average head's but below mean + {rule.sds:g} SD = {row['threshold']:.3g}, an SD "
-        f"that the strongest heads (up to {family['mean_abs'].max():.3g}) raise for all {len(family)}."
+        f"{where}: the sound rule selects it, the paper's does not: its mean |effect| {row['mean_abs']:.{digits}g} is "
+        f"{row['ratio']:.3g} times the average head's but below mean + {rule.sds:g} SD = "
+        f"{row['threshold']:.{digits}g}, an SD that the strongest heads (up to {family['mean_abs'].max():.3g}) raise "
+        f"for all {len(family)}."
     )
 
 

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hooked_vlm.cli import main
 from hooked_vlm.notice import run
 from hooked_vlm.notice.config import NoticeConfig
 from tests.models import checkpoints
 from tests.notice.models import answerable, small
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; gives its exit code and what it wrote to the two streams."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hooked-vlm", "notice", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

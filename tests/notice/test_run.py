@@ -219,15 +219,18 @@ def test_what_is_not_kept_says_why(changes: dict, options: dict, reason: str) ->
     assert (first.reason, second.kept) == (reason, True)
 
 
-def test_a_run_without_an_example_says_so(tmp_path: Path) -> None:
+def test_a_run_without_an_example_ends_in_a_report_that_says_why(tmp_path: Path) -> None:
     model = small("blip")
     task = answerable("blip", tmp_path / "a.parquet", 4)
     rows = [row | {"corrupt_prompt": "is it ?"} for row in pairs.read_parquet(task)]
     pairs.write_parquet(pairs.table(rows), tmp_path / "b.parquet")
     config = NoticeConfig(model="m", tasks=(str(tmp_path / "b.parquet"),), examples=3)
-    with pytest.raises(DataError, match=r"no example of .* could be patched"):
-        run.run(config, tmp_path / "run", progress=False, model=model)
-    assert set(read(tmp_path / "run", "examples")["kept"]) == {False}
+    directory = run.run(config, tmp_path / "run", progress=False, model=model)
+    assert set(read(directory, "examples")["kept"]) == {False}
+    (counts,) = json.loads((directory / "summary.json").read_text())["counts"]
+    assert counts["kept"] == 0 and counts["reasons"]["the row has no corrupt prompt"] == 3
+    text = (directory / "report.html").read_text()
+    assert "Nothing could be patched" in text and "the row has no corrupt prompt: 3" in text
 
 
 def test_a_task_that_is_not_there_leaves_no_run_behind(tmp_path: Path) -> None:
