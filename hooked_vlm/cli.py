@@ -131,7 +131,8 @@ def notice(
 
     Press Ctrl-C to stop when the examples in flight are done; the same command goes on from there.
     """
-    from hooked_vlm.notice.config import CORRUPT, NoticeConfig
+    from hooked_vlm.notice.config import NoticeConfig
+    from hooked_vlm.notice.vocabulary import CORRUPT
 
     config = NoticeConfig(
         model=model,

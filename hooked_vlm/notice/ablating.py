@@ -21,10 +21,9 @@ from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.examples import Example, given, grouped, prepared, restored, rows_of, stacked
 from hooked_vlm.notice.functions import image_attention
-from hooked_vlm.notice.universal import name as head_name
+from hooked_vlm.notice.vocabulary import CORRUPT, MODALITIES, MULTIMODAL, head_name, module_of, of_heads
 
 TOP = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
-CORRUPT = ("image", "text")
 Head = ablation.Head
 
 
@@ -59,7 +58,7 @@ def strongest(summary: Mapping[str, Any], corrupt: str, n: int = TOP) -> list[He
 
 
 def _universal(summary: Mapping[str, Any], corrupt: str, rule: str) -> list[Head]:
-    modalities = ("multimodal", {"image": "vision-only", "text": "text-only"}[corrupt])
+    modalities = (MULTIMODAL, MODALITIES[corrupt])
     rows = [row for row in summary["universal"] if row["rule"] == rule and row["modality"] in modalities]
     return [(row["kind"], row["layer"], row["head"]) for row in rows]
 
@@ -83,7 +82,7 @@ def ablate(
         sets: heads by name.
         go_on: called between batches; raises if the run is to stop.
     """
-    kinds = [kind for kind in config.kinds if kind.endswith("-heads")]
+    kinds = [kind for kind in config.kinds if of_heads(kind)]
     for task in config.tasks if sets else ():
         kept = place.numbers(directory.EFFECTS, task)
         missing = set(kept) - set(place.numbers(directory.ABLATION, task))
@@ -164,7 +163,7 @@ def drawn(
         for kind, layer, head in heads:
             if kind not in found:
                 continue
-            name = f"{file_name(task)}-{example.number:06d}-{kind.removesuffix('-heads')}-{layer}-{head}.png"
+            name = f"{file_name(task)}-{example.number:06d}-{module_of(kind)}-{layer}-{head}.png"
             values = found[kind].less_the_mean()[0, layer, head]
             try:
                 figure = viz.overlay(

@@ -26,6 +26,7 @@ from torch import Tensor
 from hooked_vlm.errors import DataError, StackError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
+from hooked_vlm.notice.vocabulary import module_of, of_heads
 
 Head = tuple[str, int, int]  # kind ("cross_attn-heads", "attn-heads"), layer, head
 HeadSet = tuple[Head, ...]
@@ -42,7 +43,7 @@ def hook_name(model: Any, kind: str, layer: int) -> str:
     Raises:
         StackError: if the model has none such.
     """
-    name = f"{model.stacks[model.prompt_stack].prefix}blocks.{layer}.{kind.removesuffix('-heads')}.hook_z"
+    name = f"{model.stacks[model.prompt_stack].prefix}blocks.{layer}.{module_of(kind)}.hook_z"
     if name not in model.hook_dict:
         raise StackError(f"there is no {name}: {model.prompt_stack} has no heads of kind {kind!r} in layer {layer}")
     return name
@@ -62,7 +63,7 @@ class ReferenceMeans:
     def __init__(self, model: Any, kinds: Iterable[str]) -> None:
         layers = range(model.stacks[model.prompt_stack].cfg.n_layers)
         self.model = model
-        self.hooks = [hook_name(model, kind, layer) for kind in kinds if kind.endswith("-heads") for layer in layers]
+        self.hooks = [hook_name(model, kind, layer) for kind in kinds if of_heads(kind) for layer in layers]
         self.lengths: set[int] = set()
         self._by_position: dict[str, Tensor] = {}  # sums [pos head d_head], while lengths agree
         self._by_class: dict[str, Tensor] = {}  # sums [2 head d_head]: text, image

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hooked_vlm.errors import InputsError, ResumeError, closest
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
 
-CORRUPT = ("image", "text")
-HEAD_KINDS = ("cross_attn-heads", "attn-heads")
-MODULE_KINDS = ("cross_attn", "attn", "mlp", "resid")
-KINDS = (*HEAD_KINDS, *MODULE_KINDS)
 POSITIONS = ("text", "answer", "last", "all")
-SELECT_AT = ("auto", "answer", "last", "every position")
+SELECT_AT = ("auto", "answer", "last", EVERY)
 REGIONS = ("blur", "mean", "inpaint")
 SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
@@ -43,7 +40,7 @@ class NoticeConfig:
         model: a hub name, a directory, or "zoo:...".
         tasks: names of `datasets.sources.TASKS`, or parquet files.
         corrupt: what is corrupted, one at a time: "image", "text".
-        kinds: what is patched, of `KINDS`; empty for all that the model's prompt stack has.
+        kinds: what is patched, of `vocabulary.KINDS`; empty for all that the model's prompt stack has.
         positions: where: "text" for every prompt position that is not the image's, "answer" for the right answer's
             word, "last", or "all".
         select_at: where heads are selected: "answer", "last", "every position", or "auto", the paper's choice: the
@@ -112,7 +109,7 @@ class NoticeConfig:
             )
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
             raise InputsError(f"prompt_template is {self.prompt_template!r}; expected a text with {{prompt}} in it")
-        if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, "every position"):
+        if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, EVERY):
             raise InputsError(
                 f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
                 "patched there. Take positions='text', or the same for both"
@@ -189,7 +186,7 @@ class NoticeConfig:
 
 
 def available(model: Any) -> tuple[str, ...]:
-    """The kinds that a model's prompt stack has, in the order of `KINDS`."""
+    """The kinds that a model's prompt stack has, in the order of `vocabulary.KINDS`."""
     crossed = getattr(model.stacks[model.prompt_stack].blocks[0], "has_cross_attn", False)
     return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))
 

@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.notice.config import HEAD_KINDS, NoticeConfig
+from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, first_changed, noisy_places, stacked
-from hooked_vlm.notice.roles import EVERY
+from hooked_vlm.notice.vocabulary import EVERY, module_of, of_heads
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
 from hooked_vlm.patching.sweep import sweep_all
 
-CORRUPTIONS = ("image", "text", "image_noise", "text_noise")
 _TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
 _VALUES = ("effect", "restoration", "normalised")
@@ -60,12 +59,12 @@ def sites_of(model: Any, kind: str, positions: Any) -> Sites:
 
     Args:
         model: a `HookedVLM`.
-        kind: one of `config.KINDS`.
+        kind: one of `vocabulary.KINDS`.
         positions: as `Sites` takes them.
     """
     stack = model.prompt_stack
-    if kind in HEAD_KINDS:
-        return Sites.heads(model, stack, kind.removesuffix("-heads"), positions=positions)
+    if of_heads(kind):
+        return Sites.heads(model, stack, module_of(kind), positions=positions)
     hooks = {"cross_attn": "cross_attn_out", "attn": "attn_out", "mlp": "mlp_out", "resid": resid_hook(model)}
     return Sites.module(model, stack, hooks[kind], positions=positions)
 
@@ -73,7 +72,7 @@ def sites_of(model: Any, kind: str, positions: Any) -> Sites:
 def n_sites(model: Any, kinds: Sequence[str], n_positions: int) -> int:
     """How many sites one corruption of one example has."""
     cfg = model.stacks[model.prompt_stack].cfg
-    heads = sum(kind in HEAD_KINDS for kind in kinds)
+    heads = sum(of_heads(kind) for kind in kinds)
     return int(cfg.n_layers * (cfg.n_heads * heads * (n_positions + 1) + (len(kinds) - heads) * n_positions))
 
 
@@ -148,10 +147,10 @@ class _Skeleton:
         self.shapes: dict[str, tuple[int, ...]] = {}
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("kind", *_PLACES)}
         for number, kind in enumerate(config.kinds):
-            of_heads = kind in HEAD_KINDS
-            heads = list(range(cfg.n_heads)) if of_heads else [-1]
+            single = of_heads(kind)
+            heads = list(range(cfg.n_heads)) if single else [-1]
             for name, places in ((kind, list(positions)), (kind + _AT_ONCE, [-1])):
-                if name != kind and not of_heads:
+                if name != kind and not single:
                     continue
                 self.shapes[name] = (cfg.n_layers, len(places), len(heads))
                 layer, position, head = np.meshgrid(range(cfg.n_layers), places, heads, indexing="ij")

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hooked_vlm.notice.ablating import CORRUPT, strongest
-from hooked_vlm.notice.universal import name
+from hooked_vlm.notice.ablating import strongest
+from hooked_vlm.notice.vocabulary import CORRUPT, RULES, head_name
 
 
 def show(console: Console, directory: Path) -> None:
@@ -39,12 +39,12 @@ def show(console: Console, directory: Path) -> None:
         heads = strongest(summary, corrupt)
         if heads:
             console.print(Text(f"Strongest under {corrupt} corruption: {_listed(heads)}"))
-    for rule in ("sound", "paper") if summary["heads"] else ():
+    for rule in RULES if summary["heads"] else ():
         rows = [row for row in summary["universal"] if row["rule"] == rule]
-        told = [f"{name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
+        told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         console.print(Text(f"Universal by the {rule} rule: {', '.join(told) or 'none'}"))
     console.print(Text(f"Report: {directory / 'report.html'}"), soft_wrap=True)
 
 
 def _listed(heads: Sequence[tuple[Any, ...]]) -> str:
-    return ", ".join(name(*head) for head in heads)
+    return ", ".join(head_name(*head) for head in heads)

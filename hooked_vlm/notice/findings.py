@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm.notice import statistics
-from hooked_vlm.notice.gathered import EVERY, Gathered
+from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.grids import Grid
 from hooked_vlm.notice.labels import NONE, OBJECT, labels_of
-from hooked_vlm.notice.universal import Rule, name
+from hooked_vlm.notice.universal import Rule
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, FEW, RULES, head_name, listed, module_of, of_heads
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
-FEW = 30  # examples of a task, below which intervals and p-values are wide
 AGREE = 0.5  # rank correlation above which two maps are said to agree
 
 Records = list[dict[str, Any]]
@@ -41,7 +41,7 @@ def findings(
         times: resamples.
         seed: of the resamples and of the halves.
     """
-    kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and kind.endswith("-heads")})
+    kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and of_heads(kind)})
     found = [_concentration(data, kind, times, seed) for kind in kinds]
     found.append(_detection(data, significant, times, seed))
     found.append(_universal(tables["universal"], bool(tables["heads"])))
@@ -59,8 +59,8 @@ def _shown(found: Mapping[str, float], digits: int = 3) -> str:
 def _concentration(data: Gathered, kind: str, times: int, seed: int) -> dict[str, Any]:
     """Whether |effect| under image corruption is larger at the tokens that should carry it."""
     expected = ("last",) if data.at == "last" else CONTENT
-    what = kind.removesuffix("-heads")
-    where = "the last token" if expected == ("last",) else f"{_listed(expected)} tokens"
+    what = module_of(kind)
+    where = "the last token" if expected == ("last",) else f"{listed(expected)} tokens"
     claim = f"Image corruption: patching {what} heads has a larger effect at {where} than at others"
     per_role: dict[str, list[np.ndarray]] = {}
     on, off = [], []
@@ -120,7 +120,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
         cells = list(labelled[labelled["label"] == OBJECT][["layer", "head"]].itertuples(index=False, name=None))
         if cells:
             held_out = grid.rows(second)
-            heads += [name(kind, *cell) for cell in cells]
+            heads += [head_name(kind, *cell) for cell in cells]
             usual.append(statistics.means(held_out.matrix("lift").T))
             for score, values in parts.items():
                 values.append(statistics.means(held_out.matrix(score, cells).T))
@@ -133,7 +133,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> dict[
         "claim": claim,
         "holds": _above(seen["lift"], 1.0) and _above(seen["auc"], 0.5),
         "evidence": (
-            f"{_listed(heads)}, labelled on half of the examples, on the other half ({seen['lift']['n']}) with "
+            f"{listed(heads)}, labelled on half of the examples, on the other half ({seen['lift']['n']}) with "
             f"a lift of {_shown(seen['lift'])} (1 is even attention; the average head of the kind has "
             f"{np.nanmean(np.concatenate(usual)):.3g}), an AUC of {_shown(seen['auc'])} (0.5 is even) and the largest "
             f"attention on the object in {seen['pointing']['mean']:.0%}."
@@ -145,11 +145,11 @@ def _universal(rows: Records, any_heads: bool) -> dict[str, Any]:
     claim = "Some heads matter in every task, by the sound rule"
     if not any_heads:
         return {"claim": claim, "holds": None, "evidence": "No heads were patched."}
-    by_rule = {rule: [row for row in rows if row["rule"] == rule] for rule in ("sound", "paper")}
+    by_rule = {rule: [row for row in rows if row["rule"] == rule] for rule in RULES}
     said = []
     for rule, whose in (("sound", "the sound rule"), ("paper", "the paper's")):
-        heads = [f"{name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in by_rule[rule]]
-        said.append(f"{whose}: {_listed(heads) or 'none'}")
+        heads = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in by_rule[rule]]
+        said.append(f"{whose}: {listed(heads) or 'none'}")
     return {"claim": claim, "holds": bool(by_rule["sound"]), "evidence": f"By {'; by '.join(said)}."}
 
 
@@ -184,7 +184,7 @@ def _noise(rows: Records) -> dict[str, Any]:
     if not known:
         return {"claim": claim, "holds": None, "evidence": "The run has no Gaussian noise."}
     evidence = "; ".join(
-        f"{row['task']}, {row['modality']}, {row['kind'].removesuffix('-heads')}: {row['spearman']:.2f} "
+        f"{row['task']}, {row['modality']}, {module_of(row['kind'])}: {row['spearman']:.2f} "
         f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}], top {row['top_k']} heads in common {row['top_overlap']:.0%}"
         for row in known
     )
@@ -193,11 +193,6 @@ def _noise(rows: Records) -> dict[str, Any]:
 
 def _above(found: Mapping[str, float], bound: float) -> bool | None:
     return None if math.isnan(found["low"]) else bool(found["low"] > bound)
-
-
-def _listed(words: Iterable[str]) -> str:
-    given = list(words)
-    return given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
 
 
 # --- cautions ---------------------------------------------------------------------------------------
@@ -210,13 +205,13 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     fewest = rule.fewest_examples
     if lacking := [task for task, n in kept.items() if n < fewest]:
         said.append(
-            f"{_listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a "
+            f"{listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a "
             "half: it can select nothing."
         )
     if thin := [f"{task} ({n})" for task, n in kept.items() if fewest <= n < FEW]:
-        said.append(f"Few examples: {_listed(thin)}. Intervals are wide and small effects are missed.")
+        said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")
     if short := [f"{task} ({n} of {config['examples']})" for task, n in kept.items() if n < config.get("examples", 0)]:
-        said.append(f"Fewer examples than asked for were kept: {_listed(short)}. The counts say why.")
+        said.append(f"Fewer examples than asked for were kept: {listed(short)}. The counts say why.")
     for row in tables["counts"]:
         if row["seen"] and row["kept"] < row["seen"] / 2:
             said.append(
@@ -224,7 +219,7 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
                 "which may be the easy ones."
             )
     for row in tables["behaviour"]:
-        if row["flipped"] < 0.5 and row["corrupt"] in ("image", "text"):
+        if row["flipped"] < 0.5 and row["corrupt"] in CORRUPT:
             said.append(
                 f"{row['task']}: {row['corrupt']} corruption turns the answer round in {row['flipped']:.0%} of the "
                 "examples only, so patching has little to restore in the others."
@@ -239,7 +234,7 @@ def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> l
     for kind in data.head_kinds:
         n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
         most = (n - 1) / math.sqrt(n) if n else 0.0
-        what = kind.removesuffix("-heads")
+        what = module_of(kind)
         if n and most <= rule.sds:
             said.append(
                 f"{what}: with {n} heads none can lie {rule.sds:g} SD above the mean; the paper's rule is void."
@@ -250,7 +245,7 @@ def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> l
                 f"{_most_above(n, rule.sds)} can pass mean + {rule.sds:g} SD together: the paper's rule was made for "
                 "models of 144 heads and more."
             )
-    n_tests = len([row for row in tables["heads"] if row["corrupt"] in ("image", "text") and not math.isnan(row["p"])])
+    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and not math.isnan(row["p"])])
     if n_tests:
         said.append(
             f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
@@ -260,7 +255,7 @@ def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> l
         said.append(f"Effects of heads are those at {data.at!r} tokens alone: a head may matter elsewhere.")
     if len({row["task"] for row in tables["heads"]}) == 1:
         said.append("There is one task: 'universal' says no more than that a head stands out in it.")
-    corrupts = {row["corrupt"] for row in tables["heads"]} & {"image", "text"}
+    corrupts = {row["corrupt"] for row in tables["heads"]} & set(CORRUPT)
     if len(corrupts) == 1:
         (one,) = corrupts
         said.append(f"Only {one} corruption was run: the other modality was not tested, whatever a head is called.")
@@ -284,7 +279,7 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
                 )
         if few:
             said.append(
-                f"Few other sets of as many heads are in the layers of a selection: {_listed(few)}. No p can be less "
+                f"Few other sets of as many heads are in the layers of a selection: {listed(few)}. No p can be less "
                 f"than 1 / (sets + 1).{max(few.values())}"
             )
     if tables["functions"]:
@@ -306,10 +301,10 @@ def _about_labels(rows: Records) -> list[str]:
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         if row["label"] != NONE:
-            of_head = found.setdefault(name(row["kind"], row["layer"], row["head"]), {})
+            of_head = found.setdefault(head_name(row["kind"], row["layer"], row["head"]), {})
             of_head.setdefault(row["label"], []).append(str(row["task"]))
     parted = [
-        f"{head}: {_listed(f'{label} in {_listed(tasks)}' for label, tasks in of_head.items())}"
+        f"{head}: {listed(f'{label} in {listed(tasks)}' for label, tasks in of_head.items())}"
         for head, of_head in found.items()
         if len(of_head) > 1
     ]

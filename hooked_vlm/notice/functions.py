@@ -42,6 +42,7 @@ from torch import Tensor
 from hooked_vlm.errors import DataError, InputsError, PositionError
 from hooked_vlm.models.images import to_rgb_list
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.notice.vocabulary import module_of, of_heads
 
 SCORES = ("image_mass", "inside", "area", "lift", "auc", "pointing", "relative_inside", "outlier", "cls")
 COLUMNS = ("kind", "layer", "head", "query_role", *SCORES)
@@ -102,9 +103,7 @@ def image_attention(
 
     hooks: list[tuple[str, Any]] = [(last, keep_norms)]
     names = {
-        kind: [
-            f"{stack.prefix}blocks.{i}.{kind.removesuffix('-heads')}.hook_pattern" for i in range(stack.cfg.n_layers)
-        ]
+        kind: [f"{stack.prefix}blocks.{i}.{module_of(kind)}.hook_pattern" for i in range(stack.cfg.n_layers)]
         for kind, keys in attended.items()
         if keys is not None
     }
@@ -133,7 +132,7 @@ class _ImageKeys:
 
 def _image_keys(model: Any, inputs: VLMInputs, kind: str) -> _ImageKeys | None:
     """Where the image is among the keys of a kind of heads, or None where it is not."""
-    if not kind.endswith("-heads"):
+    if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
     if cross != (inputs.layout.patch_size is not None):  # cross-attention reads the image; self-attention the prompt

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.functions import SCORES
 from hooked_vlm.notice.grids import Grid
+from hooked_vlm.notice.vocabulary import CORRUPTIONS
 
-DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", "image", "text", "image_noise", "text_noise")]
+DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", *CORRUPTIONS)]
 ABOUT = ["task", "example", "number", "group", "answer", "wrong_answer", "generated", "kept", "reason"]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
 MEASURES = ["effect", "restoration", "normalised"]
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
 ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role", *SCORES]
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
-EVERY = "every position"
 
 
 @dataclass

@@ -10,9 +10,6 @@ import itertools
 from hooked_vlm.errors import PositionError
 from hooked_vlm.models.inputs import VLMInputs
 
-ROLES = ("answer", "wrong answer", "subject", "image", "template", "special", "punctuation", "other", "last")
-EVERY = "every position"  # the role of a site that is every position at once
-
 
 def roles(
     inputs: VLMInputs,

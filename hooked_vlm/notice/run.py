@@ -29,10 +29,11 @@ from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import ablating, directory, report, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.effects import CORRUPTIONS, Effects, measured, n_sites
+from hooked_vlm.notice.effects import Effects, measured, n_sites
 from hooked_vlm.notice.examples import Example, grouped, prepared, rows_of, stacked
 from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.progress import Progress
+from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY
 
 PACKAGES = ("hooked-vlm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "pyarrow")
 Rows = Sequence[tuple[int, dict[str, Any]]]
@@ -244,7 +245,7 @@ def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> li
 
 def query(config: NoticeConfig, example: Example) -> list[int]:
     """The positions from which an example's heads are watched: where they are selected."""
-    if config.select_at == "every position":
+    if config.select_at == EVERY:
         return [place for place, role in enumerate(example.roles) if role != "image"]
     return example.where(config.select_at)
 

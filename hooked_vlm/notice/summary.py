@@ -51,8 +51,9 @@ from hooked_vlm.notice import findings, statistics, universal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
 from hooked_vlm.notice.config import file_name
-from hooked_vlm.notice.gathered import EVERY, Gathered, gather
+from hooked_vlm.notice.gathered import Gathered, gather
 from hooked_vlm.notice.labels import labels_of
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY
 
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
 
@@ -89,7 +90,7 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
     chosen = universal.universal(selection)
     significant = None
     if len(selection):
-        tested = selection[selection["corrupt"].isin(["image", "text"]) & (selection["q"] <= rule.alpha)]
+        tested = selection[selection["corrupt"].isin(CORRUPT) & (selection["q"] <= rule.alpha)]
         significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
     functions = labels_of(data.attention, significant=significant, times=times, seed=seed)
     by_task = [
@@ -189,7 +190,7 @@ def _behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
     records = []
     kept = data.examples[data.examples["kept"].astype(bool)]
     for task, rows in kept.groupby("task", sort=False):
-        for corrupt in ("image", "text", "image_noise", "text_noise"):
+        for corrupt in CORRUPTIONS:
             there = rows[rows[f"{corrupt}_logit_diff"].notna()]
             if there.empty:
                 continue

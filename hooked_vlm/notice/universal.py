@@ -45,11 +45,11 @@ from jaxtyping import Float
 
 from hooked_vlm.errors import DataError
 from hooked_vlm.notice import statistics
+from hooked_vlm.notice.vocabulary import MODALITIES, MULTIMODAL, RULES, head_name
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
 HEAD = ["kind", "layer", "head"]
 Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, statistics.Matrix]]]
-MODALITIES = {"image": "vision-only", "text": "text-only"}
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
     table = selection[selection["corrupt"].isin(list(MODALITIES))]
     for kind, family in table.groupby("kind", observed=True, sort=True):
         tested = [name for name in MODALITIES if (family["corrupt"] == name).any()]
-        for rule in ("paper", "sound"):
+        for rule in RULES:
             for (layer, head), cells in family[family[f"{rule}_all"].astype(bool)].groupby(["layer", "head"]):
                 found = [name for name in tested if (cells["corrupt"] == name).any()]
                 rows.append(
@@ -275,7 +275,7 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
                         "kind": kind,
                         "layer": int(layer),
                         "head": int(head),
-                        "modality": MODALITIES[found[0]] if len(found) == 1 else "multimodal",
+                        "modality": MODALITIES[found[0]] if len(found) == 1 else MULTIMODAL,
                         "rule": rule,
                         "tasks": sorted(cells["task"].unique()),
                         "tested": tested,
@@ -286,11 +286,6 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
                 )
     made = pd.DataFrame(rows, columns=columns)
     return made.sort_values(["rule", "mean_abs"], ascending=[True, False], ignore_index=True)
-
-
-def name(kind: str, layer: int, head: int) -> str:
-    """A head as the report writes it: "cross_attn L3.H0"."""
-    return f"{kind.removesuffix('-heads')} L{layer}.H{head}"
 
 
 def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT) -> list[str]:
@@ -327,7 +322,7 @@ def _same(selection: pd.DataFrame, row: dict[str, Any], columns: list[str]) -> p
 
 
 def _who(row: dict[str, Any]) -> str:
-    return name(str(row["kind"]), int(row["layer"]), int(row["head"]))
+    return head_name(row["kind"], row["layer"], row["head"])
 
 
 def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule) -> str:

@@ -19,9 +19,8 @@ from PIL import Image
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.summary import summarise
+from hooked_vlm.notice.vocabulary import HEAD_KINDS, MODULE_KINDS
 
-HEAD_KINDS = ("cross_attn-heads", "attn-heads")
-MODULE_KINDS = ("cross_attn", "attn", "mlp", "resid")
 POSITIONS = (
     ("special", "[CLS]"),
     ("other", "is"),

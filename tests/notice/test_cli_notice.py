@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from hooked_vlm.notice import run
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.directory import RunDirectory
 from tests.models import checkpoints
 from tests.notice.models import answerable, small
 
@@ -73,6 +78,84 @@ def test_what_cannot_be_run_is_one_line(command: Any, words: list[str], message:
     assert (code, out) == (1, "") and err.count("\n") == 1
     assert err.startswith("hooked-vlm: ") and message in err
     assert not (tmp_path / "run").exists()
+
+
+# --- what stands in the way of a run is one line, which says what is kept and how to go on ---------------
+
+ONE_TASK = ("zoo:blip-shapes", "--task", "colour", "--corrupt", "image", "--sites", "attn-heads")
+QUICK = ("--examples", "2", "--batch", "1", "--bootstrap", "20", "--random-draws", "2")
+
+
+def one_line(outcome: tuple[int, str, str], code: int = 1) -> str:
+    """The line that a command wrote to the error stream, and nothing else."""
+    assert outcome[:2] == (code, "")
+    (line,) = outcome[2].splitlines()
+    return line.removeprefix("hooked-vlm: ")
+
+
+def test_a_directory_under_a_file_is_one_line(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = one_line(command(*ONE_TASK, "--out", str(tmp_path / "file" / "run")))
+    assert "file/run cannot be made or written (Not a directory): make it writable, or take another" in line
+
+
+def test_a_directory_on_a_disk_that_takes_no_writing_is_one_line(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *args: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    line = one_line(command(*ONE_TASK, "--out", str(tmp_path / "run")))
+    assert "run cannot be made or written (Read-only file system): make it writable, or take another" in line
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    done: int, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, write = [*ONE_TASK, *QUICK, "--out", str(tmp_path / "run")], pq.write_table
+    left = 3 * done
+
+    def full(*args: Any, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+        write(*args, **options)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    line = one_line(command(*words))
+    assert "No space left on device" in line and "make room on the disk" in line
+    assert ("the 1 example that is done is kept" if done else "or take another directory") in line
+    monkeypatch.setattr(pq, "write_table", write)
+    code, printed, _ = command(*words)
+    assert code == 0 and "Report: " in printed and not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_second_run_in_a_directory_is_one_line(command: Any, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run").locked():
+        line = one_line(command(*ONE_TASK, "--out", str(tmp_path / "run")))
+    assert f"run is being written by another process (pid {os.getpid()}): wait for it" in line
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = run.measured
+
+    def pressed(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return measured(*args, **options)
+
+    monkeypatch.setattr(run, "measured", pressed)
+    code, printed, told = command(*ONE_TASK, *QUICK, "--out", str(tmp_path / "run"))
+    assert (code, printed) == (130, "")
+    first, last = told.split("\n")[1:3]
+    assert first == "Stopping when the examples in flight are done; Ctrl-C again to stop at once."
+    assert last.startswith("hooked-vlm: stopped; 1 example is in") and last.endswith(
+        "the same command goes on from there"
+    )
 
 
 @pytest.mark.parametrize("family", ["blip", "llava"])

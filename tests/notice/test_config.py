@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_vlm.errors import InputsError, ResumeError
-from hooked_vlm.notice.config import BATCH, KINDS, NoticeConfig, file_name
+from hooked_vlm.notice.config import BATCH, NoticeConfig, file_name
+from hooked_vlm.notice.vocabulary import KINDS
 from tests.models.unchecked import unchecked
 from tests.notice.models import blip_shapes, untrained_llava
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hooked_vlm.errors import PositionError
-from hooked_vlm.notice.roles import ROLES, occurrences, roles
+from hooked_vlm.notice.roles import occurrences, roles
+from hooked_vlm.notice.vocabulary import ROLES
 from tests.notice.models import blip_shapes, pictures, row, small, untrained_llava
 
 PROMPT, CORRUPT = "is the square red or green?", "is the triangle red or green?"

@@ -19,9 +19,9 @@ from hooked_vlm.errors import DataError, ResumeError
 from hooked_vlm.hooks import patch
 from hooked_vlm.notice import effects, examples, run
 from hooked_vlm.notice.answers import Scored
-from hooked_vlm.notice.config import KINDS, NoticeConfig
+from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.corruption import GaussianNoise, SemanticImagePair, SymmetricTokenReplacement
-from hooked_vlm.notice.roles import EVERY
+from hooked_vlm.notice.vocabulary import EVERY, KINDS
 from hooked_vlm.patching import metrics
 from tests.notice.models import FAMILIES, answerable, blip_shapes, row, small
 

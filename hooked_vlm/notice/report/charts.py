@@ -15,14 +15,11 @@ import pandas as pd
 
 from hooked_vlm.notice.report.page import DASH, Chart, chance, interval, known, number, percent
 from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
+from hooked_vlm.notice.vocabulary import ROLES, head_at
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
 PAPER, SOUND, BOTH, NEITHER = "the paper's rule", "the sound rule", "both rules", "neither rule"
 MARKS = {BOTH: "\u25cf", SOUND: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
-ROLES = (
-    "subject", "answer", "wrong answer", "other", "punctuation", "last", "image", "template", "special", "every "
-    "position",
-)  # fmt: skip
 BARS = ("#b7c0ca", SHADES[0], SHADES[1])
 WRITTEN = 8  # cells a row, at most, in which there is room for a number
 # What hovering over a head shows. Six lines at most: plotly hides a label that is taller than its chart.
@@ -289,7 +286,7 @@ def bars(
 def scatter(rows: pd.DataFrame, x: str, y: str) -> Chart:
     """Two effects of the same heads against one another; columns layer, head and the two named."""
     far = (rows[x].abs() + rows[y].abs()).rank(ascending=False, method="first") <= 5
-    names = [f"L{int(layer)}.H{int(head)}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    names = [head_at(layer, head) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     data = {
         "type": "scatter",
         "mode": "markers+text",

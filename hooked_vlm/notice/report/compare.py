@@ -14,8 +14,8 @@ from typing import Any
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.report.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
-from hooked_vlm.notice.report.loaded import Loaded, head_name
-from hooked_vlm.notice.report.maps import NOISES, ordered
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.maps import ordered
 from hooked_vlm.notice.report.page import (
     DASH,
     Child,
@@ -24,7 +24,6 @@ from hooked_vlm.notice.report.page import (
     counted,
     details,
     interval,
-    listed,
     number,
     page,
     paragraph,
@@ -36,16 +35,16 @@ from hooked_vlm.notice.report.page import (
 from hooked_vlm.notice.report.words import (
     HEAD,
     MODALITY,
-    RULES,
+    RULE,
     corruption_name,
     missing,
     selection_name,
-    short_kind,
     spread,
     two,
     verdict,
 )
 from hooked_vlm.notice.report.writing import NAMED, put, setting
+from hooked_vlm.notice.vocabulary import NOISES, RULES, head_name, listed, module_of
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
@@ -150,10 +149,10 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
         for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
             said = []
             for modality, part in rows.groupby("modality", sort=False):
-                rules = ordered(part["rule"], ("sound", "paper"))
-                by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
+                rules = ordered(part["rule"], RULES)
+                by = "both rules" if len(rules) > 1 else RULE.get(rules[0], rules[0])
                 said.append(f"{MODALITY.get(str(modality), str(modality))}, {by}")
-            key = (one.run.name, f"{short_kind(kind)} {head_name(layer, head)}")
+            key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
@@ -268,7 +267,7 @@ def ablation(runs: Sequence[Named]) -> list[Child]:
 def noise(runs: Sequence[Named]) -> list[Child]:
     """Rank correlations between semantic pairs and Gaussian noise, by run."""
     rows = [
-        [name, str(row["task"]), corruption_name(row["modality"]), short_kind(row["kind"]), two(row["spearman"]),
+        [name, str(row["task"]), corruption_name(row["modality"]), module_of(row["kind"]), two(row["spearman"]),
          interval(row["ci_low"], row["ci_high"], two), percent(row["top_overlap"])]
         for name, row in records(runs, "noise")
     ]  # fmt: skip

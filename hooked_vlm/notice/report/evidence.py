@@ -21,7 +21,6 @@ from hooked_vlm.notice.report.page import (
     image,
     interval,
     known,
-    listed,
     number,
     paragraph,
     percent,
@@ -36,10 +35,10 @@ from hooked_vlm.notice.report.words import (
     missing,
     scored,
     selection_name,
-    short_kind,
     two,
     with_interval,
 )
+from hooked_vlm.notice.vocabulary import CORRUPT, listed, module_of
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
@@ -237,7 +236,7 @@ def noise(run: Loaded) -> list[Child]:
         [
             str(row["task"]),
             corruption_name(row["modality"]),
-            short_kind(row["kind"]),
+            module_of(row["kind"]),
             two(row["spearman"]),
             interval(row["ci_low"], row["ci_high"], two),
             number(row["n_heads"]),
@@ -272,12 +271,12 @@ def noise(run: Loaded) -> list[Child]:
     ]
     measured, plots = run.table("heads"), []
     key = ["task", "kind", "layer", "head"]
-    for modality in ordered(rows["modality"], ("image", "text")):
+    for modality in ordered(rows["modality"], CORRUPT):
         pairs = measured[measured["corrupt"] == modality].merge(
             measured[measured["corrupt"] == f"{modality}_noise"], on=key, suffixes=("", "_noise")
         )
         for (kind, task), part in pairs.groupby(["kind", "task"], sort=False):
-            title = f"{task}, {short_kind(kind)}: {corruption_name(modality)}"
+            title = f"{task}, {module_of(kind)}: {corruption_name(modality)}"
             plots.append(chart(charts.scatter(part, "mean", "mean_noise"), title, height=290))
     if plots:
         told.append(details(f"Head by head: {counted(len(plots), 'scatter plot')}", grid(plots), open=len(plots) <= 6))

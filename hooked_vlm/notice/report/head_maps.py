@@ -12,9 +12,10 @@ import pandas as pd
 
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.maps import NOISES, grid, ordered, titled
+from hooked_vlm.notice.report.maps import grid, ordered, titled
 from hooked_vlm.notice.report.page import Child, Markup, chart, known, number, paragraph, tag
 from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.vocabulary import CORRUPT, HEAD_KINDS, NOISES
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def head_maps(runs: Sequence[Named]) -> list[HeadMap]:
         rows = one.run.table("heads")
         rows = rows[rows["mean"].map(known) & ~rows["corrupt"].isin(NOISES)]
         shape = one.run.shape(rows)
-        for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads")):
-            for corrupt in ordered(rows["corrupt"], ("image", "text")):
+        for kind in ordered(rows["kind"], HEAD_KINDS):
+            for corrupt in ordered(rows["corrupt"], CORRUPT):
                 for task in one.run.tasks:
                     part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt) & (rows["task"] == task)]
                     if len(part):

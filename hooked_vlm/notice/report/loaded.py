@@ -43,7 +43,6 @@ COLUMNS: Final[Mapping[str, str]] = {
     "figures": "file kind layer head example caption",
     "findings": "claim holds evidence",
 }
-SUFFIX: Final = "-heads"  # of the kinds that have a site for every head
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,6 @@ class Loaded:
         layers = int(rows["layer"].max()) + 1 if len(rows) else 0
         heads = int(rows["head"].max()) + 1 if len(rows) and "head" in rows else 0
         return max(layers, int(self.model.get("layers") or 0)), max(heads, int(self.model.get("heads") or 0))
-
-
-def head_name(layer: Any, head: Any) -> str:
-    """A head as the field writes it.
-
-    >>> head_name(5, 3)
-    'L5.H3'
-    """
-    return f"L{int(layer)}.H{int(head)}"
 
 
 def _read(path: Path, absent: str) -> dict[str, Any]:

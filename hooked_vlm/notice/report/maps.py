@@ -10,14 +10,23 @@ from collections.abc import Sequence
 import pandas as pd
 
 from hooked_vlm.notice.report import charts
-from hooked_vlm.notice.report.loaded import SUFFIX, Loaded
-from hooked_vlm.notice.report.page import Child, Markup, chart, details, known, listed, number, paragraph, tag
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.page import Child, Markup, chart, details, known, number, paragraph, tag
 from hooked_vlm.notice.report.style import SHADES
 from hooked_vlm.notice.report.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.vocabulary import (
+    CORRUPT,
+    CORRUPTIONS,
+    EVERY,
+    HEAD_KINDS,
+    KINDS,
+    MODULE_KINDS,
+    NOISES,
+    listed,
+    of_heads,
+)
 
-EVERY = "every position"
 CROWDED = 16  # heads a layer, above which a map needs more room
-NOISES = ("image_noise", "text_noise")
 
 
 def scale(bound: float, what: str = "mean effect") -> Markup:
@@ -84,8 +93,8 @@ def heads(run: Loaded) -> list[Child]:
     ]
     shape = run.shape(rows)
     noisy: list[Child] = []
-    for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads")):
-        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], ("image", "text", *NOISES)):
+    for kind in ordered(rows["kind"], HEAD_KINDS):
+        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], CORRUPTIONS):
             part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]
             bound = charts.limit(part["mean"].astype(float))
             maps = []
@@ -106,8 +115,8 @@ def heads(run: Loaded) -> list[Child]:
 def _place(run: Loaded) -> str:
     """Where heads were patched for their map: " at the answer position"."""
     where = run.summary.get("select_at") or {}
-    places = {str(place) for kind, place in where.items() if str(kind).endswith(SUFFIX)}
-    if places == {"every position"}:
+    places = {str(place) for kind, place in where.items() if of_heads(kind)}
+    if places == {EVERY}:
         return " at every position at once"
     return f" at the {listed(sorted(places))} position" if places else ""
 
@@ -115,7 +124,7 @@ def _place(run: Loaded) -> str:
 def roles(run: Loaded) -> list[Child]:
     """Layer x token-role maps of the head kinds: how strong heads are at which words."""
     rows = run.table("roles")
-    rows = rows[rows["kind"].astype(str).str.endswith(SUFFIX) & rows["mean_abs"].map(known)]
+    rows = rows[rows["kind"].isin(HEAD_KINDS) & rows["mean_abs"].map(known)]
     if rows.empty:
         why = because_nothing_kept(run)
         return [missing(f"No head was patched at single positions{why}, so there is no map of words.")]
@@ -138,8 +147,8 @@ def roles(run: Loaded) -> list[Child]:
 def _together(run: Loaded, rows: pd.DataFrame) -> list[Child]:
     """Lines over layers of heads that were patched at every position at once."""
     told: list[Child] = []
-    kinds = ordered(rows["kind"], ("cross_attn-heads", "attn-heads"))
-    for corrupt in ordered(rows["corrupt"], ("image", "text")):
+    kinds = ordered(rows["kind"], HEAD_KINDS)
+    for corrupt in ordered(rows["corrupt"], CORRUPT):
         part, plots = rows[rows["corrupt"] == corrupt], []
         for task in in_order(run, part):
             of_task = part[part["task"] == task]
@@ -152,7 +161,7 @@ def _together(run: Loaded, rows: pd.DataFrame) -> list[Child]:
 def modules(run: Loaded) -> list[Child]:
     """Whole modules (attention, MLP, residual stream) by layer, and by layer and token role."""
     rows = run.table("roles")
-    rows = rows[~rows["kind"].astype(str).str.endswith(SUFFIX) & rows["mean"].map(known)]
+    rows = rows[~rows["kind"].isin(HEAD_KINDS) & rows["mean"].map(known)]
     if rows.empty:
         return [missing(f"No whole module was patched in this run{because_nothing_kept(run)}.")]
     told: list[Child] = [
@@ -163,8 +172,8 @@ def modules(run: Loaded) -> list[Child]:
             "restores most."
         )
     ]
-    kinds = ordered(rows["kind"], ("cross_attn", "attn", "mlp", "resid"))
-    for corrupt in ordered(rows["corrupt"], ("image", "text")):
+    kinds = ordered(rows["kind"], MODULE_KINDS)
+    for corrupt in ordered(rows["corrupt"], CORRUPT):
         if corrupt in NOISES:
             continue
         part = rows[rows["corrupt"] == corrupt]
@@ -191,8 +200,8 @@ def strongest_role(rows: pd.DataFrame) -> str:
 
 def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[Child]:
     told: list[Child] = []
-    for kind in ordered(rows["kind"], ("cross_attn-heads", "attn-heads", "cross_attn", "attn", "mlp", "resid")):
-        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], ("image", "text")):
+    for kind in ordered(rows["kind"], KINDS):
+        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], CORRUPT):
             if corrupt in NOISES:
                 continue
             part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]

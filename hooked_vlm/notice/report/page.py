@@ -280,15 +280,6 @@ def chance(p: Any) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as English lists them.
-
-    >>> listed(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def counted(n: int, one: str, many: str | None = None) -> str:
     """A count with its noun.
 

@@ -9,19 +9,19 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice.report.loaded import Loaded, head_name
+from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered
-from hooked_vlm.notice.report.page import Child, Markup, details, items, listed, number, paragraph, table, tag
+from hooked_vlm.notice.report.page import Child, Markup, details, items, number, paragraph, table, tag
 from hooked_vlm.notice.report.published import PUBLISHED
 from hooked_vlm.notice.report.words import (
     MODALITY,
-    RULES,
+    RULE,
     because_nothing_kept,
     head_label,
     missing,
     scored,
-    short_kind,
 )
+from hooked_vlm.notice.vocabulary import CORRUPT, RULES, head_name, listed
 
 DISAGREEMENTS: Final = 6  # shown before the rest is folded away
 
@@ -72,7 +72,7 @@ def universal(run: Loaded) -> list[Child]:
 def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
     functions = run.table("functions").set_index(["kind", "layer", "head"])
     cells = []
-    order = {rule: i for i, rule in enumerate(("sound", "paper"))}
+    order = {rule: i for i, rule in enumerate(RULES)}
     rows = rows.assign(first=rows["rule"].map(order)).sort_values(["first", "mean_abs"], ascending=[True, False])
     merged: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows.to_dict("records"):
@@ -86,7 +86,7 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
             [
                 head_label(run, kind, layer, head),
                 MODALITY.get(str(modality), str(modality)),
-                listed([RULES.get(rule, rule) for rule in rules]),
+                listed([RULE.get(rule, rule) for rule in rules]),
                 listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),
                 number(row["mean_abs"]),
                 str(known_function.get("label") or "not scored"),
@@ -101,19 +101,19 @@ def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
     rows, chosen = [], run.table("universal")
     functions = run.table("functions").set_index(["kind", "layer", "head"])
     for head in PUBLISHED[run.name]:
-        of_kind = measured[(measured["kind"] == head.kind) & measured["corrupt"].isin(["image", "text"])]
+        of_kind = measured[(measured["kind"] == head.kind) & measured["corrupt"].isin(CORRUPT)]
         means = of_kind.groupby(["corrupt", "layer", "head"])["mean_abs"].mean()
         ranks = []
-        for corrupt in ordered(of_kind["corrupt"], ("image", "text")):
+        for corrupt in ordered(of_kind["corrupt"], CORRUPT):
             ranked = means.loc[corrupt].rank(ascending=False, method="min")
             if (head.layer, head.head) in ranked.index:
                 ranks.append(f"{corrupt}: {int(ranked.loc[(head.layer, head.head)])} of {len(ranked)}")
         mine = chosen[(chosen["kind"] == head.kind) & (chosen["layer"] == head.layer) & (chosen["head"] == head.head)]
-        rules = [RULES.get(rule, rule) for rule in ordered(mine["rule"], ("sound", "paper"))]
+        rules = [RULE.get(rule, rule) for rule in ordered(mine["rule"], RULES)]
         key = (head.kind, head.layer, head.head)
         rows.append(
             [
-                f"{short_kind(head.kind)} {head_name(head.layer, head.head)}",
+                head_name(head.kind, head.layer, head.head),
                 MODALITY[head.modality] if head.modality else "not stated",
                 head.label or "not stated",
                 "; ".join(ranks) or "not measured",

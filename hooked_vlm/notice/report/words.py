@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice.report.loaded import SUFFIX, Loaded, head_name
-from hooked_vlm.notice.report.page import Markup, counted, interval, known, listed, number, paragraph, percent, tag
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.page import Markup, counted, interval, known, number, paragraph, percent, tag
+from hooked_vlm.notice.vocabulary import CORRUPT, FEW, RULES, head_at, head_name, listed, module_of, of_heads
 
-KINDS: Final = {
+KIND: Final = {
     "cross_attn-heads": "cross-attention heads",
     "attn-heads": "self-attention heads",
     "cross_attn": "cross-attention",
@@ -23,7 +24,7 @@ KINDS: Final = {
     "mlp": "MLP",
     "resid": "residual stream",
 }
-CORRUPTIONS: Final = {
+CORRUPTION: Final = {
     "image": "image swapped for its pair",
     "text": "word replaced in the prompt",
     "image_noise": "Gaussian noise on the image",
@@ -32,17 +33,16 @@ CORRUPTIONS: Final = {
 CORRUPTED: Final = {"image": "image swapped", "text": "word replaced"}
 HEAD: Final = ["kind", "layer", "head"]
 MODALITY: Final = {"vision-only": "image alone", "text-only": "text alone", "multimodal": "image and text"}
-RULES: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
+RULE: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 UNIT: Final = "\N{NO-BREAK SPACE}%"
 SELECTION: Final = re.compile(
     r"(?P<how>universal|strongest|top)(?: (?P<n>\d+))? (?P<corrupt>image|text)(?:(?:, | \()(?P<rule>[^)]*)\)?)?"
 )
-FEW: Final = 30  # kept examples of a task, below which the report calls its figures hints
 
 
 def kind_name(kind: object) -> str:
     """A kind of site in words."""
-    return KINDS.get(str(kind), str(kind))
+    return KIND.get(str(kind), str(kind))
 
 
 def kind_title(kind: object) -> str:
@@ -51,27 +51,18 @@ def kind_title(kind: object) -> str:
     >>> kind_title("attn-heads")
     'self-attention heads (attn)'
     """
-    return f"{kind_name(kind)} ({short_kind(kind)})" if str(kind).endswith(SUFFIX) else kind_name(kind)
+    return f"{kind_name(kind)} ({module_of(kind)})" if of_heads(kind) else kind_name(kind)
 
 
 def corruption_name(corrupt: object) -> str:
     """A corruption in words."""
-    return CORRUPTIONS.get(str(corrupt), str(corrupt))
+    return CORRUPTION.get(str(corrupt), str(corrupt))
 
 
 def head_label(run: Loaded, kind: object, layer: Any, head: Any) -> str:
     """A head, with its kind where a run has more than one kind of heads."""
-    name = head_name(layer, head)
-    return f"{short_kind(kind)} {name}" if run.table("heads")["kind"].nunique() > 1 else name
-
-
-def short_kind(kind: object) -> str:
-    """The kind of a head as the package spells it, to tell heads of two attentions apart.
-
-    >>> short_kind("cross_attn-heads")
-    'cross_attn'
-    """
-    return str(kind).removesuffix(SUFFIX)
+    several = run.table("heads")["kind"].nunique() > 1
+    return head_name(kind, layer, head) if several else head_at(layer, head)
 
 
 def selection_name(selection: object) -> str:
@@ -162,7 +153,7 @@ def _universal(run: Loaded) -> str:
 def _strongest(run: Loaded) -> list[str]:
     """The head with the largest effect in each task, under the first corruption that was run."""
     rows = run.table("heads")
-    corrupts = [corrupt for corrupt in ("image", "text") if (rows["corrupt"] == corrupt).any()]
+    corrupts = [corrupt for corrupt in CORRUPT if (rows["corrupt"] == corrupt).any()]
     if not corrupts:
         return []
     rows = rows[(rows["corrupt"] == corrupts[0]) & rows["mean_abs"].map(known)]
@@ -240,12 +231,12 @@ def tiles(run: Loaded) -> Markup:
     """The figures that a reader looks for first."""
     shown = [(f"{run.kept:,} of {run.seen:,}", "examples seen were kept")]
     behaviour = run.table("behaviour")
-    for corrupt in ("image", "text"):
+    for corrupt in CORRUPT:
         shares = behaviour.loc[behaviour["corrupt"] == corrupt, "flipped"].dropna().astype(float)
         if len(shares):
             shown.append((spread(shares, percent), f"of answers flip: {corruption_name(corrupt)}"))
     if selection_was_possible(run):
-        sound, paper = (len(universal_heads(run, rule)) for rule in ("sound", "paper"))
+        sound, paper = (len(universal_heads(run, rule)) for rule in RULES)
         shown.append((f"{sound} and {paper}", "universal heads, by the sound rule and by the paper's"))
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_full", "accuracy_random_mean"])
     if len(rows):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice.config import KINDS, NoticeConfig
+from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.report import evidence, maps, selection
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import (
@@ -24,7 +24,6 @@ from hooked_vlm.notice.report.page import (
     Part,
     details,
     facts,
-    listed,
     number,
     page,
     paragraph,
@@ -44,6 +43,7 @@ from hooked_vlm.notice.report.words import (
     verdict,
     with_interval,
 )
+from hooked_vlm.notice.vocabulary import KINDS, listed
 
 # Of the command, by name in the configuration; batch is left out, since it changes no number.
 OPTIONS: Final = {
