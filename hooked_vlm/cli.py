@@ -160,8 +160,8 @@ def notice(
         import torch
         from transformers.utils import logging
 
-        from hooked_vlm.notice import ending
-        from hooked_vlm.notice.run import run
+        from hooked_vlm.notice import terminal
+        from hooked_vlm.notice.pipeline import run
     if model.startswith("zoo:"):
         torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
@@ -170,7 +170,7 @@ def notice(
     except KeyboardInterrupt as stopped:
         typer.echo(f"hooked-vlm: {str(stopped) or 'stopped'}", err=True)
         raise typer.Exit(130) from None
-    ending.show(console, directory)
+    terminal.show_ending(console, directory)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """NOTICE, end to end: from pairs of images to universal heads.
 
-    from hooked_vlm.notice import NoticeConfig
-    from hooked_vlm.notice.run import run
+    from hooked_vlm.notice import NoticeConfig, run
 
     run(NoticeConfig(model="zoo:blip-shapes", tasks=("colour", "shape"), examples=24), "runs/blip")
 
@@ -27,6 +26,7 @@ _PUBLIC = {
     "SymmetricTokenReplacement": "corruption",
     "ablate": "ablation",
     "compare": "report.compare",
+    "run": "pipeline",
     "score_example": "functions",
     "select": "universal",
     "summarise": "summary",
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         SymmetricTokenReplacement,
     )
     from hooked_vlm.notice.functions import score_example
+    from hooked_vlm.notice.pipeline import run
     from hooked_vlm.notice.report.compare import compare
     from hooked_vlm.notice.summary import summarise
     from hooked_vlm.notice.universal import Rule, select
@@ -56,6 +57,7 @@ __all__ = [
     "SymmetricTokenReplacement",
     "ablate",
     "compare",
+    "run",
     "score_example",
     "select",
     "summarise",

@@ -26,9 +26,8 @@ from torch import Tensor
 from hooked_vlm.errors import DataError, StackError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
-from hooked_vlm.notice.vocabulary import module_of, of_heads
+from hooked_vlm.notice.vocabulary import Head, module_of, of_heads
 
-Head = tuple[str, int, int]  # kind ("cross_attn-heads", "attn-heads"), layer, head
 HeadSet = tuple[Head, ...]
 Means = dict[str, Float[Tensor, "at head d_head"]]
 

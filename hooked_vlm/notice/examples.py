@@ -9,10 +9,12 @@ Costs the processor, one generation, and the corrupt inputs. Knows models by the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -289,6 +291,14 @@ def grouped(examples: Sequence[Example], key: Any) -> list[list[Example]]:
     for example in examples:
         groups.setdefault(key(example), []).append(example)
     return list(groups.values())
+
+
+def own_rows(table: pd.DataFrame, i: int, about: Mapping[str, str]) -> pa.Table:
+    """The rows of example `i` of a batch's table, behind columns that say which example it is."""
+    own = table[table["row"] == i].drop(columns="row")
+    for place, (name, value) in enumerate(about.items()):
+        own.insert(place, name, value)
+    return pa.Table.from_pandas(own, preserve_index=False)
 
 
 def _cat(tensors: Sequence[Any]) -> Tensor:

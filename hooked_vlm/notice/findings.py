@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm.notice import statistics
-from hooked_vlm.notice.gathered import Gathered
-from hooked_vlm.notice.grids import Grid
+from hooked_vlm.notice.gathered import Gathered, Grid
 from hooked_vlm.notice.labels import NONE, OBJECT, labels_of
 from hooked_vlm.notice.universal import Rule
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, FEW, RULES, head_name, listed, module_of, of_heads

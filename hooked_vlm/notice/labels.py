@@ -13,7 +13,7 @@ import pandas as pd
 
 from hooked_vlm.notice import statistics
 from hooked_vlm.notice.functions import SCORES
-from hooked_vlm.notice.grids import Grid
+from hooked_vlm.notice.gathered import Grid
 
 OBJECT, SUPPRESSION, OUTLIER, NONE = "object detection", "object suppression", "outlier suppression", "none"
 

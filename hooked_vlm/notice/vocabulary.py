@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+Head = tuple[str, int, int]  # kind, layer, head
+
 CORRUPT: Final = ("image", "text")
 NOISES: Final = ("image_noise", "text_noise")  # the same modalities under Gaussian noise
 CORRUPTIONS: Final = (*CORRUPT, *NOISES)

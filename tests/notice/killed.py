@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from hooked_vlm.notice import run
+from hooked_vlm.notice import pipeline
 from hooked_vlm.notice.config import NoticeConfig
 from tests.notice.models import small
 
@@ -31,4 +31,4 @@ if __name__ == "__main__":
     os.replace = slowly  # type: ignore[assignment]
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    run.run(config_of(sys.argv[2]), sys.argv[1], progress=False, model=small("blip"))
+    pipeline.run(config_of(sys.argv[2]), sys.argv[1], progress=False, model=small("blip"))

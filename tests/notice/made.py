@@ -29,6 +29,7 @@ POSITIONS = (
     ("wrong answer", "blue"),
     ("last", "?"),
 )
+DRAWS = 20  # random sets of heads
 STRONG = {
     ("cross_attn-heads", 1, 2): ("image", "text"),
     ("cross_attn-heads", 2, 0): ("image",),
@@ -94,7 +95,7 @@ def run_directory(
         examples=kept or 1,
         seed=seed,
         noise=noise,
-        random_draws=5,
+        random_draws=DRAWS,
         bootstrap=100,
         batch=16,
     )
@@ -229,7 +230,7 @@ def _ablation(key: dict[str, str], corrupt: Sequence[str], strong: bool, draw: A
     whole = {"selection": FULL, "draw": SELECTED, "n_heads": 0, "overlap": 0, "correct": True, "logit_diff": 4.0}
     rows = [{**key, **whole}]
     for modality in corrupt:
-        for which in range(SELECTED, 5):
+        for which in range(SELECTED, DRAWS):
             left = 1.0 if which == SELECTED else 3.5
             about = {"selection": f"universal {modality}", "draw": which, "n_heads": 2, "overlap": 0}
             rows.append(

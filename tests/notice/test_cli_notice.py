@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hooked_vlm.notice import run
+from hooked_vlm.notice import pipeline
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import RunDirectory
 from tests.models import checkpoints
@@ -28,7 +28,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NoticeConfig, str]]:
         asked.append((config, out))
         raise KeyboardInterrupt("stopped; 3 examples are in DIR")
 
-    monkeypatch.setattr(run, "run", record)
+    monkeypatch.setattr(pipeline, "run", record)
     return asked
 
 
@@ -142,13 +142,13 @@ def test_a_second_run_in_a_directory_is_one_line(command: Any, tmp_path: Path) -
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = run.measured
+    measured = pipeline.measured
 
     def pressed(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return measured(*args, **options)
 
-    monkeypatch.setattr(run, "measured", pressed)
+    monkeypatch.setattr(pipeline, "measured", pressed)
     code, printed, told = command(*ONE_TASK, *QUICK, "--out", str(tmp_path / "run"))
     assert (code, printed) == (130, "")
     first, last = told.split("\n")[1:3]

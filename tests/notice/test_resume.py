@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import effects, run
+from hooked_vlm.notice import effects, pipeline
 from hooked_vlm.notice.directory import RunDirectory
 from tests.notice.killed import config_of
 from tests.notice.models import answerable, small
@@ -38,7 +38,7 @@ def whole(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go(task: str, path: Path) -> Path:
-    return run.run(config_of(task), path, progress=False, model=small("blip"))
+    return pipeline.run(config_of(task), path, progress=False, model=small("blip"))
 
 
 def refuse_differences(found: Path, expected: Path) -> None:
@@ -124,15 +124,15 @@ def test_no_example_is_double_or_lost(task: str, whole: Path) -> None:
 def test_ctrl_c_finishes_what_is_in_flight_and_says_what_is_kept(
     task: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = run.measured
+    measured = pipeline.measured
 
     def pressed(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         return measured(*args, **options)
 
-    monkeypatch.setattr(run, "measured", pressed)
-    with pytest.raises(KeyboardInterrupt, match=r"[12] examples are in .*the same command goes on"):
+    monkeypatch.setattr(pipeline, "measured", pressed)
+    with pytest.raises(KeyboardInterrupt, match=r"[12] examples? (is|are) in .*the same command goes on"):
         go(task, tmp_path / "run")
     examples = RunDirectory(tmp_path / "run").done("some")
     assert 0 < len(examples) <= 2 and any(examples.values())

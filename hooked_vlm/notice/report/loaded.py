@@ -37,7 +37,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "ablation": (
         "task selection n_heads draws accuracy_full accuracy accuracy_random_mean accuracy_random_low "
         "accuracy_random_high logit_diff_full logit_diff logit_diff_random_mean logit_diff_random_low "
-        "logit_diff_random_high harm harm_low harm_high p"
+        "logit_diff_random_high harm harm_low harm_high p worse"
     ),
     "noise": "task modality kind spearman ci_low ci_high n n_heads top_overlap top_k top_chance",
     "figures": "file kind layer head example caption",

@@ -5,6 +5,7 @@ Knows summary.json alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
@@ -12,7 +13,6 @@ import pandas as pd
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered
 from hooked_vlm.notice.report.page import Child, Markup, details, items, number, paragraph, table, tag
-from hooked_vlm.notice.report.published import PUBLISHED
 from hooked_vlm.notice.report.words import (
     MODALITY,
     RULE,
@@ -24,6 +24,29 @@ from hooked_vlm.notice.report.words import (
 from hooked_vlm.notice.vocabulary import CORRUPT, RULES, head_name, listed
 
 DISAGREEMENTS: Final = 6  # shown before the rest is folded away
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """A universal head of the paper (Golovanevsky et al. 2025): where, for which modality, what it is said to do."""
+
+    kind: str
+    layer: int
+    head: int
+    modality: str | None = None
+    label: str | None = None
+
+
+_LLAVA = ((28, 2), (31, 27), (18, 10), (16, 24), (21, 30), (19, 15), (18, 30))
+
+PUBLISHED: Final[dict[str, tuple[PublishedHead, ...]]] = {
+    "Salesforce/blip-vqa-base": (
+        PublishedHead("cross_attn-heads", 5, 3, "vision-only", "object suppression"),
+        PublishedHead("cross_attn-heads", 3, 0, "multimodal", "object detection"),
+        PublishedHead("cross_attn-heads", 0, 11, "text-only", "outlier suppression"),
+    ),
+    "llava-hf/llava-1.5-7b-hf": tuple(PublishedHead("attn-heads", layer, head) for layer, head in _LLAVA),
+}
 
 
 def universal(run: Loaded) -> list[Child]:

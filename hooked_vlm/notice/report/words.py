@@ -6,12 +6,12 @@ Knows no chart.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pandas as pd
 
+from hooked_vlm.notice import selections
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import Markup, counted, interval, known, number, paragraph, percent, tag
 from hooked_vlm.notice.vocabulary import CORRUPT, FEW, RULES, head_at, head_name, listed, module_of, of_heads
@@ -35,9 +35,6 @@ HEAD: Final = ["kind", "layer", "head"]
 MODALITY: Final = {"vision-only": "image alone", "text-only": "text alone", "multimodal": "image and text"}
 RULE: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 UNIT: Final = "\N{NO-BREAK SPACE}%"
-SELECTION: Final = re.compile(
-    r"(?P<how>universal|strongest|top)(?: (?P<n>\d+))? (?P<corrupt>image|text)(?:(?:, | \()(?P<rule>[^)]*)\)?)?"
-)
 
 
 def kind_name(kind: object) -> str:
@@ -71,24 +68,17 @@ def selection_name(selection: object) -> str:
     >>> selection_name("universal image, paper's rule"), selection_name("strongest 3 text")
     ("universal heads (image, paper's rule)", '3 strongest heads (text)')
     """
-    match = SELECTION.fullmatch(str(selection))
+    match = selections.NAME.fullmatch(str(selection))
     if match is None:
         return f"heads of \u201c{selection}\u201d"
     how, n, corrupt, rule = match["how"], match["n"], match["corrupt"], match["rule"]
-    which = "universal" if how == "universal" else f"{n or ''} strongest".strip()
+    which = "universal" if n is None else f"{n} {how}"
     return f"{which} heads ({corrupt}{', ' + rule if rule else ''})"
 
 
 def ablated(run: Loaded) -> list[str]:
-    """The selections that were ablated: universal before strongest, the sound rule's first, image before text."""
-
-    def order(name: str) -> tuple[bool, bool, bool, str]:
-        match = SELECTION.fullmatch(name)
-        if match is None:
-            return True, True, True, name
-        return match["how"] != "universal", bool(match["rule"]), match["corrupt"] != "image", name
-
-    return sorted({str(name) for name in run.table("ablation")["selection"]}, key=order)
+    """The sets of heads that were ablated, the first to be told of first."""
+    return sorted({str(name) for name in run.table("ablation")["selection"]}, key=selections.order)
 
 
 def universal_heads(run: Loaded, rule: str) -> pd.DataFrame:
@@ -177,17 +167,17 @@ def _ablated(run: Loaded) -> list[str]:
     full, after, drawn = (
         percent(rows[column].astype(float).mean()) for column in ("accuracy_full", "accuracy", "accuracy_random_mean")
     )
-    low, high = (
-        rows[column].map(lambda x: x if known(x) else 0.0).astype(float) for column in ("harm_low", "harm_high")
-    )
-    worse, better, among = int((low > 0).sum()), int((high < 0).sum()), counted(len(rows), "task")
+    worse, better = int(rows["worse"].eq(True).sum()), int((rows["harm_high"].astype(float) < 0).sum())
+    among, than = counted(len(rows), "task"), "more than removing as many random heads"
     if worse == len(rows):
-        verb = "hurts more than removing as many random heads in every task"
+        verb = f"hurts {than} in every task"
     elif worse:
-        verb = f"hurts more than removing as many random heads in {worse} of {among}"
+        verb = f"hurts {than} in {worse} of {among}"
+    elif rows["worse"].isna().any():
+        verb = f"may hurt {than}, but too few random sets were drawn to tell"
     else:
         less = f" (less in {better} of {among})" if better else ""
-        verb = f"does not clearly hurt more than removing as many random heads{less}"
+        verb = f"does not clearly hurt {than}{less}"
     average = ", on average over tasks" if len(rows) > 1 else ""
     return [
         f"Removing the {selection_name(selection)} {verb}: accuracy goes from {full} to {after}, with random heads "

@@ -227,9 +227,13 @@ def test_the_answer_comes_first_and_hedges(page, summary):
 def test_what_is_not_sure_is_not_said(copy):
     summary = json.loads((copy / "summary.json").read_text())
     for row in summary["ablation"]:
-        row |= {"harm_low": -0.1, "harm_high": 0.3}
+        row |= {"harm_low": -0.1, "harm_high": 0.3, "worse": False}
     made.write_json(copy / "summary.json", summary)
     assert "does not clearly hurt more than removing as many random heads" in seen(copy).text
+    for row in summary["ablation"]:
+        row |= {"harm_low": 0.1, "worse": None}
+    made.write_json(copy / "summary.json", summary)
+    assert "too few random sets were drawn to tell" in seen(copy).text
 
 
 # --- a page that stands alone ---------------------------------------------------------------------------
@@ -445,7 +449,7 @@ def test_the_command_repeats_the_run(page):
     command = (
         "hooked-vlm notice zoo:blip-shapes --task colour --task shape --task place --corrupt both --select-at answer"
     )
-    assert f"{command} --examples 14 --seed 0 --noise --random-draws 5 --bootstrap 100 --out DIR" in page.text
+    assert f"{command} --examples 14 --seed 0 --noise --bootstrap 100 --out DIR" in page.text
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])

@@ -1,4 +1,4 @@
-"""The run's last look at the model: ablating the heads that were selected, and drawing what they attend to.
+"""A run's last look at the model: ablating the heads that were selected, and drawing what they attend to.
 
 Both go through the kept examples again, drawn from their source. Costs two passes over the rows, and for each example
 a resumed pass a set of heads. What is on disk already is not done again.
@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from hooked_vlm import viz
 from hooked_vlm.errors import MissingExtraError
@@ -19,54 +18,12 @@ from hooked_vlm.notice import ablation, directory
 from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.examples import Example, given, grouped, prepared, restored, rows_of, stacked
+from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, restored, rows_of, stacked
 from hooked_vlm.notice.functions import image_attention
-from hooked_vlm.notice.vocabulary import CORRUPT, MODALITIES, MULTIMODAL, head_name, module_of, of_heads
-
-TOP = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
-Head = ablation.Head
+from hooked_vlm.notice.vocabulary import Head, head_name, module_of, of_heads
 
 
-def selections(summary: Mapping[str, Any]) -> dict[str, list[Head]]:
-    """The sets of heads to ablate, from a run's summary, by name.
-
-    Universal heads of each corruption by the sound rule, by the paper's where that selects others, and the strongest
-    heads, so that there is something to compare where no head is universal.
-    """
-    found: dict[str, list[Head]] = {}
-    for corrupt in CORRUPT:
-        sets = {
-            f"universal {corrupt}": _universal(summary, corrupt, "sound"),
-            f"universal {corrupt}, paper's rule": _universal(summary, corrupt, "paper"),
-        }
-        top = strongest(summary, corrupt)
-        sets[f"strongest {len(top)} {corrupt}"] = top
-        for name, heads in sets.items():
-            if heads and sorted(heads) not in map(sorted, found.values()):
-                found[name] = heads
-    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("universal"), "rule" in item[0])))
-
-
-def strongest(summary: Mapping[str, Any], corrupt: str, n: int = TOP) -> list[Head]:
-    """The heads with the largest mean |effect| over tasks, under one corruption."""
-    sizes: dict[Head, list[float]] = {}
-    for row in summary["heads"]:
-        if row["corrupt"] == corrupt and row["mean_abs"] is not None:
-            sizes.setdefault((row["kind"], row["layer"], row["head"]), []).append(row["mean_abs"])
-    means = {head: sum(each) / len(each) for head, each in sizes.items()}
-    return sorted(means, key=lambda head: (-means[head], head))[:n]
-
-
-def _universal(summary: Mapping[str, Any], corrupt: str, rule: str) -> list[Head]:
-    modalities = (MULTIMODAL, MODALITIES[corrupt])
-    rows = [row for row in summary["universal"] if row["rule"] == rule and row["modality"] in modalities]
-    return [(row["kind"], row["layer"], row["head"]) for row in rows]
-
-
-# --- ablation -------------------------------------------------------------------------------------------
-
-
-def ablate(
+def ablate_kept(
     place: RunDirectory,
     config: NoticeConfig,
     model: Any,
@@ -100,11 +57,8 @@ def ablate(
                 model, stacked(group), right, wrong, sets, means, draws=config.random_draws, seed=config.seed
             )
             for i, example in enumerate(group):
-                own = table[table["row"] == i].drop(columns="row")
-                own.insert(0, "task", file_name(task))
-                own.insert(1, "example", example.row["id"])
-                made = pa.Table.from_pandas(own, preserve_index=False)
-                place.write_table(directory.ABLATION, task, example.number, made)
+                about = {"task": file_name(task), "example": example.row["id"]}
+                place.write_table(directory.ABLATION, task, example.number, own_rows(table, i, about))
             go_on()
 
 
@@ -127,7 +81,7 @@ def _again(
 # --- figures --------------------------------------------------------------------------------------------
 
 
-def drawn(
+def draw_attention(
     place: RunDirectory,
     config: NoticeConfig,
     model: Any,

@@ -17,7 +17,7 @@ from hooked_vlm import HookedVLM
 from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import DataError, ResumeError
 from hooked_vlm.hooks import patch
-from hooked_vlm.notice import effects, examples, run
+from hooked_vlm.notice import effects, examples, pipeline
 from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.corruption import GaussianNoise, SemanticImagePair, SymmetricTokenReplacement
@@ -48,8 +48,8 @@ def config_for(family: str, path: Path, **changes: Any) -> NoticeConfig:
 def examples_of(config: NoticeConfig, model: HookedVLM, path: Path, **options: Any) -> Path:
     """A run's directory with its examples done, without what comes after them."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "_conclude", lambda *args: None)
-        return run.run(config, path, progress=False, model=model, **options)
+        patched.setattr(pipeline, "_conclude", lambda *args: None)
+        return pipeline.run(config, path, progress=False, model=model, **options)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -225,7 +225,7 @@ def test_a_run_without_an_example_ends_in_a_report_that_says_why(tmp_path: Path)
     rows = [row | {"corrupt_prompt": "is it ?"} for row in pairs.read_parquet(task)]
     pairs.write_parquet(pairs.table(rows), tmp_path / "b.parquet")
     config = NoticeConfig(model="m", tasks=(str(tmp_path / "b.parquet"),), examples=3)
-    directory = run.run(config, tmp_path / "run", progress=False, model=model)
+    directory = pipeline.run(config, tmp_path / "run", progress=False, model=model)
     assert set(read(directory, "examples")["kept"]) == {False}
     (counts,) = json.loads((directory / "summary.json").read_text())["counts"]
     assert counts["kept"] == 0 and counts["reasons"]["the row has no corrupt prompt"] == 3
@@ -236,7 +236,7 @@ def test_a_run_without_an_example_ends_in_a_report_that_says_why(tmp_path: Path)
 def test_a_task_that_is_not_there_leaves_no_run_behind(tmp_path: Path) -> None:
     config = NoticeConfig(model="m", tasks=("colours",))
     with pytest.raises(DataError, match="no task 'colours'"):
-        run.run(config, tmp_path / "run", progress=False, model=small("blip"))
+        pipeline.run(config, tmp_path / "run", progress=False, model=small("blip"))
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -244,13 +244,13 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     config = config_for("blip", tmp_path)
     examples_of(config, small("blip"), tmp_path / "run")
     with pytest.raises(ResumeError, match="seed was 0 and is 3"):
-        run.run(dataclasses.replace(config, seed=3), tmp_path / "run", progress=False, model=small("blip"))
+        pipeline.run(dataclasses.replace(config, seed=3), tmp_path / "run", progress=False, model=small("blip"))
 
 
 def test_a_whole_run_ends_in_a_report(tmp_path: Path) -> None:
     config = NoticeConfig(model="zoo:blip-shapes", tasks=("colour",), examples=3, bootstrap=20, random_draws=2)
     before = signal.getsignal(signal.SIGINT)
-    directory = run.run(config, tmp_path / "run", progress=False, model=blip_shapes())
+    directory = pipeline.run(config, tmp_path / "run", progress=False, model=blip_shapes())
     assert signal.getsignal(signal.SIGINT) is before
     assert (directory / "report.html").read_text().startswith("<!")
     summary = json.loads((directory / "summary.json").read_text())

@@ -26,13 +26,13 @@ from typing import Any
 import pyarrow as pa
 
 from hooked_vlm.models.base import HookedVLM
-from hooked_vlm.notice import ablating, directory, report, summary
+from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.effects import Effects, measured, n_sites
-from hooked_vlm.notice.examples import Example, grouped, prepared, rows_of, stacked
+from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, rows_of, stacked
 from hooked_vlm.notice.functions import score_batch
-from hooked_vlm.notice.progress import Progress
+from hooked_vlm.notice.terminal import Progress
 from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY
 
 PACKAGES = ("hooked-vlm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "pyarrow")
@@ -139,7 +139,8 @@ def refuse_to_go_on(place: RunDirectory, stop: Callable[[], bool]) -> None:
     """Raise KeyboardInterrupt, which says what is kept, if Ctrl-C was pressed."""
     if stop():
         n = sum(1 for _ in (place.path / directory.EXAMPLES).glob("*.parquet"))
-        raise KeyboardInterrupt(f"stopped; {n} examples are in {place.path}, and the same command goes on from there")
+        done = "1 example is" if n == 1 else f"{n} examples are"
+        raise KeyboardInterrupt(f"stopped; {done} in {place.path}, and the same command goes on from there")
 
 
 # --- examples ---------------------------------------------------------------------------------------------
@@ -233,14 +234,9 @@ def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> li
     table = score_batch(
         model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.select_at
     )
-    made = []
-    for i, example in enumerate(group):
-        own = table[table["row"] == i].drop(columns="row")
-        own.insert(0, "task", example.row["task"])
-        own.insert(1, "example", example.row["id"])
-        own.insert(2, "group", example.row["group"] or "")
-        made.append(pa.Table.from_pandas(own, preserve_index=False))
-    return made
+    rows = [example.row for example in group]
+    about = [{"task": row["task"], "example": row["id"], "group": row["group"] or ""} for row in rows]
+    return [own_rows(table, i, each) for i, each in enumerate(about)]
 
 
 def query(config: NoticeConfig, example: Example) -> list[int]:
@@ -294,10 +290,10 @@ def _conclude(place: RunDirectory, config: NoticeConfig, model: Any, bar: Progre
     """
     found = summary.summarise(place.path, config=config)
     bar.say("ablating")
-    ablating.ablate(place, config, model, ablating.selections(found), go_on)
+    conclusion.ablate_kept(place, config, model, selections.to_ablate(found), go_on)
     bar.say("drawing")
-    heads = list(dict.fromkeys(head for c in config.corrupt for head in ablating.strongest(found, c)))
-    figures = ablating.drawn(place, config, model, heads, lambda example: query(config, example), go_on)
+    heads = list(dict.fromkeys(head for c in config.corrupt for head in selections.strongest(found, c)))
+    figures = conclusion.draw_attention(place, config, model, heads, lambda example: query(config, example), go_on)
     bar.say("summarising")
     summary.summarise(place.path, config=config, figures=figures)
     report.write(place.path)

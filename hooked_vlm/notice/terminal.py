@@ -1,13 +1,25 @@
-"""The progress bar of a run: examples kept, sites patched a second, time left. Costs nothing where nobody looks."""
+"""What a run shows on a terminal: a bar while it goes, and what it found when it is done.
+
+The bar costs nothing where nobody looks; the ending reads summary.json and nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from hooked_vlm.notice.selections import strongest
+from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, head_name
 
 
 class Progress:
@@ -61,3 +73,34 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
+
+
+def show_ending(console: Console, directory: Path) -> None:
+    """Print a run's ending.
+
+    Args:
+        console: where.
+        directory: of the finished run.
+    """
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
+    for row in summary["counts"]:
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
+        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.0%}"
+        counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, row["kept"], reasons)))
+    console.print(counts)
+    if not any(row["kept"] for row in summary["counts"]):
+        console.print(Text("Nothing was patched: no example was kept, for the reasons above"))
+    for corrupt in CORRUPT:
+        heads = strongest(summary, corrupt)
+        if heads:
+            console.print(Text(f"Strongest under {corrupt} corruption: {_listed(heads)}"))
+    for rule in RULES if summary["heads"] else ():
+        rows = [row for row in summary["universal"] if row["rule"] == rule]
+        told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
+        console.print(Text(f"Universal by the {rule} rule: {', '.join(told) or 'none'}"))
+    console.print(Text(f"Report: {directory / 'report.html'}"), soft_wrap=True)
+
+
+def _listed(heads: Sequence[Head]) -> str:
+    return ", ".join(head_name(*head) for head in heads)
