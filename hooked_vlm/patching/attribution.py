@@ -38,7 +38,7 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.metrics import Metric
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
-from hooked_vlm.patching.task import Measure, refuse_different
+from hooked_vlm.patching.task import Measure, refuse_different, result
 
 Activations = dict[str, Tensor]
 
@@ -95,15 +95,9 @@ def attribution(
         exact = sweep(model, clean, corrupt, sites.pick(top), metric, direction=direction, progress=False)
         values[top] = exact.values.to(values)
         table.loc[top, "exact"] = True
-    values = values.reshape(*sites.shape, len(base)).cpu()
-    return PatchingResult(
-        values=values.mean(-1) if reduce == "mean" else values,
-        axis_names=[] if sites.picked is not None else sites.axis_names,
-        index_df=table,
-        metric_names=[getattr(metric, "name", "metric")],
-        reduced=reduce == "mean",
-        baseline=(baseline.mean(-1) if reduce == "mean" else baseline).cpu(),
-    )
+    values = values.reshape(1, *sites.shape, len(base)).cpu()
+    axes = [] if sites.picked is not None else sites.axis_names
+    return result(values, baseline[None].cpu(), table, axes, metric, reduce)
 
 
 def _estimated(

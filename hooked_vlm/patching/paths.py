@@ -30,7 +30,7 @@ from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.growing import chunks, first_position, swept
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, Task, by_name, prepared, refuse_different
+from hooked_vlm.patching.task import Measure, Task, by_name, prepared, refuse_different, result
 
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
 
@@ -97,19 +97,10 @@ def path_patching(
     flat = senders.picked is not None or receivers.picked is not None
     shape = [-1] if flat else [*sending.sites.shape, *receiving.sites.shape]
     found = torch.stack(values, 1).reshape(len(named), *shape, len(base))
-    if reduce == "mean":
-        found, baseline = found.mean(-1), baseline.mean(-1)
-    is_mapping = isinstance(metrics, Mapping)
     from_columns = {name: f"sender_{name}" for name in sending.sites.axis_names}
-    return PatchingResult(
-        values=found if is_mapping else found[0],
-        axis_names=[] if flat else [*from_columns.values(), *receiving.sites.axis_names],
-        index_df=pd.merge(sending.sites.table.rename(columns=from_columns), receiving.sites.table, how="cross"),
-        metric_names=list(named),
-        reduced=reduce == "mean",
-        baseline=baseline if is_mapping else baseline[0],
-        has_metric_axis=is_mapping,
-    )
+    axes = [] if flat else [*from_columns.values(), *receiving.sites.axis_names]
+    table = pd.merge(sending.sites.table.rename(columns=from_columns), receiving.sites.table, how="cross")
+    return result(found, baseline, table, axes, metrics, reduce)
 
 
 def _sublayer(senders: Sites) -> str:

@@ -24,7 +24,7 @@ from transformer_lens.patching import PatchingResult
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.growing import chunks, swept
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, Task, by_name, prepared, refuse_different
+from hooked_vlm.patching.task import Measure, by_name, prepared, refuse_different, result
 
 
 def sweep(
@@ -122,22 +122,13 @@ def sweep_all(
         else:
             tasks = prepared(model, corrupt, clean, kinds, named, corruption, ())
         return {
-            name: _result(task, budget, progress, reduce, isinstance(metrics, Mapping)) for name, task in tasks.items()
+            name: result(
+                swept(task, list(chunks(task, budget)), progress).reshape(len(named), *task.sites.shape, -1),
+                task.baseline(),
+                task.sites.table,
+                task.sites.axis_names if task.sites.picked is None else [],
+                metrics,
+                reduce,
+            )
+            for name, task in tasks.items()
         }
-
-
-def _result(task: Task, budget: int | None, progress: bool, reduce: str, is_mapping: bool) -> PatchingResult:
-    named, base, baseline = task.metrics, task.base, task.baseline()
-    values = swept(task, list(chunks(task, budget)), progress)
-    values = values.reshape(len(named), *task.sites.shape, len(base))
-    if reduce == "mean":
-        values, baseline = values.mean(-1), baseline.mean(-1)
-    return PatchingResult(
-        values=values if is_mapping else values[0],
-        axis_names=[] if task.sites.picked is not None else task.sites.axis_names,
-        index_df=task.sites.table,
-        metric_names=list(named),
-        reduced=reduce == "mean",
-        baseline=baseline if is_mapping else baseline[0],
-        has_metric_axis=is_mapping,
-    )

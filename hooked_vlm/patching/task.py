@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
+from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
@@ -143,13 +145,17 @@ def _is_before(model: Any, name: Any, stack: str) -> bool:
 
 def by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: str) -> dict[str, Measure]:
     """Metrics by name. Raises InputsError if there is none, or an option that there is not."""
-    named = dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
+    named = _named(metrics)
     if not named or direction not in ("denoise", "noise") or reduce not in ("none", "mean"):
         raise InputsError(
             f"metrics {list(named)}, direction {direction!r}, reduce {reduce!r}: expected a metric, 'denoise' or "
             "'noise', and 'none' or 'mean'"
         )
     return named
+
+
+def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
+    return dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
 
 
 def refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
@@ -175,3 +181,35 @@ def measured(name: str, fn: Measure, logits: Tensor, n: int) -> Tensor:
             f"metric {name!r} gave shape {tuple(found.shape)}; expected one number for each of {n} examples"
         )
     return found.float()
+
+
+def result(
+    values: Tensor,
+    baseline: Tensor,
+    table: pd.DataFrame,
+    axes: Sequence[str],
+    metrics: Mapping[str, Measure] | Measure,
+    reduce: str,
+) -> PatchingResult:
+    """What was measured, as TransformerLens gives it.
+
+    Args:
+        values: the metrics of the patched runs, [metric *axes example].
+        baseline: those of the base run, [metric example].
+        table: what was patched, a row each.
+        axes: names of the axes between; none where the sites are a list.
+        metrics: as they were asked for; the metric axis is left out where one stood alone.
+        reduce: "none" or "mean", over examples.
+    """
+    if reduce == "mean":
+        values, baseline = values.mean(-1), baseline.mean(-1)
+    several = isinstance(metrics, Mapping)
+    return PatchingResult(
+        values=values if several else values[0],
+        axis_names=list(axes),
+        index_df=table,
+        metric_names=list(_named(metrics)),
+        reduced=reduce == "mean",
+        baseline=baseline if several else baseline[0],
+        has_metric_axis=several,
+    )
