@@ -15,7 +15,7 @@ raises. Cost: one forward; logits of one layer at a time. Knows no family.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hooked_vlm.components.hook_point import unhooked
 from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import InputsError, PositionError, ResidualError, StackError
 from hooked_vlm.models.inputs import VLMInputs
@@ -97,7 +98,7 @@ def logit_lens(
 
     Args:
         model: a `HookedVLM`.
-        inputs: what it is run on.
+        inputs: what it is run on. Hooks that are on the model stay active in the run and rest while the lens projects.
         stack: whose stream; None for the one that makes the logits.
         positions: which positions of that stack: `inputs.image_span` reads the image's patches in LLaVA. None for all.
         follow: tokens whose logit, probability and rank are kept in every row, ids or words.
@@ -153,8 +154,9 @@ def streams(stack: Stack) -> list[str]:
 def _read(model: Any, stream: Tensor, followed: list[int], k: int) -> tuple[Tensor, ...]:
     """Of one layer's stream [batch pos d_model]: the likeliest tokens, and the followed ones."""
     parts: list[list[Tensor]] = []
-    for piece in _pieces(model, stream):
-        with torch.no_grad():
+    at_once = max(1, AT_ONCE // (model.W_U.shape[1] * len(stream)))
+    for piece in torch.split(stream.to(model.device), at_once, 1):
+        with torch.no_grad(), unhooked(model.hook_dict.values()):
             logits = model._logits(piece).float()
         best = logits.topk(min(k, logits.shape[-1]))
         log_total = logits.logsumexp(-1, keepdim=True)
@@ -164,11 +166,6 @@ def _read(model: Any, stream: Tensor, followed: list[int], k: int) -> tuple[Tens
             [best.indices, best.values, (best.values - log_total).exp(), theirs, (theirs - log_total).exp(), ranks]
         )
     return tuple(torch.cat(part, 1).cpu() for part in zip(*parts, strict=True))
-
-
-def _pieces(model: Any, stream: Tensor) -> Iterator[Tensor]:
-    at_once = max(1, AT_ONCE // (model.W_U.shape[1] * len(stream)))
-    yield from torch.split(stream.to(model.device), at_once, 1)
 
 
 # --- direct logit attribution -----------------------------------------------------------------------

@@ -109,6 +109,25 @@ def test_an_edited_run_is_read_as_edited(llava):
     assert not torch.allclose(edited.logits[-1], logit_lens(model, inputs, k=1).logits[-1])
 
 
+@pytest.mark.parametrize("make", [checkpoints.llava, checkpoints.blip_vqa])
+def test_hooks_fire_in_the_run_and_not_while_the_lens_projects(make):
+    model = HookedVLM.from_hf(*make())
+    inputs = model.to_inputs(checkpoints.picture(), "is the circle red or blue?")
+    ending = [name for name in model.hook_dict if name.startswith(("ln_final.", "unembed", "text_decoder.head."))]
+    seen = []
+    watched = [(name, lambda x, hook: seen.append(hook.name)) for name in (*ending, "hook_logits")]
+    plain = logit_lens(model, inputs)
+    with model.hooks(watched):
+        model(inputs)
+        once = list(seen)
+        read = logit_lens(model, inputs)
+    assert len(once) > 1 and seen == once * 2
+    assert read.logits.equal(plain.logits)
+    with model.hooks([("hook_logits", lambda x, hook: x * 0)]):
+        assert logit_lens(model, inputs).logits.equal(plain.logits)
+        assert not model(inputs).any()  # the hook is in its place again
+
+
 @pytest.mark.parametrize(
     ("make", "stack", "message"),
     [

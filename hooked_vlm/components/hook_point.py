@@ -6,7 +6,7 @@ Costs nothing when no hook is attached. Knows no model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -69,6 +69,23 @@ class HookPoint(LensHookPoint):
         if match is None:
             raise ValueError(f"{self.name} belongs to no block, so it has no layer")
         return int(match.group(1))
+
+
+@contextmanager
+def unhooked(points: Iterable[LensHookPoint]) -> Iterator[None]:
+    """While it is open, no forward hook at `points` fires: what runs then is no part of a run that is being watched.
+
+    Args:
+        points: hook points; the hooks come back when it closes.
+    """
+    kept = [(point, point._forward_hooks) for point in points if point._forward_hooks]
+    try:
+        for point, hooks in kept:
+            point._forward_hooks = type(hooks)()
+        yield
+    finally:
+        for point, hooks in kept:
+            point._forward_hooks = hooks
 
 
 def hooked(*points: LensHookPoint) -> bool:
