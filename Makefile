@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 JOBS ?= 2
-TESTS ?= hooked_vlm tests
+TESTS ?= notebooks hooked_vlm tests
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO ?= runs/demo
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 ZOO := blip-shapes llava-shapes
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+EXECUTE := --nbmake --nbmake-timeout=900
 
 .PHONY: help install demo test test-slow bench notebooks docs lint format types constraints clean
 .DEFAULT_GOAL := help
@@ -36,8 +36,9 @@ demo: $(STAMP) ## NOTICE on both models that ship here, three tasks, image and t
 	done
 	@$(BIN)/hooked-vlm compare $(patsubst %,$(DEMO)/%,$(ZOO)) --out $(DEMO)/compared.html
 
-test: lint types ## everything that CI checks: lint, types, tests and doctests
-	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --doctest-modules $(PYTEST_ARGS) $(TESTS)
+# The notebooks come first: they are the longest, and the tests fill the time beside them.
+test: lint types ## everything that CI checks: lint, types, tests, doctests and the notebooks
+	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --doctest-modules $(EXECUTE) $(PYTEST_ARGS) $(TESTS)
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(PYTEST) -n $(JOBS) --dist worksteal -m slow $(PYTEST_ARGS) tests
@@ -48,11 +49,7 @@ bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 	$(BIN)/python -m tests.benchmarks.bench_attribution
 
 notebooks: $(STAMP) ## execute the notebooks
-ifeq ($(NOTEBOOKS),)
-	@echo "there are no notebooks yet"
-else
-	$(PYTEST) --nbmake --nbmake-timeout=900 $(PYTEST_ARGS) $(NOTEBOOKS)
-endif
+	$(PYTEST) -n $(JOBS) $(EXECUTE) $(PYTEST_ARGS) notebooks
 
 docs: $(STAMP) ## the API reference, from the docstrings, in build/docs
 	$(BIN)/python docs/make.py build/docs

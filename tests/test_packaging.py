@@ -76,7 +76,7 @@ HEAVY = {"torch", "transformers", "transformer_lens", "numpy", "PIL", "pandas", 
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["hooks", "--help"], ["demo", "--help"], ["notice", "--help"]],
+    [["--help"], ["--version"], *([name, "--help"] for name in ("hooks", "demo", "notice", "compare"))],
     ids=" ".join,
 )
 def test_asking_the_command_line_for_help_loads_nothing_heavy(words):
@@ -193,7 +193,11 @@ DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "transformer_
 
 def test_what_the_package_imports_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    extra = {canonicalize_name(Requirement(line).name) for name in ("figures", "inpaint", "quantized") for line in EXTRAS[name]}
+    extra = {
+        canonicalize_name(Requirement(line).name)
+        for name in ("figures", "inpaint", "quantized")
+        for line in EXTRAS[name]
+    }
     for source in SOURCES:
         top = {name.partition(".")[0] for name in imports(parsed(source))}
         needed = {
@@ -309,9 +313,12 @@ def planned(target: str, venv: Path) -> str:
     ("target", "runs"),
     [
         ("demo", ["hooked-vlm notice zoo:$model", "hooked-vlm compare runs/demo/blip-shapes runs/demo/llava-shapes"]),
-        ("test", ["ruff check", "ruff format --check", "mypy", "-m pytest", "--doctest-modules"]),
+        (
+            "test",
+            ["ruff check", "ruff format --check", "mypy", "-m pytest", "--doctest-modules", "--nbmake", "notebooks"],
+        ),
         ("bench", ["tests.benchmarks.bench_forward"]),
-        ("notebooks", []),
+        ("notebooks", ["-m pytest", "--nbmake", "notebooks"]),
         ("lint", ["ruff check"]),
     ],
 )
