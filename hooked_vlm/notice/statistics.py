@@ -73,7 +73,9 @@ def interval(draws: Array, level: float = LEVEL) -> tuple[Array, Array]:
         empty = np.full(draws.shape[1:], np.nan)
         return empty, empty
     bare = np.isnan(draws).all(0)
-    low, high = np.nanpercentile(np.where(bare, 0.0, draws), [tail, 100 - tail], axis=0)
+    filled = np.where(bare, 0.0, draws)
+    percentile = np.nanpercentile if np.isnan(filled).any() else np.percentile  # the first goes column by column
+    low, high = percentile(filled, [tail, 100 - tail], axis=0)
     return np.where(bare, np.nan, low), np.where(bare, np.nan, high)
 
 

@@ -137,17 +137,19 @@ def _corruption(name: str, row: dict[str, Any], clean: Any, model: HookedVLM) ->
     return GaussianNoise(target, seed=examples.noise_seed(0, target, row["id"]), positions=where)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_batch_changes_no_number(family: str, tmp_path: Path) -> None:
-    tables = []
-    for batch in (1, 4):
-        config = config_for(family, tmp_path, batch=batch)
-        directory = examples_of(config, small(family), tmp_path / f"batch-{batch}")
-        tables.append([read(directory, kind) for kind in ("examples", "effects", "attention")])
-    for others in tables[1:]:
-        for one, other in zip(tables[0], others, strict=True):
-            kept = [column for column in one if column != "normalised"]  # a quotient, at times of small numbers
-            pd.testing.assert_frame_equal(one[kept], other[kept], rtol=1e-4, atol=2e-5, check_categorical=False)
+def test_the_batch_changes_no_number(done: tuple[HookedVLM, Path], tmp_path: Path) -> None:
+    model, together = done
+    family = "blip" if "BLIP" in type(model).__name__ else "llava"
+    config = config_for(family, tmp_path, batch=1)
+    alone = examples_of(config, model, tmp_path / "alone")
+    for part in ("examples", "effects", "attention"):
+        one, other = (read(directory, part) for directory in (alone, together))
+        if part != "examples":
+            other = other[other["kind"].isin(config.kinds)].reset_index(drop=True).astype({"kind": str})
+            one = one.astype({"kind": str})
+        kept = [column for column in one if column != "normalised"]  # a quotient, at times of small numbers
+        assert len(one) == len(other) and (len(one) or part == "attention")
+        pd.testing.assert_frame_equal(one[kept], other[kept], rtol=1e-4, atol=2e-5, check_categorical=False)
 
 
 def test_positions_that_a_causal_stack_cannot_change_are_zero_and_swept_alike(tmp_path: Path, monkeypatch) -> None:

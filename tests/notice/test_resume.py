@@ -56,7 +56,7 @@ class Stop(BaseException):
     """A kill, as nothing catches it."""
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow(reason="five runs and more"))])
 def test_a_run_that_dies_between_any_two_files_goes_on(
     seed: int, task: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_run_that_dies_between_any_two_files_goes_on(
 
 
 @pytest.mark.parametrize(
-    "n", [2, pytest.param(20, marks=pytest.mark.slow(reason="twenty processes that import everything"))]
+    "n", [1, pytest.param(20, marks=pytest.mark.slow(reason="twenty processes that import everything"))]
 )
 def test_a_run_that_is_killed_at_any_moment_goes_on(n: int, task: str, whole: Path, tmp_path: Path) -> None:
     draw, kills = random.Random(n), 0
