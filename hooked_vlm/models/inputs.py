@@ -14,7 +14,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
@@ -181,6 +181,17 @@ class VLMInputs:
             rows = (~real.any(1)).nonzero()[:, 0].tolist()
             raise InputsError(f"attention_mask leaves no token in rows {rows}; expected at least one 1 in each")
         return real
+
+    @property
+    def is_real(self) -> Bool[Tensor, "batch pos"]:
+        """False where there is padding."""
+        return torch.ones_like(self.input_ids, dtype=torch.bool) if self.real is None else self.real
+
+    @property
+    def is_image(self) -> Bool[Tensor, "batch pos"]:
+        """True at the prompt's image tokens; nowhere where the image is not in the prompt (BLIP)."""
+        token = self.layout.image_token_id
+        return torch.zeros_like(self.input_ids, dtype=torch.bool) if token is None else self.input_ids == token
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vlm.errors import DataError, StackError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.notice.vocabulary import Head, module_of, of_heads
+from hooked_vlm.patching.metrics import answering
 
 HeadSet = tuple[Head, ...]
 Means = dict[str, Float[Tensor, "at head d_head"]]
@@ -76,9 +77,8 @@ class ReferenceMeans:
 
     def add(self, inputs: VLMInputs) -> ReferenceMeans:
         """Take a batch of clean examples into the means."""
-        real = _real(inputs)
+        real, is_image = inputs.is_real, inputs.is_image
         self.lengths |= set(real.sum(1).tolist())
-        is_image = _is_image(inputs)
         groups = torch.stack([real & ~is_image, real & is_image])  # [2 batch pos]
 
         def keep(activation: Tensor, hook: Any) -> None:
@@ -103,26 +103,15 @@ class ReferenceMeans:
         """
         if not self._n_rows:
             raise DataError("the reference batch is empty: add clean examples of the task before ablating")
-        real = _real(inputs)
-        lengths = set(real.sum(1).tolist())
+        lengths = set(inputs.is_real.sum(1).tolist())
         if self.positionwise and lengths == self.lengths:
             mean = self._by_position[hook] / self._n_rows
-            places = (real.long().cumsum(1) - 1).clamp(min=0)  # each token's place among the real ones
-            return mean[places.to(mean.device)]
+            return mean[inputs.position_ids.to(mean.device)]
         sums = self._by_class[hook]
         mean = sums / self._n_class.clamp(min=1).to(sums)[:, None, None]
         if not (self._n_class[1]):
             mean = mean[[0, 0]]
-        return mean[_is_image(inputs).long().to(mean.device)]
-
-
-def _real(inputs: VLMInputs) -> Bool[Tensor, "batch pos"]:
-    return torch.ones_like(inputs.input_ids, dtype=torch.bool) if inputs.real is None else inputs.real
-
-
-def _is_image(inputs: VLMInputs) -> Bool[Tensor, "batch pos"]:
-    token = inputs.layout.image_token_id
-    return torch.zeros_like(_real(inputs)) if token is None else inputs.input_ids == token
+        return mean[inputs.is_image.long().to(mean.device)]
 
 
 def _packed(z: Tensor, real: Tensor) -> Float[Tensor, "batch n_real head d_head"]:
@@ -235,7 +224,7 @@ def ablate(
     with torch.no_grad():
         logits, state = model.run_with_state(inputs)
         ids = torch.stack([torch.as_tensor(list(right)), torch.as_tensor(list(wrong))], 1)
-        last = _last(model, inputs, logits)
+        last = answering(model, inputs, logits)[:, -1]
         parts = [_measured(last, ids, [(FULL, SELECTED, ())], selections)]
         size = max(1, max_rows // len(inputs))
         ordered = sorted(named, key=lambda one: one[2][0][1])  # sets that begin in deep layers go together
@@ -275,13 +264,6 @@ def _without(
     rows = state.resid_pre(stack, first).repeat_interleave(len(sets), 0)
     with model.hooks(fwd_hooks=[(name, replaced(name)) for name in masks]):
         return model.resume(state, stack, {first: rows}, logits_at="last")[:, -1]
-
-
-def _last(model: Any, inputs: VLMInputs, logits: Float[Tensor, "batch pos d_vocab"]) -> Tensor:
-    """[batch d_vocab], what scores the next answer token."""
-    if model.answer_stack != model.prompt_stack:
-        return logits[:, -1]
-    return logits[torch.arange(len(inputs)), inputs.last_each.to(logits.device)]
 
 
 def _measured(

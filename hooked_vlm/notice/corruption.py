@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image, ImageFilter, ImageStat
 from torch import Tensor
 
@@ -101,14 +101,13 @@ class SymmetricTokenReplacement:
         """
         if (self.prompt is None) == (self.input_ids is None):
             raise InputsError("SymmetricTokenReplacement takes a prompt or its input_ids: give one of the two")
-        real = torch.ones_like(inputs.input_ids, dtype=torch.bool) if inputs.real is None else inputs.real
+        real = inputs.is_real
         if self.prompt is None:
             assert self.input_ids is not None
             ids, theirs = self.input_ids.to(real.device), real
         else:
             other = model.to_inputs(Image.new("RGB", (8, 8)), self.prompt)
-            ids = other.input_ids
-            theirs = torch.ones_like(ids, dtype=torch.bool) if other.real is None else other.real
+            ids, theirs = other.input_ids, other.is_real
         if len(ids) == 1:
             ids, theirs = ids.expand(len(inputs), -1), theirs[:1].expand(len(inputs), -1)
         if len(ids) != len(inputs):
@@ -120,8 +119,7 @@ class SymmetricTokenReplacement:
                 raise ReplacementError(_LENGTH.format(f"example {row}", its, mine) + f" ({self.prompt!r})")
         new = inputs.input_ids.clone()
         new[real] = ids[theirs].to(new)
-        image = inputs.layout.image_token_id
-        if image is not None and bool(((new == image) != (inputs.input_ids == image)).any()):
+        if bool((inputs.replace(input_ids=new).is_image != inputs.is_image).any()):
             raise ReplacementError("the corrupt prompt has its image elsewhere: it must have the same template")
         return new
 
@@ -158,7 +156,7 @@ class GaussianNoise:
         if len(seeds) != len(inputs):
             raise InputsError(f"there are {len(seeds)} seeds for {len(inputs)} examples: give one, or as many")
         of_text = self.target == "text"
-        spoken = self._spoken(inputs) if of_text else None
+        spoken = inputs.is_real & ~inputs.is_image if of_text else None  # where there are words
 
         def noisy(activation: Tensor, hook: Any) -> Tensor:
             if of_text and hook.first_position:  # a later step of generation: the noise is in the prompt
@@ -176,13 +174,6 @@ class GaussianNoise:
             return activation + noise
 
         return [(text_embedding(model) if of_text else IMAGE_EMBEDDING, noisy)]
-
-    @staticmethod
-    def _spoken(inputs: VLMInputs) -> Bool[Tensor, "batch pos"]:
-        """Where there are words: no padding and no image tokens."""
-        real = torch.ones_like(inputs.input_ids, dtype=torch.bool) if inputs.real is None else inputs.real
-        image = inputs.layout.image_token_id
-        return real if image is None else real & (inputs.input_ids != image)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.patching.metrics import Metric
+from hooked_vlm.patching.metrics import Metric, answering
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
 from hooked_vlm.patching.task import Measure, refuse_different, result
@@ -153,9 +153,7 @@ def _measured(
     at_last = isinstance(metric, Metric) and metric.n_last == 1
     unembedded = "last" if at_last and sites.stack is not None else None  # what follows the blocks sees those alone
     logits = model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=unembedded)
-    if at_last and logits.shape[1] > 1 and model.answer_stack == model.prompt_stack:
-        logits = logits[torch.arange(len(logits)), inputs.last_each][:, None]
-    found = torch.as_tensor(metric(logits))
+    found = torch.as_tensor(metric(answering(model, inputs, logits) if at_last else logits))
     if found.shape != (len(inputs),):
         raise InputsError(
             f"the metric gave shape {tuple(found.shape)}; expected one number for each of {len(inputs)} examples"

@@ -146,6 +146,23 @@ def answer_log_probability(answer: Int[Tensor, " n_tokens"] | Int[Tensor, "batch
     return Metric("answer_log_probability", measure, n_last=ids.shape[1])
 
 
+def answering(
+    model: Any, inputs: VLMInputs, logits: Float[Tensor, "batch pos d_vocab"]
+) -> Float[Tensor, "batch 1 d_vocab"]:
+    """The logits that score the next answer token.
+
+    They are the last; where logits stand at the prompt's positions, those of each row's last real one.
+
+    Args:
+        model: a `HookedVLM`.
+        inputs: what the logits are of.
+        logits: at every position, or at the last one alone.
+    """
+    if logits.shape[1] == 1 or model.answer_stack != model.prompt_stack:
+        return logits[:, -1:]
+    return logits[torch.arange(len(logits)), inputs.last_each.to(logits.device)][:, None]
+
+
 def with_answer(model: Any, inputs: VLMInputs, answer: Tensor | list[int]) -> VLMInputs:
     """Inputs that end in an answer's tokens but the last, so that the last positions score all of them.
 

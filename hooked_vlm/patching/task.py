@@ -18,7 +18,7 @@ from transformer_lens.patching import PatchingResult
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
-from hooked_vlm.patching.metrics import Metric
+from hooked_vlm.patching.metrics import Metric, answering
 from hooked_vlm.patching.sites import Sites
 
 Measure = Callable[[Tensor], Tensor]
@@ -79,9 +79,7 @@ class Task:
 
     def read(self, logits: Tensor) -> Tensor:
         """What the metrics are given of logits at every position: the last real one alone, if that is enough."""
-        if not (self.reads_last and self.prompted) or logits.shape[1] == 1:
-            return logits
-        return logits[torch.arange(len(logits)), self.base.last_each][:, None]
+        return answering(self.model, self.base, logits) if self.reads_last else logits
 
 
 def prepared(
