@@ -118,7 +118,10 @@ def notice(
         str | None, typer.Option(help="Corrupt the masked region instead: blur, mean or inpaint.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="A text with {prompt}, in place of the model's own template.")
+        str | None,
+        typer.Option(
+            help="A text with {prompt}; with <image> in it, in place of the model's own template, else inside it."
+        ),
     ] = None,
     random_draws: Annotated[int, typer.Option("--random-draws", help="Random sets of heads to compare with.")] = 20,
     bootstrap: Annotated[int, typer.Option(help="Resamples for every interval.")] = 1000,

@@ -73,6 +73,7 @@ def source(
     seed: int = 0,
     tokenizer: Any = None,
     start: int = 0,
+    warn: bool = True,
 ) -> Source:
     """The rows of a task.
 
@@ -84,6 +85,7 @@ def source(
         tokenizer: The model's Hugging Face tokenizer. A corrupt prompt has as many tokens under it as its
             prompt, or is None.
         start: The number of the first row, from 0.
+        warn: Say after the last row, as a warning, which pictures could not be read; they are counted either way.
 
     Returns:
         The source; nothing is read before its rows are asked for, save listings and tables of names.
@@ -123,7 +125,8 @@ def source(
         )
     # Rows before the start are made and dropped: only so is it known which of them are passed over.
     rows = itertools.islice(rows, start, None if n is None else start + n)
-    return Source(task, _told(rows, skips, str(data or task)), skips.counts, length, skips.names)
+    told = _told(rows, skips, str(data or task)) if warn else rows
+    return Source(task, told, skips.counts, length, skips.names)
 
 
 def _told(rows: Rows, skips: Skips, where: str) -> Rows:

@@ -52,7 +52,8 @@ class NoticeConfig:
         noise_scale: its standard deviation, in those of the embeddings.
         region: corrupt the masked region of the image instead of taking the task's corrupt image: "blur", "mean",
             "inpaint".
-        prompt_template: a text with {prompt} in place of the model's own template.
+        prompt_template: a text with {prompt}. Where it holds the image's placeholder ("<image>" in LLaVA) it stands in
+            place of the model's own template, else inside of it.
         random_draws: draws of random heads that the selected ones are compared with.
         bootstrap: resamples for every interval.
         device: where the model runs; None for the CPU.
@@ -114,6 +115,10 @@ class NoticeConfig:
                 f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
                 "patched there. Take positions='text', or the same for both"
             )
+        if self.region is not None and "image" not in self.corrupt:
+            raise InputsError(
+                f"region is {self.region!r}, and the image is not corrupted: leave it out, or corrupt 'image'"
+            )
         if len(set(stems := [file_name(task) for task in self.tasks])) < len(stems):
             raise InputsError(f"tasks {self.tasks} would be written to files of the same names: rename one")
 
@@ -125,7 +130,12 @@ class NoticeConfig:
 
         Raises:
             InputsError: if the model's prompt stack has no such kind.
+            TextError: if the model cannot read the prompt template.
         """
+        if self.prompt_template is not None:
+            from PIL import Image
+
+            model.to_inputs(Image.new("RGB", (8, 8)), self.prompt_template.replace("{prompt}", "is it?"))
         there = available(model)
         for kind in self.kinds:
             if kind not in there:

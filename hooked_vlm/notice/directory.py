@@ -9,11 +9,11 @@ Costs one small file each for what an example gave. Knows no model and no number
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,22 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.config import file_name
 
 VERSION = 1
-RUN, SOURCES = "run.json", "sources.json"
+RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
 EXAMPLES, EFFECTS, ATTENTION, ABLATION, FIGURES = "examples", "effects", "attention", "ablation", "figures"
 _LOCK = ".lock"
+
+
+def whole(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Write a file beside its place and move it into it, so that it is whole or not there; nothing is left behind."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    return path
 
 
 class RunDirectory:
@@ -52,6 +65,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
             lock = (self.path / _LOCK).open("a+", encoding="utf-8")
+        import fcntl  # not on Windows, where finished runs can be reported and compared all the same
+
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,16 +192,9 @@ class RunDirectory:
         return self._into_place(self.path / FIGURES / name, save)
 
     def _into_place(self, path: Path, write: Callable[[Path], Any]) -> Path:
-        part = path.with_name(f"{path.name}.part")
         with self._reported("cannot be written"):
-            try:
-                path.parent.mkdir(exist_ok=True)
-                write(part)
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        return path
+            path.parent.mkdir(exist_ok=True)
+            return whole(path, write)
 
     @contextmanager
     def _reported(self, what: str) -> Iterator[None]:
@@ -200,6 +208,12 @@ class RunDirectory:
                 n = len(list((self.path / EXAMPLES).glob("*.parquet")))
             except OSError:
                 n = 0
-            reason = error.strerror or str(error)
-            kept = f"The {n} examples that are done are kept: mend it, and the same command goes on" if n else "Mend it"
-            raise RunDirectoryError(f"{error.filename or self.path} {what}: {reason}. {kept}") from error
+            reason = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            way_out = "make room on the disk" if full else "make it writable"
+            if n:
+                done = "1 example that is done is" if n == 1 else f"{n} examples that are done are"
+                way_out = f"the {done} kept; {way_out}, and the same command goes on"
+            else:
+                way_out = f"{way_out}, or take another directory"
+            raise RunDirectoryError(f"{error.filename or self.path} {what} ({reason}): {way_out}") from error

@@ -91,7 +91,7 @@ def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
     """A task's rows, as many as a run looks at; row number k is always the same."""
     tokenizer = getattr(model.processor, "tokenizer", None)
     n = SEEN_FOR_EACH * config.examples
-    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer)
+    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer, warn=False)
 
 
 def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:

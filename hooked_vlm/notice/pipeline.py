@@ -167,7 +167,7 @@ def _task(
             if kept < config.examples:
                 kept, seen = kept + done[number], number + 1
         refuse_to_go_on(place, stop)
-    skipped = {"seen": seen, "kept": kept, "skipped": dict(drawn.skipped)}
+    skipped = {"seen": seen, "kept": kept, "skipped": dict(drawn.skipped), "named": drawn.named}
     place.write_json(directory.SOURCES, finished | {task: skipped})
     bar.end(task)
 

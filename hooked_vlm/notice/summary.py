@@ -5,6 +5,8 @@ what cannot be computed is null.
 
 - ``counts``: task, seen, answered (rows that the model gave an answer to), accuracy (of those, answered rightly),
   accuracy_low, accuracy_high, kept, reasons (dict, why rows were not kept: how many).
+- ``noted``, of the data while it was read, from sources.json: task, reason, n, names (the first few). Most concern rows
+  that were passed over before they were seen; those that begin "no corrupt prompt" or "no mask", rows without it.
 - ``behaviour``, of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt
   logit difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong).
 - ``heads``, at the tokens where heads are selected: what `universal.select` gives (corrupt, task, kind, layer, head, n,
@@ -25,7 +27,8 @@ what cannot be computed is null.
   difference under random sets less that under the selection, interval over examples), p (share of sets, the selection
   among them, whose mean logit difference is no higher than the selection's), worse (true where harm_low is above 0 and
   p at most 0.05, null where there are too few random sets for such a p, else false).
-- ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads, spearman (of mean |effect| over
+- ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads (those that either corruption
+  moves by more than rounding: heads that no corruption reaches would agree by being 0), spearman (of mean |effect| over
   heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
 - ``figures``: file, kind, layer, head, example, caption. ``findings``: claim, holds (true, false, or null where the run
   cannot tell), evidence. ``cautions``: sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as
@@ -38,7 +41,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,13 @@ from hooked_vlm.notice import findings, statistics, universal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
 from hooked_vlm.notice.config import file_name
+from hooked_vlm.notice.directory import RUN, SUMMARY, whole
 from hooked_vlm.notice.gathered import Gathered, gather
 from hooked_vlm.notice.labels import labels_of
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY
 
+NAMES = 3  # of what was noted of the data, named in the report
+ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
 
 
@@ -72,11 +77,11 @@ def summarise(
         RunDirectoryError: if run.json or a parquet file cannot be read, or summary.json cannot be written.
     """
     path = Path(directory)
-    run = _read_json(path / "run.json")
+    run = _read_json(path / RUN)
     asked = _plain(config) if config is not None else dict(run.get("config") or {})
     summary = made(path, asked, dict(run.get("model") or {}))
     summary["figures"] = figures if figures is not None else _figures(path)
-    _write(path / "summary.json", summary)
+    _write(path / SUMMARY, summary)
     return summary
 
 
@@ -100,6 +105,7 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
     tables = {
         "counts": _as_asked(_counts(data, times, seed), asked),
+        "noted": _as_asked(_noted(path), asked),
         "behaviour": _as_asked(_behaviour(data, times, seed), asked),
         "heads": _heads(data, selection),
         "roles": _roles(data, times, seed),
@@ -184,6 +190,21 @@ def _counts(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def _noted(path: Path) -> list[dict[str, Any]]:
+    place = path / "sources.json"
+    of_tasks = _read_json(place) if place.is_file() else {}
+    return [
+        {
+            "task": file_name(task),
+            "reason": reason,
+            "n": n,
+            "names": list(found.get("named", {}).get(reason, []))[:NAMES],
+        }
+        for task, found in of_tasks.items()
+        for reason, n in found.get("skipped", {}).items()
+    ]
 
 
 def _behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
@@ -287,7 +308,6 @@ def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[st
         if (f"{corrupt}_noise", kind) not in families:
             continue
         heads = families[corrupt, kind][0]
-        top = max(1, round(TOP_SHARE * len(heads)))
         for task in data.tasks:
             grids = [data.heads.get((name, kind, task)) for name in (corrupt, f"{corrupt}_noise")]
             if grids[0] is None or grids[1] is None:
@@ -296,7 +316,10 @@ def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[st
             both = [example for example in places[0] if example in places[1]]
             rows = [[place[example] for example in both] for place in places]
             sizes = [np.abs(grid.matrix("effect", heads))[at] for grid, at in zip(grids, rows, strict=True) if grid]
+            moved = np.any([_moves(statistics.means(size)) for size in sizes], 0)
+            sizes = [size[:, moved] for size in sizes]
             maps = [statistics.means(size) for size in sizes]
+            top = max(1, round(TOP_SHARE * int(moved.sum())))
             weights = statistics.resamples(len(both), times, (seed, 9)) if len(both) > 1 else np.empty((0, len(both)))
             drawn = statistics.spearman(*(statistics.means(size, weights) for size in sizes))
             low, high = statistics.interval(drawn[:, None])
@@ -307,16 +330,21 @@ def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[st
                     "modality": corrupt,
                     "kind": kind,
                     "n": len(both),
-                    "n_heads": len(heads),
+                    "n_heads": int(moved.sum()),
                     "spearman": float(statistics.spearman(*(each[None] for each in maps))[0]),
                     "ci_low": float(low[0]),
                     "ci_high": float(high[0]),
                     "top_overlap": len(best[0] & best[1]) / top,
                     "top_k": top,
-                    "top_chance": top / len(heads),
+                    "top_chance": top / max(1, int(moved.sum())),
                 }
             )
     return records
+
+
+def _moves(means: np.ndarray) -> np.ndarray:
+    """Which heads a patch moves the answer at, beyond rounding: those that no corruption reaches have no rank."""
+    return means > ROUNDING * np.nanmax(means, initial=0.0)
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -324,10 +352,10 @@ def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[st
 
 def _figures(path: Path) -> list[dict[str, Any]]:
     """Figures that an earlier summary.json names and that are still there."""
-    if not (path / "summary.json").is_file():
+    if not (path / SUMMARY).is_file():
         return []
     try:
-        before = _read_json(path / "summary.json").get("figures") or []
+        before = _read_json(path / SUMMARY).get("figures") or []
     except RunDirectoryError:
         return []
     return [record for record in before if (path / str(record.get("file"))).is_file()]
@@ -363,9 +391,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def _write(path: Path, summary: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
+    text = json.dumps(summary, indent=1, allow_nan=False)
     try:
-        part.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
-        os.replace(part, path)
+        whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise RunDirectoryError(f"{path} cannot be written ({error.strerror}): the parquet files are kept") from error

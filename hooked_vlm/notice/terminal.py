@@ -18,6 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from hooked_vlm.notice.directory import REPORT, SUMMARY
 from hooked_vlm.notice.selections import strongest
 from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, head_name
 
@@ -82,13 +83,17 @@ def show_ending(console: Console, directory: Path) -> None:
         console: where.
         directory: of the finished run.
     """
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
     for row in summary["counts"]:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.0%}"
         counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, row["kept"], reasons)))
     console.print(counts)
+    for row in summary["noted"]:
+        names = [*row["names"], *(["..."] if row["n"] > len(row["names"]) else [])]
+        line = f"Noted in the data of {row['task']}, {row['n']} times: {row['reason']} ({'; '.join(names)})"
+        console.print(Text(line), soft_wrap=True)
     if not any(row["kept"] for row in summary["counts"]):
         console.print(Text("Nothing was patched: no example was kept, for the reasons above"))
     for corrupt in CORRUPT:
@@ -99,7 +104,7 @@ def show_ending(console: Console, directory: Path) -> None:
         rows = [row for row in summary["universal"] if row["rule"] == rule]
         told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         console.print(Text(f"Universal by the {rule} rule: {', '.join(told) or 'none'}"))
-    console.print(Text(f"Report: {directory / 'report.html'}"), soft_wrap=True)
+    console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)
 
 
 def _listed(heads: Sequence[Head]) -> str:

@@ -47,7 +47,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         monkeypatch.setattr(pq, "write_table", cut_off)
-        with pytest.raises(RunDirectoryError, match=r"No space left on device.* 1 examples that are done are kept"):
+        with pytest.raises(RunDirectoryError, match=r"No space left on device.* 1 example that is done is kept"):
             place.write_table("examples", "colour", 1, TABLE)
         monkeypatch.undo()
         assert place.numbers("examples", "colour") == [0] and not list(tmp_path.rglob("*.part"))

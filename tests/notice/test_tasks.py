@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.datasets.folders import damaged, picture
 from tests.models import checkpoints
 from tests.notice import speaking
 from tests.notice.report.parsed import Page
@@ -86,6 +87,72 @@ def test_a_model_that_answers_nothing_rightly_ends_in_a_report_that_says_so(
     assert f"the model answered none of the {counts['seen']} examples" in page.text and not page.charts
     assert all(reason in page.text for reason in counts["reasons"])
 
+
+# --- one's own folder, as the README has it --------------------------------------------------------------
+
+HEADER = "image,corrupt_image,prompt,answer,wrong_answer"
+GOOD = "0.png,1.png,is this red or blue ?,red,blue"
+
+
+def own(path: Path, *lines: str) -> str:
+    """A folder with pairs.csv of these lines, and four pictures."""
+    for number in range(4):
+        picture(path / f"{number}.png", number)
+    (path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_what_is_wrong_with_lines_and_pictures_of_ones_own_is_told(command: Command, tmp_path: Path) -> None:
+    data = own(
+        tmp_path / "data",
+        HEADER,
+        GOOD,
+        "2.png,3.png,is this blue or red ?,red,blue",
+        "gone.png,1.png,is this red or blue ?,red,blue",
+        "cut.png,1.png,is this red or blue ?,red,blue",
+        "0.png,1.png,is this red ?,red,blue",
+        "../0.png,1.png,is this red or blue ?,red,blue",
+        "0.png,,is this red or blue ?,red,blue",
+        "0.png,1.png,is this red or green ?,red,green",
+    )
+    damaged(tmp_path / "data" / "cut.png")
+    words = [checkpoint("blip", "red", tmp_path / "checkpoint"), "--task", "folder", "--data", data, *QUICK]
+    code, printed, told = command(*words, "--out", str(tmp_path / "run"), "--random-draws", "0")
+    assert (code, told) == (0, "")
+    noted = [line for line in printed.splitlines() if line.startswith("Noted in the data of folder")]
+    expected = {
+        "the picture cannot be read": ("2 times", "gone.png", "cut.png"),
+        "the question does not offer both answers": ("1 times", "line 6"),
+        "a path leads out of the folder": ("1 times", "line 7"),
+        "the line has no corrupt_image": ("1 times", "line 8"),
+    }
+    for reason, words_of in expected.items():
+        (line,) = [line for line in noted if reason in line]
+        assert all(word in line for word in words_of), line
+    text = Page((tmp_path / "run" / "report.html").read_text()).sections["run"]
+    assert all(reason in text for reason in expected) and "gone.png" in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((HEADER.removesuffix(",wrong_answer"), GOOD), "pairs.csv' has no column wrong_answer: expected"),
+        ((HEADER,), "No line of '"),
+        ((HEADER, "0.png,1.png,is this red ?,red,blue"), "the question does not offer both answers (1)"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_at_all_is_one_line(
+    lines: tuple[str, ...], message: str, command: Command, tmp_path: Path
+) -> None:
+    words = ["zoo:blip-shapes", "--task", "folder", "--out", str(tmp_path / "run"), "--data"]
+    code, printed, told = command(*words, own(tmp_path / "data", *lines))
+    assert (code, printed, told.count("\n")) == (1, "", 1) and message in told
+    (tmp_path / "data" / "pairs.csv").unlink()
+    assert "has no pairs.csv: expected pairs.csv with the columns" in command(*words, str(tmp_path / "data"))[2]
+    assert "does not exist: the task 'folder' needs a folder" in command(*words, str(tmp_path / "nowhere"))[2]
+
+
+# --- the size of the published checkpoint ---------------------------------------------------------------
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 

@@ -241,11 +241,11 @@ def _longest(series: Mapping[str, pd.DataFrame]) -> int:
 
 def bars(
     names: Sequence[str],
-    groups: Mapping[str, Sequence[float]],
-    spans: Mapping[str, Sequence[tuple[float, float]]],
+    groups: Mapping[str, Sequence[float | None]],
+    spans: Mapping[str, Sequence[tuple[float | None, float | None]]],
     title: str,
 ) -> Chart:
-    """Grouped bars with intervals.
+    """Grouped bars with intervals; None leaves a bar or an interval out.
 
     Args:
         names: under the groups.
@@ -267,8 +267,8 @@ def bars(
             ends = list(zip(heights, spans[name], strict=True))
             bar["error_y"] = {
                 "type": "data",
-                "array": [high - height for height, (_, high) in ends],
-                "arrayminus": [height - low for height, (low, _) in ends],
+                "array": [_apart(high, height) for height, (_, high) in ends],
+                "arrayminus": [_apart(height, low) for height, (low, _) in ends],
                 "thickness": 1.4,
                 "color": INK,
             }
@@ -281,6 +281,10 @@ def bars(
         margin={"l": 52, "r": 8, "t": 8, "b": 30},
     )
     return {"data": data, "layout": drawn}
+
+
+def _apart(high: float | None, low: float | None) -> float | None:
+    return None if high is None or low is None else high - low
 
 
 def scatter(rows: pd.DataFrame, x: str, y: str) -> Chart:

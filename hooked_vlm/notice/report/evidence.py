@@ -5,7 +5,7 @@ Each is made from one table of a run; without data it is a sentence that says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,8 +51,10 @@ WITH_MASKS: Final = (
     "Scores of each head's attention on image positions in the clean run. Inside is the share of image attention "
     "in the mask of the object asked about; lift divides it by the mask's share of the image (1 is chance); AUC "
     "and pointing ask whether attention is highest on the mask; outlier is the share on a few high-norm "
-    "background patches and the class token. Effect says whether patching the head changes the answer at all "
-    "(FDR 5\u00a0%): a head that does not show an effect gets no label."
+    "background patches and the class token. A head is labelled object detection where lift lies above 1, AUC above "
+    "0.5 and inside above that of the average head, each by its interval and AUC at FDR 5\u00a0% as well; object "
+    "suppression where all lie below; outlier suppression where outlier lies above a half. Effect says whether "
+    "patching the head changes the answer at all (FDR 5\u00a0%): a head that does not show an effect gets no label."
 )
 WITHOUT_MASKS: Final = (
     "The data has no masks of the objects asked about, so detection and suppression of objects cannot be scored. "
@@ -190,8 +192,9 @@ def ablation(run: Loaded) -> list[Child]:
             if not part[column].map(known).any():
                 continue
             heights = [part[f"{column}_full"], part[f"{column}_random_mean"], part[column]]
-            groups = {name: list(height) for name, height in zip(GROUPS, heights, strict=True)}
-            spans = list(zip(part[f"{column}_random_low"], part[f"{column}_random_high"], strict=True))
+            groups = {name: _known(height) for name, height in zip(GROUPS, heights, strict=True)}
+            ends = (_known(part[f"{column}_random_{end}"]) for end in ("low", "high"))
+            spans = list(zip(*ends, strict=True))
             figure = charts.bars(tasks, groups, {GROUPS[1]: spans}, axis)
             plots.append(chart(figure, f"{selection_name(selection)}, {sizes}: {axis}", height=260))
     header = [
@@ -205,6 +208,10 @@ def ablation(run: Loaded) -> list[Child]:
     numbers = table(header, [_removed(row) for row in records], caption="Mean ablation", numeric=range(2, 11))
     told += [grid(plots, wide=True), details("The same as numbers", numbers)]
     return [*told, paragraph(HARM, class_="note")] if rows["p"].map(known).any() else told
+
+
+def _known(values: Iterable[Any]) -> list[float | None]:
+    return [float(value) if known(value) else None for value in values]
 
 
 def _removed(row: dict[str, Any]) -> list[Child]:

@@ -16,10 +16,12 @@ from typing import Any, Final
 import pandas as pd
 
 from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice.directory import RUN, SUMMARY
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
     "counts": "task seen kept accuracy accuracy_low accuracy_high reasons",
+    "noted": "task reason n names",
     "behaviour": (
         "task corrupt n clean_logit_diff clean_logit_diff_low clean_logit_diff_high corrupt_logit_diff "
         "corrupt_logit_diff_low corrupt_logit_diff_high flipped flipped_low flipped_high"
@@ -69,8 +71,8 @@ class Loaded:
         path = Path(directory)
         if not path.is_dir():
             raise RunDirectoryError(f"{path} is no directory: give the --out of a `hooked-vlm notice` run")
-        about = _read(path / "run.json", "it is no run; give the --out of a `hooked-vlm notice` run")
-        summary = _read(path / "summary.json", "the run is not finished; the same `hooked-vlm notice` command goes on")
+        about = _read(path / RUN, "it is no run; give the --out of a `hooked-vlm notice` run")
+        summary = _read(path / SUMMARY, "the run is not finished; the same `hooked-vlm notice` command goes on")
         return cls(path, about, summary)
 
     @cached_property

@@ -104,8 +104,8 @@ def _nothing_kept(run: Loaded) -> str:
     if not run.seen:
         return "No example was seen, so there is nothing to say about this model yet."
     return (
-        f"Nothing could be patched: the model answered none of the {counted(run.seen, 'example')} in a way that "
-        "could be kept, and patching asks where a right answer comes from. The reasons are counted below."
+        f"Nothing could be patched: none of the {counted(run.seen, 'example')} could be kept, and patching asks where "
+        "a right answer comes from. The reasons are counted below."
     )
 
 

@@ -6,9 +6,7 @@ the same file, byte for byte. Costs a second, and 5 MB of disk for plotly.js. Lo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Final
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.directory import REPORT, whole
 from hooked_vlm.notice.report import evidence, maps, selection
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import (
@@ -85,7 +84,7 @@ def write(directory: str | Path) -> Path:
         RunDirectoryError: There is no finished run, or the file cannot be written.
     """
     run = Loaded.read(directory)
-    return put(run.directory / "report.html", html_of(run))
+    return put(run.directory / REPORT, html_of(run))
 
 
 def put(path: Path, text: str) -> Path:
@@ -94,17 +93,12 @@ def put(path: Path, text: str) -> Path:
     Raises:
         RunDirectoryError: It cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        return whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise RunDirectoryError(
             f"{path} cannot be written: {error.strerror or error}; nothing else was changed"
         ) from error
-    return path
 
 
 def html_of(run: Loaded) -> str:
@@ -130,8 +124,8 @@ def html_of(run: Loaded) -> str:
     top = tag("div", answer(run), tiles(run))
     foot = tag(
         "p",
-        "Made by hooked-vlm from run.json, summary.json and figures/. Every number can be traced to a row of "
-        "effects/*.parquet.",
+        "Made by hooked-vlm from run.json, summary.json and figures/. Every number can be traced to rows of the "
+        "parquet files beside them: examples, effects, attention and ablation.",
     )
     return page(
         f"Which heads of {run.short} carry the answer?",
@@ -198,6 +192,22 @@ def _counts(run: Loaded) -> Markup:
             caption="Examples of each task",
             numeric=(1, 2, 3),
         ),
+        _noted(run),
+    )
+
+
+def _noted(run: Loaded) -> Markup | None:
+    """What was passed over in the data before it became an example."""
+    rows = run.table("noted").to_dict("records")
+    if not rows:
+        return None
+    cells: list[list[Child]] = [
+        [str(row["task"]), str(row["reason"]), number(row["n"]), "; ".join(map(str, row["names"] or []))]
+        for row in rows
+    ]
+    return details(
+        "What was noted while the data was read",
+        table(["task", "what", "times", "the first"], cells, caption="Noted while the data was read", numeric=(2,)),
     )
 
 
