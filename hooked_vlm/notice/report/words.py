@@ -115,7 +115,8 @@ def _names(run: Loaded, rows: pd.DataFrame, most: int = 4) -> str:
 
 
 def _every_task(run: Loaded) -> str:
-    return "in the one task that was run" if len(run.tasks) == 1 else f"in all {len(run.tasks)} tasks"
+    n = len(run.tasks)
+    return "in the one task that was run" if n == 1 else "in both tasks" if n == 2 else f"in all {n} tasks"
 
 
 def _universal(run: Loaded) -> str:
@@ -174,7 +175,7 @@ def _ablated(run: Loaded) -> list[str]:
     elif worse:
         verb = f"hurts {than} in {worse} of {among}"
     elif rows["worse"].isna().any():
-        verb = f"may hurt {than}, but too few random sets were drawn to tell"
+        verb = f"may hurt {than}, but their layers have too few other heads to tell"
     else:
         less = f" (less in {better} of {among})" if better else ""
         verb = f"does not clearly hurt {than}{less}"

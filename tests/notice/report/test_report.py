@@ -233,7 +233,7 @@ def test_what_is_not_sure_is_not_said(copy):
     for row in summary["ablation"]:
         row |= {"harm_low": 0.1, "worse": None}
     made.write_json(copy / "summary.json", summary)
-    assert "too few random sets were drawn to tell" in seen(copy).text
+    assert "their layers have too few other heads to tell" in seen(copy).text
 
 
 # --- a page that stands alone ---------------------------------------------------------------------------
