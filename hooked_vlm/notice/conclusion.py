@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm import viz
-from hooked_vlm.errors import MissingExtraError
+from hooked_vlm.errors import InputsError, MissingExtraError
 from hooked_vlm.notice import ablation, directory
 from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig, file_name
@@ -100,8 +100,8 @@ def draw_attention(
         go_on: called between figures; raises if the run is to stop.
 
     Returns:
-        A record for each figure, the `figures` of summary.json; none where matplotlib is not installed, or the heads
-        cannot see the image.
+        A record for each figure, the `figures` of summary.json; none where matplotlib is not installed, the heads
+        cannot see the image, or the processor's way with the picture is not known: a run does not fail for a picture.
     """
     records = []
     for task in config.tasks if heads else ():
@@ -113,7 +113,10 @@ def draw_attention(
         kinds = list(dict.fromkeys(kind for kind, _, _ in heads))
         found, _ = image_attention(model, example.clean, kinds, query(example))
         picture = row["image"]
-        geometry = viz.Geometry.of(model.processor, picture, model.stacks["vision_encoder"].patch_size)
+        try:
+            geometry = viz.Geometry.of(model.processor, picture, model.stacks["vision_encoder"].patch_size)
+        except InputsError:
+            return []
         for kind, layer, head in heads:
             if kind not in found:
                 continue
