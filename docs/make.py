@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pdoc
 
-import hooked_vlm
+import hooked_vlm.notice
 
 
 def modules() -> list[str]:
@@ -23,8 +23,9 @@ def modules() -> list[str]:
 
 def main(out: Path) -> None:
     """Write the reference as HTML."""
-    for name in hooked_vlm.__all__:
-        setattr(hooked_vlm, name, getattr(hooked_vlm, name))
+    for package in (hooked_vlm, hooked_vlm.notice):
+        for name in package.__all__:
+            setattr(package, name, getattr(package, name))
     pdoc.render.configure(docformat="google", math=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*has already been added")  # by the package it is in
