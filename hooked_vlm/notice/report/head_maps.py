@@ -80,7 +80,7 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
     told: list[Child] = [
         paragraph(
             "Red restores the right answer, blue pushes away from it. Logits of different models have different "
-            "sizes, so each map has a colour scale of its own; its end stands in the title."
+            "sizes, so the maps of each run share a colour scale of their own; its end stands beside the run."
         ),
         paragraph(
             f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
@@ -90,13 +90,13 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
     for (kind, corrupt), part in groups(maps).items():
         told.append(titled(kind_title(kind), corruption_name(corrupt)))
         for run in dict.fromkeys(one.run for one in part):
+            own = [one for one in part if one.run == run]
+            bound = charts.limit(pd.concat([one.values for one in own]))
             plots = []
-            for one in part:
-                if one.run == run:
-                    bound = charts.limit(one.values)
-                    figure, height = charts.head_map(one.rows, one.shape, bound)
-                    plots.append(chart(figure, f"{one.task} (\u00b1{number(bound, 2)})", height=height))
-            told += [tag("h4", run), grid(plots)]
+            for one in own:
+                figure, height = charts.head_map(one.rows, one.shape, bound)
+                plots.append(chart(figure, one.task, height=height))
+            told += [tag("h4", f"{run} (\u00b1{number(bound, 2)})"), grid(plots)]
     return told
 
 
