@@ -175,7 +175,7 @@ def test_the_largest_are_measured_again() -> None:
     exact = sweep(model, clean, corrupt, sites, measure, progress=False)
     rough = attribution(model, clean, corrupt, sites, measure)
     found = attribution(model, clean, corrupt, sites, measure, verify_top=3)
-    again = found.index_df["exact"].to_numpy()
+    again = found.index_df["exact"].to_numpy().copy()
     flat = [result.values.reshape(-1, len(clean)) for result in (found, exact, rough)]
     assert again.sum() == 3
     assert torch.allclose(flat[0][again], flat[1][again], atol=1e-5)
