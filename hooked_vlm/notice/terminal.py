@@ -103,7 +103,8 @@ def show_ending(console: Console, directory: Path) -> None:
     for rule in RULES if summary["heads"] else ():
         rows = [row for row in summary["universal"] if row["rule"] == rule]
         told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
-        console.print(Text(f"Universal by the {rule} rule: {', '.join(told) or 'none'}"))
+        alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""
+        console.print(Text(f"Universal by the {rule} rule{alone}: {', '.join(told) or 'none'}"))
     console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)
 
 
