@@ -96,7 +96,7 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
     skeleton = _Skeleton(model, config, examples[0].positions)
     found: dict[str, NDArray[Any]] = {}
     low: dict[str, NDArray[Any]] = {}
-    for name, corruption in corruptions(model, config, examples).items():
+    for name, corruption in corruptions(config, examples).items():
         begins = _first_difference(model, name, clean, examples)
         kinds = skeleton.sites(begins)
         hooks = corruption.fwd_hooks(model, clean)

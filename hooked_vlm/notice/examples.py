@@ -165,7 +165,7 @@ def stacked(examples: Sequence[Example]) -> VLMInputs:
     )
 
 
-def corruptions(model: Any, config: NoticeConfig, examples: Sequence[Example]) -> dict[str, Any]:
+def corruptions(config: NoticeConfig, examples: Sequence[Example]) -> dict[str, Any]:
     """The corruptions of a batch of examples, by name."""
     made: dict[str, Any] = {}
     if "image" in config.corrupt:

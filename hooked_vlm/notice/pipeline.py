@@ -60,7 +60,7 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
     """
     place = RunDirectory(out)
     with place.locked(), _interruptible() as stop:
-        config = _begun(place, config, model)
+        config = _begun(place, config)
         if model is None:
             model = load(config)
         config = _started(place, config, model)
@@ -80,7 +80,7 @@ def load(config: NoticeConfig) -> Any:
 # --- beginning --------------------------------------------------------------------------------------------
 
 
-def _begun(place: RunDirectory, config: NoticeConfig, model: Any) -> NoticeConfig:
+def _begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
     """Refuse another configuration's directory before anything is loaded."""
     stored = place.stored()
     if stored is not None:

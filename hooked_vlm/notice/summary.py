@@ -87,7 +87,7 @@ def summarise(
 
 def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of a run directory, without its figures; nothing is written."""
-    data, notes = _gathered(path, _select_at(config, model))
+    data, notes = _gathered(path, str(config["select_at"]))
     rule = _rule(config)
     seed, times = rule.seed, rule.bootstrap
     families = data.families("effect")
@@ -149,13 +149,6 @@ def _gathered(path: Path, at: str) -> tuple[Gathered, list[str]]:
                 f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."
             ]
     return data, []
-
-
-def _select_at(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    asked = str(config.get("select_at") or "auto")
-    if asked != "auto":
-        return asked
-    return "last" if "llava" in str(model.get("class", "")).lower() else "answer"  # the paper's choice
 
 
 # --- tables -----------------------------------------------------------------------------------------

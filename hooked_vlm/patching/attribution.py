@@ -38,7 +38,7 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.metrics import Metric, answering
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
-from hooked_vlm.patching.task import Measure, refuse_different, result
+from hooked_vlm.patching.task import Measure, activations, refuse_different, result
 
 Activations = dict[str, Tensor]
 
@@ -106,7 +106,7 @@ def _estimated(
     """The base run's metric [batch], the estimates [site batch], and the sites with their positions spelled out."""
     fix = _softmax_fix(model, sites) if qk_fix and steps is None else None
     with torch.no_grad():
-        new = _activations(model, source, sites.hooks if fix is None else fix.read)
+        new = activations(model, source, sites.hooks if fix is None else fix.read)
     axis = sites.position_axis
     first = sites.hooks[0] if fix is None else fix.patched[0]
     sites = sites.at(1 if axis is None else new[first].shape[axis])
@@ -118,7 +118,7 @@ def _estimated(
             baseline, old, grads = _gradients(model, base, metric, sites.hooks, sites)
         else:
             with torch.no_grad():
-                old = _activations(model, base, sites.hooks)
+                old = activations(model, base, sites.hooks)
                 baseline = _measured(model, base, metric, sites)
             grads = _averaged_gradients(model, source, base, metric, sites, steps)
         parts = [_product(new[name] - old[name], grads[name]) for name in sites.hooks]
@@ -133,17 +133,6 @@ def _product(change: Tensor, grad: Tensor) -> Tensor:
 
 
 # --- runs -------------------------------------------------------------------------------------------
-
-
-def _activations(model: Any, inputs: VLMInputs, names: Sequence[str]) -> Activations:
-    """The activations at some hook points. Raises SilentHookError if one is not reached."""
-    found: Activations = {}
-
-    def keep(activation: Tensor, hook: Any) -> None:
-        found[hook.name] = activation.detach()
-
-    model.run_with_hooks(inputs, fwd_hooks=[(name, keep) for name in names], return_type=None)
-    return found
 
 
 def _measured(
@@ -215,7 +204,7 @@ def _averaged_gradients(
     """The gradients' mean over the midpoints of `steps` pieces of the line from base to source inputs."""
     starts = [name for name in model.hook_dict if name == "hook_pixel_values" or _embeds_text(model, name)]
     with torch.no_grad():
-        ends = [_activations(model, inputs, starts) for inputs in (base, source)]
+        ends = [activations(model, inputs, starts) for inputs in (base, source)]
     moving = [name for name in starts if not torch.equal(ends[0][name], ends[1][name])]
     total: Activations = {}
     for step in range(steps):

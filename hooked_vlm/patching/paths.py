@@ -30,7 +30,7 @@ from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.growing import chunks, first_position, swept
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, Task, by_name, prepared, refuse_different, result
+from hooked_vlm.patching.task import Measure, Task, activations, by_name, prepared, refuse_different, result
 
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
 
@@ -76,20 +76,19 @@ def path_patching(
     """
     from tqdm.auto import tqdm
 
-    sublayer = _sublayer(senders)
+    _sublayer(senders)  # raises where it is none
     named = by_name(metrics, direction, reduce)
     refuse_different(clean, corrupt)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
         tasks = prepared(model, source, base, {"senders": senders, "receivers": receivers}, named, (), ())
         sending, receiving = tasks["senders"], tasks["receivers"]
-        held = _held(model, sending.sites, sublayer, through_mlps)
-        wanted = [*held, *receiving.sites.hooks]
-        _, cache = model.run_with_cache(base, names_filter=wanted)
+        held = _held(model, sending.sites, through_mlps)
+        before = activations(model, base, [*held, *receiving.sites.hooks])
         values = []
         with tqdm(total=len(sending.sites) * len(receiving.sites), unit="path", disable=not progress) as bar:
             for _, cell in sending.sites.table.iterrows():
-                received = _received(sending, cell, held, receiving.sites, cache.cache_dict)
+                received = _received(sending, cell, held, receiving.sites, before)
                 task = replace(receiving, source=received)
                 values.append(swept(task, list(chunks(task, budget)), progress=False))
                 bar.update(len(receiving.sites))
@@ -115,7 +114,7 @@ def _sublayer(senders: Sites) -> str:
     return found[1] or found[2]
 
 
-def _held(model: Any, senders: Sites, sublayer: str, through_mlps: bool) -> list[str]:
+def _held(model: Any, senders: Sites, through_mlps: bool) -> list[str]:
     """Outputs of the sub-layers that may stand between a sender and a receiver, by hook name."""
     order = list(model.stacks)
     assert senders.stack is not None

@@ -111,13 +111,9 @@ def prepared(
     """
     own_hooks = bool(model.list_hooks())
     names = list(dict.fromkeys(name for sites in kinds.values() for name in sites.hooks))
-    with model.hooks(fwd_hooks=source_hooks):
-        _, cache = model.run_with_cache(source, names_filter=names)
-    found = {name: cache.cache_dict[name] for name in names if name in cache.cache_dict}
-    if len(found) < len(names):
-        model.run_with_hooks(source, fwd_hooks=[(n, lambda x, hook: None) for n in names])  # raises SilentHookError
+    found = activations(model, source, names, source_hooks)
     if own_hooks:
-        warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=5)
+        warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=4)
     with model.hooks(fwd_hooks=base_hooks):
         logits, state = model.run_with_state(base)
     tasks = {}
@@ -128,6 +124,31 @@ def prepared(
         shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
         tasks[kind] = Task(model, base, closed, metrics, logits, state if shared else None, found, base_hooks)
     return tasks
+
+
+def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequence[Any] = ()) -> dict[str, Tensor]:
+    """The activations of a run at some hook points, by name.
+
+    Args:
+        model: a `HookedVLM`.
+        inputs: what is run.
+        names: the hook points.
+        hooks: forward hooks of the run; at one hook point they act before it is looked at.
+
+    Raises:
+        SilentHookError: if the run never reaches one of them.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        found[hook.name] = activation.detach()
+
+    looking = [*hooks, *((name, keep) for name in names)]
+    with model.hooks(fwd_hooks=looking):
+        model(inputs, return_type=None)
+    if len(found) < len(set(names)):
+        model.run_with_hooks(inputs, fwd_hooks=looking, return_type=None)  # raises SilentHookError
+    return found
 
 
 def _is_before(model: Any, name: Any, stack: str) -> bool:

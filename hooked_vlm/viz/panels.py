@@ -136,11 +136,6 @@ class Drawing:
         object.__setattr__(self, "columns", min(self.columns, len(self.panels)))
         object.__setattr__(self, "rows", -(-len(self.panels) // self.columns))
 
-    @property
-    def one_scale(self) -> bool:
-        """True if all panels share one scale, so that one colour bar serves them."""
-        return all(panel.scale == self.panels[0].scale for panel in self.panels)
-
     def to(self, library: To) -> Any:
         """A plotly figure to look at, or a matplotlib one for a paper.
 

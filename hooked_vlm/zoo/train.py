@@ -1,6 +1,6 @@
 """Make the zoo's checkpoints again from nothing: `python -m hooked_vlm.zoo.train blip-shapes --out DIR`.
 
-Costs about 20 minutes on one core a model where bfloat16 is built in, and 1 GB. What is trained on is a
+Costs about half an hour a model on one quiet core where bfloat16 is built in, and 1 GB. What is trained on is a
 function of the step alone, so a run that is killed at any moment goes on from its last checkpoint as if
 nothing had happened, to the last bit (at the same number of threads). Checkpoints are safetensors, written
 beside and moved into place. Uses the shapes world and Hugging Face, and nothing of `hooked_vlm.models`.
