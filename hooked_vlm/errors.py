@@ -30,6 +30,10 @@ class SilentHookError(HookedVLMError, RuntimeError):
     """A hook was given by name, the model ran, and the hook point was never reached."""
 
 
+class NonFiniteError(HookedVLMError, ValueError):
+    """Logits are NaN or infinite, so that no number measured on them means anything."""
+
+
 class DenseWeightError(HookedVLMError, ValueError):
     """A weight was asked for as a matrix, and its layer stores none (it is quantised, say)."""
 

@@ -6,15 +6,16 @@ work batched, and in `run_with_hooks`, `hooks()` and at every step of `generate`
 positions of the stack, and those that a pass does not hold (an earlier step's) are left alone.
 
 Which axis is a position or a head is read from the hook point (`components.hook_point.HookPoint`). Positions and
-heads are ints (negative ones count from the end), slices, ranges, lists, or None for all; positions also a tensor
-[batch n] with each row's own. Cost: one copy of the activation. Knows no model.
+heads are ints (negative ones count from the end), slices, ranges, lists, masks, or None for all; positions also each
+row's own, as `inputs.find_each` and `inputs.image_spans` give them (`hooked_vlm.positions`). Where a source has one
+row it serves every row; otherwise it has a row for each. Cost: one copy of the activation. Knows no model.
 
     model.run_with_hooks(corrupt, fwd_hooks=[("text_encoder.blocks.3.cross_attn.hook_z", patch(cache, here, 5))])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_vlm.errors import PositionError
+from hooked_vlm.positions import Index, Places, each_row, members, read
 
-Index = int | slice | range | Sequence[int] | Tensor | None
 HookFunction = Callable[..., Tensor]
 
 OWN_POSITIONS = ("pos", "query_pos")  # axes along which a pass may hold a part of its stack's positions
@@ -44,19 +45,21 @@ def patch(source: Mapping[str, Tensor] | Any, positions: Index = None, heads: In
         PositionError: when it runs, if the source lacks the hook point or has another shape, or an index is out
             of range.
     """
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         new = _aligned(_look_up(source, hook), activation, hook)
-        return torch.where(where(activation, hook, positions, heads), new, activation)
+        return torch.where(at(activation, hook), new, activation)
 
     return hook_fn
 
 
 def zero_ablate(positions: Index = None, heads: Index = None) -> HookFunction:
     """Zeros in place of the activation."""
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        return activation.masked_fill(where(activation, hook, positions, heads), 0.0)
+        return activation.masked_fill(at(activation, hook), 0.0)
 
     return hook_fn
 
@@ -72,10 +75,11 @@ def mean_ablate(source: Mapping[str, Tensor] | Any, positions: Index = None, hea
     Raises:
         PositionError: as `patch`.
     """
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         mean = _look_up(source, hook).to(activation).mean(0, keepdim=True)
-        return torch.where(where(activation, hook, positions, heads), _aligned(mean, activation, hook), activation)
+        return torch.where(at(activation, hook), _aligned(mean, activation, hook), activation)
 
     return hook_fn
 
@@ -94,12 +98,13 @@ def resample_ablate(
     Raises:
         PositionError: as `patch`.
     """
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         reference = _look_up(source, hook)
         drawn = torch.randint(len(reference), (len(activation),), generator=generator, device=generator.device)
         new = _aligned(reference[drawn.to(reference.device)], activation, hook)
-        return torch.where(where(activation, hook, positions, heads), new, activation)
+        return torch.where(at(activation, hook), new, activation)
 
     return hook_fn
 
@@ -117,13 +122,13 @@ def knock_out(query_positions: Index, key_positions: Index, heads: Index = None)
     Raises:
         PositionError: when it runs, if an index is out of range, or at a hook point without keys.
     """
+    at, keys = _Where(query_positions, heads), read(key_positions, "key positions")
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         if "key_pos" not in hook.axes or "query_pos" not in hook.axes:
             raise PositionError(f"knock_out acts on scores [batch head query_pos key_pos]; {hook.name} is {hook.axes}")
-        at = where(activation, hook, query_positions, heads)
-        keys = _members(key_positions, activation.shape[3], 0, f"key positions of {hook.name}", activation)
-        return activation.masked_fill(at & keys.reshape(keys.shape[0], 1, 1, -1), -torch.inf)
+        unseen = _members(keys, activation, hook, 3, f"key positions of {hook.name}")
+        return activation.masked_fill(at(activation, hook) & unseen.reshape(len(unseen), 1, 1, -1), -torch.inf)
 
     return hook_fn
 
@@ -138,10 +143,11 @@ def add_noise(std: float, generator: torch.Generator, positions: Index = None, h
         positions: where; None everywhere.
         heads: which heads; None all.
     """
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         noise = torch.randn(activation.shape, generator=generator, device=generator.device).to(activation) * std
-        return torch.where(where(activation, hook, positions, heads), activation + noise, activation)
+        return torch.where(at(activation, hook), activation + noise, activation)
 
     return hook_fn
 
@@ -184,10 +190,11 @@ def steer(
         positions: where; None everywhere.
         heads: which heads; None all.
     """
+    at = _Where(positions, heads)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         moved = activation + scale * direction.to(activation)
-        return torch.where(where(activation, hook, positions, heads), moved, activation)
+        return torch.where(at(activation, hook), moved, activation)
 
     return hook_fn
 
@@ -199,42 +206,38 @@ def where(activation: Tensor, hook: Any, positions: Index = None, heads: Index =
     """Which entries of an activation positions and heads mean; broadcasts to its shape.
 
     Raises:
-        PositionError: if an index is out of range, or the activation has no such axis.
+        PositionError: if they can be read in no way or in two, an index is out of range, the activation has no such
+            axis, or there are positions for another number of rows.
     """
-    mask = torch.ones((1,) * activation.ndim, dtype=torch.bool, device=activation.device)
-    for wanted, names, first in ((positions, POSITIONS, hook.first_position), (heads, HEADS, 0)):
-        if wanted is None:
-            continue
-        axis = next((i for i, name in enumerate(hook.axes) if name in names), None)
-        if axis is None:
-            raise PositionError(f"{hook.name} is [{' '.join(hook.axes)}] and has no axis among {', '.join(names)}")
-        first = first if hook.axes[axis] in OWN_POSITIONS else 0
-        members = _members(wanted, activation.shape[axis], first, f"{hook.axes[axis]} of {hook.name}", activation)
-        shape = [1] * activation.ndim
-        shape[0], shape[axis] = members.shape
-        mask = mask & members.reshape(shape)
-    return mask
+    return _Where(positions, heads)(activation, hook)
 
 
-def _members(wanted: Index, size: int, first: int, what: str, activation: Tensor) -> Bool[Tensor, "rows size"]:
-    """Which of `size` places, the first of them at absolute place `first`, are wanted; one row, or each row's own."""
-    places = torch.arange(first, first + size, device=activation.device)
-    if wanted is None:
-        return torch.ones(1, size, dtype=torch.bool, device=activation.device)
-    if isinstance(wanted, slice):
-        wanted = range(first + size)[wanted]
-    if isinstance(wanted, int):
-        wanted = [wanted]
-    asked = torch.as_tensor(wanted if isinstance(wanted, Tensor) else list(wanted), device=activation.device)
-    asked = asked if asked.ndim == 2 else asked.reshape(1, -1)
-    asked = torch.where(asked < 0, asked + first + size, asked)
-    if asked.numel() and (int(asked.min()) < 0 or int(asked.max()) >= first + size):
-        shown = asked.tolist() if len(asked) > 1 else asked[0].tolist()
-        raise PositionError(f"{shown} was asked for; {what} goes from 0 to {first + size - 1}")
-    if len(asked) > 1 and len(activation) % len(asked):
-        raise PositionError(f"positions for {len(asked)} rows were given; {what} has {len(activation)} rows")
-    members: Tensor = (asked[:, :, None] == places).any(1)
-    return members if len(members) == 1 else members.repeat_interleave(len(activation) // len(members), 0)
+class _Where:
+    """Positions and heads, read once; called with an activation, which of its entries they mean."""
+
+    def __init__(self, positions: Index, heads: Index) -> None:
+        self.wanted = [(read(positions), POSITIONS), (read(heads, "heads", by_row=False), HEADS)]
+
+    def __call__(self, activation: Tensor, hook: Any) -> Bool[Tensor, "..."]:
+        mask = torch.ones((1,) * activation.ndim, dtype=torch.bool, device=activation.device)
+        for places, names in self.wanted:
+            if places is None:
+                continue
+            axis = next((i for i, name in enumerate(hook.axes) if name in names), None)
+            if axis is None:
+                raise PositionError(f"{hook.name} is [{' '.join(hook.axes)}] and has no axis among {', '.join(names)}")
+            found = _members(places, activation, hook, axis, f"{hook.axes[axis]} of {hook.name}")
+            shape = [1] * activation.ndim
+            shape[0], shape[axis] = found.shape
+            mask = mask & found.reshape(shape)
+        return mask
+
+
+def _members(places: Places | None, activation: Tensor, hook: Any, axis: int, what: str) -> Bool[Tensor, "rows size"]:
+    """Which entries along an axis are meant; one row, or each row's own."""
+    first = hook.first_position if hook.axes[axis] in OWN_POSITIONS else 0
+    growing = bool(hook.first_position) and hook.axes[axis] in POSITIONS
+    return members(places, activation.shape[axis], first, what, activation, hook.n_examples, growing)
 
 
 def _look_up(source: Any, hook: Any) -> Tensor:
@@ -255,12 +258,11 @@ def _aligned(new: Tensor, activation: Tensor, hook: Any) -> Tensor:
         held = new.narrow(axis, hook.first_position, max(0, new.shape[axis] - hook.first_position))
         missing = activation.shape[axis] - held.shape[axis]
         new = held if missing <= 0 else torch.cat([held, activation.narrow(axis, held.shape[axis], missing)], axis)
-    if len(new) not in (1, len(activation)) and len(activation) % len(new) == 0:
-        new = new.repeat_interleave(len(activation) // len(new), 0)
-    try:
-        return new.expand_as(activation)
-    except RuntimeError as error:
+    if new.ndim != activation.ndim or new.shape[1:] != activation.shape[1:]:
         raise PositionError(
             f"the source at {hook.name} is {tuple(new.shape)} and this run's activation {tuple(activation.shape)}: "
             "clean and corrupt must have the same length"
-        ) from error
+        )
+    if len(new) == 1:
+        return new.expand_as(activation)
+    return each_row(new, len(activation), hook.n_examples, f"the source at {hook.name} is")

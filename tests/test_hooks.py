@@ -69,6 +69,10 @@ def test_a_function_acts_where_it_is_told_and_nowhere_else(
     before = given_activation.clone()
     makers = every_function(given_activation)
     name = data.draw(st.sampled_from(sorted(makers)))
+    if not (chosen(positions, 4) and chosen(heads, 4)):  # a hook that would do nothing
+        with pytest.raises(PositionError, match="none was asked for"):
+            makers[name](positions=positions, heads=heads)(given_activation, hook=point(axes))
+        return
     out = makers[name](positions=positions, heads=heads)(given_activation, hook=point(axes))
     assert torch.equal(given_activation, before), "what was given is never edited"
     expected = torch.zeros(4, 4, dtype=torch.bool)
@@ -92,15 +96,21 @@ def test_every_row_can_have_positions_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hooks.zero_ablate(positions=4), "[4] was asked for; pos of blocks.0.here goes from 0 to 3"),
-        (lambda: hooks.zero_ablate(positions=[0, -5]), "goes from 0 to 3"),
-        (lambda: hooks.zero_ablate(heads=2), "head of blocks.0.here goes from 0 to 1"),
+        (lambda: hooks.zero_ablate(positions=4), "pos of blocks.0.here are 0 to 3; [4] was asked for"),
+        (lambda: hooks.zero_ablate(positions=[0, -5]), "are 0 to 3; [-5] was"),
+        (lambda: hooks.zero_ablate(heads=2), "head of blocks.0.here are 0 to 1"),
         (lambda: hooks.patch(torch.zeros(3, 5, 2, 5)), "clean and corrupt must have the same length"),
         (lambda: hooks.patch({}), "no blocks.0.here: cache it"),
         (lambda: hooks.knock_out(0, 0), "knock_out acts on scores"),
-        (lambda: hooks.zero_ablate(positions=torch.zeros(2, 1, dtype=torch.long)), "positions for 2 rows"),
+        (
+            lambda: hooks.zero_ablate(positions=torch.zeros(2, 1, dtype=torch.long)),
+            "given for 2 rows, and the run has 3",
+        ),
+        (lambda: hooks.patch(torch.zeros(2, 4, 2, 5)), "the source at blocks.0.here is for 2 rows, and the run has 3"),
+        (lambda: hooks.patch(torch.zeros(6, 4, 2, 5)), "the source at blocks.0.here is for 6 rows, and the run has 3"),
+        (lambda: hooks.swap_image(torch.zeros(2, 4, 2, 5)), "is for 2 rows, and the run has 3"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_what_cannot_be_done_raises(make: Callable[[], hooks.HookFunction], message: str) -> None:
     with pytest.raises(PositionError, match=re.escape(message)):
@@ -177,7 +187,7 @@ def test_positions_are_absolute_while_the_model_answers(name: str) -> None:
     seen: list[Tensor] = []
     fns = [(hook, hooks.zero_ablate(positions=[2, n + 1], heads=0)), (hook, lambda z, hook: seen.append(z))]
     later = [(hook, hooks.zero_ablate(positions=[2, n - 1], heads=0)), (hook, lambda z, hook: seen.append(z))]
-    with pytest.raises(PositionError, match=f"goes from 0 to {n - 1}"), model.hooks(fns):
+    with pytest.raises(PositionError, match=f"are 0 to {n - 1}"), model.hooks(fns):
         model.generate(inputs, 3, return_type="tokens", stop_at_eos=False)
     seen.clear()
     with model.hooks(later):

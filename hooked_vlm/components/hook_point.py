@@ -14,23 +14,26 @@ from transformer_lens.hook_points import HookPoint as LensHookPoint
 
 
 class Window:
-    """Which absolute position is the first of a stack's position axis in the pass that runs now.
+    """What part of a whole run the pass that runs now is, in a stack or outside of all.
 
-    Zero in a plain forward. In a cached generation step, or in a resumed run that shares a causal
-    prefix, a stack sees only the positions from `first_position` on.
+    In a plain forward it is all of it. In a cached generation step, or in a resumed run that shares a causal
+    prefix, a stack sees only the positions from `first_position` on. In a resumed run there are several rows
+    of each of `n_examples` examples, those of one example next to one another; None where each row is one.
     """
 
     def __init__(self) -> None:
         self.first_position = 0
+        self.n_examples: int | None = None
 
     @contextmanager
-    def at(self, first_position: int) -> Iterator[None]:
-        """While it is open, passes begin at this position."""
-        before, self.first_position = self.first_position, first_position
+    def at(self, first_position: int = 0, n_examples: int | None = None) -> Iterator[None]:
+        """While it is open, passes begin at this position and hold rows of so many examples."""
+        before = self.first_position, self.n_examples
+        self.first_position, self.n_examples = first_position, n_examples
         try:
             yield
         finally:
-            self.first_position = before
+            self.first_position, self.n_examples = before
 
 
 class HookPoint(LensHookPoint):
@@ -58,6 +61,11 @@ class HookPoint(LensHookPoint):
     def first_position(self) -> int:
         """Absolute position of the activation's first position in the pass that runs now."""
         return 0 if self.window is None else self.window.first_position
+
+    @property
+    def n_examples(self) -> int | None:
+        """Of how many examples a resumed run holds rows, each example's together; None where each row is one."""
+        return None if self.window is None else self.window.n_examples
 
     def layer(self) -> int:
         """Layer index in this hook point's name, with or without a stack's prefix.

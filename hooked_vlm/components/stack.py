@@ -60,18 +60,18 @@ class Sight:
             return {"causal": n_queries > 1}
         return {"mask": self._masks(first, n_queries, window, device)}
 
-    def of_rows(self, places: Int[Tensor, " rows"], batch: int, n_keys: int, window: int | None) -> Tensor | None:
-        """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of every example."""
+    def of_rows(self, places: Int[Tensor, "batch rows"], n_keys: int, window: int | None) -> Tensor | None:
+        """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of their example."""
         if not self.causal and self.real is None:
             return None
-        keys, queries = torch.arange(n_keys, device=places.device), places[:, None]
-        sees = (keys <= queries if self.causal else torch.ones_like(keys <= queries))[None]
+        keys, queries = torch.arange(n_keys, device=places.device), places[:, :, None]
+        sees = keys <= queries if self.causal else torch.ones_like(keys <= queries)
         if self.causal and window is not None:
             sees = sees & (queries - keys < window)
         if self.real is not None:
             sees = sees & self.real[:, None, :n_keys].to(places.device)
             sees = sees | (keys == queries) if self.causal else sees
-        return rearrange(sees.expand(batch, -1, -1), "b r k -> (b r) 1 1 k")
+        return rearrange(sees, "b r k -> (b r) 1 1 k")
 
     def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:
         queries = torch.arange(first, first + n_queries, device=device)[:, None]
@@ -228,7 +228,7 @@ class Stack(nn.Module):
         return not read_by_others and (self.post_norm or not hook.startswith("ln1."))
 
     def one_block(
-        self, layer: int, places: Int[Tensor, " rows"], given: StackPass
+        self, layer: int, places: Int[Tensor, "batch rows"], given: StackPass
     ) -> Float[Tensor, "_out_rows 1 d_model"]:
         """One block of a finished pass again, for rows that hold one position each; hooks act on the rows.
 
@@ -236,7 +236,7 @@ class Stack(nn.Module):
 
         Args:
             layer: which block.
-            places: the position of each row, the same rows for every example.
+            places: the position of each row.
             given: the finished pass, with its memory.
 
         Returns:
@@ -247,16 +247,17 @@ class Stack(nn.Module):
         assert remembered.resid_pre is not None and remembered.attn is not None
         x = remembered.resid_pre
         places = places.to(x.device)
-        batch, n_keys = remembered.attn.k.shape[:2]
-        mask = given.sight.of_rows(places, batch, n_keys, block.attn.window)
+        n_keys = remembered.attn.k.shape[1]
+
+        def at_places(t: Float[Tensor, "_batch pos d"]) -> Float[Tensor, "_rows 1 d"]:
+            t = t.to(x.device).expand(len(x), -1, -1)
+            return rearrange(t[torch.arange(len(x), device=x.device)[:, None], places], "b r d -> (b r) 1 d")
+
+        mask = given.sight.of_rows(places, n_keys, block.attn.window)
         attn = AttentionPass(mask=mask, instead=remembered.attn)
         if given.rotary is not None:
-            cos, sin = (rearrange(t.to(x.device)[:, places], "b r d -> (b r) 1 d") for t in given.rotary)
-            attn.rotary = (
-                cos.repeat(len(x) // len(given.rotary[0]), 1, 1),
-                sin.repeat(len(x) // len(given.rotary[1]), 1, 1),
-            )
-        rows = rearrange(x[:, places], "b r d -> (b r) 1 d")
+            attn.rotary = at_places(given.rotary[0]), at_places(given.rotary[1])
+        rows = at_places(x)
         if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
             return block(rows, BlockPass(attn))
         real = given.source_real

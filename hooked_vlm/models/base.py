@@ -10,6 +10,7 @@ The model always computes as in evaluation: dropout is never applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vlm.components.embed import Unembed
-from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.hook_point import HookPoint, Window
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import InputsError, StackError, UnsupportedArchitectureError
 from hooked_vlm.models import loading
@@ -56,7 +57,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
     def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.hf_model, self.processor = hf_model, processor
-        self.stacks = {}
+        self.stacks, self.outside = {}, Window()
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
@@ -287,7 +288,10 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             joins=joins,
             first_position=first_position,
         )
-        with self.stacks[stack].window.at(first_position):
+        with ExitStack() as rows:
+            for name, other in self.stacks.items():
+                rows.enter_context(other.window.at(first_position if name == stack else 0, len(state.inputs)))
+            rows.enter_context(self.outside.at(0, len(state.inputs)))
             return self._run(state.inputs, run)
 
     def _through(

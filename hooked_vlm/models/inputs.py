@@ -244,7 +244,7 @@ class VLMInputs:
         """`image_span` of each row.
 
         Raises:
-            PositionError: if a row has no image, or the layout is not known yet.
+            PositionError: if a row has no image, or text between its image tokens, or the layout is not known yet.
         """
         if self.layout.patch_size is not None:
             height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
@@ -256,6 +256,11 @@ class VLMInputs:
             places = row.nonzero()[:, 0].tolist()
             if not places:
                 raise PositionError(f"row {i} has no image token {self.layout.image_token_id} in its prompt")
+            if places[-1] - places[0] >= len(places):
+                raise PositionError(
+                    f"row {i} has image tokens from {places[0]} to {places[-1]} and others between them, so they are "
+                    "no span: use inputs.is_image"
+                )
             spans.append(slice(places[0], places[-1] + 1))
         return spans
 

@@ -21,9 +21,10 @@ from PIL import Image, ImageFilter, ImageStat
 from torch import Tensor
 
 from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError
-from hooked_vlm.hooks import Index, swap_image, swap_tokens, where
+from hooked_vlm.hooks import swap_image, swap_tokens, where
 from hooked_vlm.models.images import to_rgb, to_rgb_list
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.positions import Index
 
 Hooks = list[tuple[str, Callable[..., Tensor]]]
 

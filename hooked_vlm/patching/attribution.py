@@ -35,10 +35,11 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
-from hooked_vlm.patching.task import Measure, activations, refuse_different, result
+from hooked_vlm.patching.task import Measure, activations, by_name, closed_sites, refuse_different, result
+from hooked_vlm.positions import Places
 
 Activations = dict[str, Tensor]
 
@@ -80,12 +81,10 @@ def attribution(
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches the sites.
     """
-    if direction not in ("denoise", "noise") or reduce not in ("none", "mean") or (steps is not None and steps < 1):
-        raise InputsError(
-            f"direction {direction!r}, reduce {reduce!r}, steps {steps}: expected 'denoise' or 'noise', 'none' or "
-            "'mean', and None or at least 1"
-        )
-    refuse_different(clean, corrupt)
+    by_name(metric, direction, reduce)
+    if steps is not None and steps < 1:
+        raise InputsError(f"steps is {steps}; expected None or at least 1")
+    refuse_different(model, clean, corrupt)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     baseline, effects, sites = _estimated(model, source, base, sites, metric, steps, qk_fix)
     values = baseline + effects
@@ -107,9 +106,7 @@ def _estimated(
     fix = _softmax_fix(model, sites) if qk_fix and steps is None else None
     with torch.no_grad():
         new = activations(model, source, sites.hooks if fix is None else fix.read)
-    axis = sites.position_axis
-    first = sites.hooks[0] if fix is None else fix.patched[0]
-    sites = sites.at(1 if axis is None else new[first].shape[axis])
+    sites = closed_sites(model, sites, new[sites.hooks[0] if fix is None else fix.patched[0]], base)
     if fix is not None:
         baseline, old, grads = _gradients(model, base, metric, [*fix.read, *fix.patterns], sites, wanted=fix.patterns)
         parts = [fix.contributions(layer, new, old, grads, sites) for layer in range(len(sites.hooks))]
@@ -142,7 +139,7 @@ def _measured(
     at_last = isinstance(metric, Metric) and metric.n_last == 1
     unembedded = "last" if at_last and sites.stack is not None else None  # what follows the blocks sees those alone
     logits = model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=unembedded)
-    found = torch.as_tensor(metric(answering(model, inputs, logits) if at_last else logits))
+    found = torch.as_tensor(metric(refuse_non_finite(answering(model, inputs, logits) if at_last else logits)))
     if found.shape != (len(inputs),):
         raise InputsError(
             f"the metric gave shape {tuple(found.shape)}; expected one number for each of {len(inputs)} examples"
@@ -235,16 +232,19 @@ def _of_cells(part: Tensor, sites: Sites, *, summed: bool) -> Float[Tensor, "*ce
         summed: True if the last axis (d_head) is summed already.
     """
     axes = list(sites.axes[:-1] if summed else sites.axes)
-    chosen: list[tuple[str, Sequence[int]]] = []
-    if sites.positions != ALL and sites.position_axis is not None:
-        assert isinstance(sites.positions, tuple)
-        chosen.append((sites.axes[sites.position_axis], sites.positions))
+    kept = ["batch"]
+    if isinstance(sites.positions, Places) and sites.position_axis is not None:
+        kept.insert(0, sites.axes[sites.position_axis])
+        rows = torch.tensor(sites.positions.rows, device=part.device)  # [batch or 1, position]
+        axis = axes.index(kept[0])
+        shape = [rows.shape[1] if i == axis else size for i, size in enumerate(part.shape)]
+        broadcast = [len(rows), *(size if i == axis else 1 for i, size in enumerate(shape) if i)]
+        part = part.gather(axis, rows.reshape(broadcast).expand(shape))
     if sites.units != ALL and sites.unit is not None:
         assert not isinstance(sites.units, str)
-        chosen.append((sites.unit, sites.units))
-    for name, indices in chosen:
-        part = part.index_select(axes.index(name), torch.tensor(indices, device=part.device))
-    return einreduce(part, f"{' '.join(axes)} -> {' '.join([name for name, _ in chosen])} batch", "sum")
+        kept.insert(-1, sites.unit)
+        part = part.index_select(axes.index(sites.unit), torch.tensor(sites.units, device=part.device))
+    return einreduce(part, f"{' '.join(axes)} -> {' '.join(kept)}", "sum")
 
 
 class _SoftmaxFix:

@@ -24,8 +24,10 @@ def chunks(task: Task, budget: int | None) -> Iterator[list[int]]:
     """Site numbers (rows of the table) that run together, in an order that shares the longest prefix."""
     table = task.sites.table
     order = list(range(len(table)))
-    if task.causal and "position" in table:  # sites late in the sequence leave little to compute again
-        order = table.sort_values(["position", "layer"], ascending=[False, True], kind="stable").index.tolist()
+    if task.causal and task.places:  # sites late in the sequence leave little to compute again
+        first = task.sites.positions_of(table, len(task.base)).amin(1).tolist()
+        order = table.assign(first=first).sort_values(["first", "layer"], ascending=[False, True], kind="stable").index
+        order = order.tolist()
     size = _rows_that_fit(task, budget)
     yield from (order[i : i + size] for i in range(0, len(order), size))
 
@@ -71,9 +73,9 @@ def _block_numbers(task: Task, name: str) -> int:
 def first_position(task: Task, numbers: list[int] | slice) -> int:
     """First position that these sites change, where the stack is causal; else 0."""
     axis = task.sites.position_axis
-    if not task.causal or axis is None or task.sites.axes[axis] not in OWN_POSITIONS or task.sites.positions == ALL:
+    if not task.causal or axis is None or task.sites.axes[axis] not in OWN_POSITIONS or not task.places:
         return 0  # a key of another stack is seen from every position
-    first = int(task.sites.table["position"].iloc[numbers].min())
+    first = int(task.sites.positions_of(task.sites.table.iloc[numbers], len(task.base)).min())
     return min(first, int(task.base.last_each.min())) if task.reads_last and task.prompted else first
 
 
@@ -149,11 +151,11 @@ def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) 
     """
     assert task.state is not None and task.sites.stack is not None
     stack = task.model.stacks[task.sites.stack]
-    places = torch.tensor(cells["position"].to_list())
+    places = task.sites.positions_of(cells, len(task.base)).T  # [batch cell]
     with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, 0, None))]):
         after = stack.one_block(layer, places, task.state.passes[stack.name])
     rows = task.state.resid_pre(stack.name, layer + 1)[:, first:].repeat_interleave(len(cells), 0)
-    rows[torch.arange(len(rows)), (places - first).repeat(len(task.base))] = after[:, 0]
+    rows[torch.arange(len(rows)), places.flatten() - first] = after[:, 0]
     return rows
 
 
@@ -168,28 +170,29 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | 
         first: absolute position of the pass's first position; None where each row holds its own position alone.
     """
     sites, n = task.sites, len(task.base)
-    index, axes, source_axes = [torch.arange(joined, joined + len(cells))], [1], []
-    source_index: list[Tensor] = []
-    if sites.positions != ALL and sites.position_axis is not None:
-        at = torch.tensor(cells["position"].to_list())
+    each = torch.arange(n)
+    index, axes = [torch.arange(joined, joined + len(cells))[:, None], each], [1, 0]  # [cell batch]
+    source_index, source_axes = [each], [0]
+    if task.places and sites.position_axis is not None:
+        at = sites.positions_of(cells, n)
         moves = sites.axes[sites.position_axis] in OWN_POSITIONS  # key positions of another stack do not move
         index.append(torch.zeros_like(at) if first is None else at - first if moves else at)
         source_index.append(at)
         source_axes.append(sites.position_axis)
     if sites.units != ALL and sites.unit is not None:
-        unit = torch.tensor(cells["neuron" if sites.unit == "d_mlp" else "head"].to_list())
+        unit = torch.tensor(cells["neuron" if sites.unit == "d_mlp" else "head"].to_list())[:, None]
         index.append(unit)
         source_index.append(unit)
         source_axes.append(sites.axes.index(sites.unit))
-    axes += [axis + 1 for axis in source_axes]
+    axes += [axis + 1 for axis in source_axes[1:]]
+    new = task.source[name].movedim(source_axes, list(range(len(source_axes))))[
+        tuple(source_index)
+    ]  # [cell? batch ...]
     front = list(range(len(axes)))
-    new = task.source[name].movedim(source_axes, front[:-1])
-    new = new[tuple(source_index)] if source_index else new  # [cell batch ...]
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        rows = activation.view(n, -1, *activation.shape[1:]).movedim(
-            axes, front
-        )  # [row position unit batch ...], a view
+        # [row batch position unit ...], a view
+        rows = activation.view(n, -1, *activation.shape[1:]).movedim(axes, front)
         rows[tuple(index)] = new.to(activation)
         return activation
 

@@ -1,8 +1,8 @@
 """What a patched run is measured by: one number for each example, from the logits.
 
 In the formulas L is a logit and P a probability, both at the last position, r the right answer and w the wrong
-one. A metric takes logits [batch pos d_vocab] and gives [batch]. Logits with several rows of each example, the
-rows of one example next to one another, give one number for each row. Cost: one softmax at most.
+one. A metric takes logits [batch pos d_vocab] and gives [batch]: token ids are one for all or one for each row of
+the batch, and so are reference logits. Logits that are NaN or infinite are refused. Cost: one softmax at most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError
+from hooked_vlm.errors import InputsError, NonFiniteError
 from hooked_vlm.models.inputs import VLMInputs
 
 Tokens = int | list[int] | Int[Tensor, " batch"]
@@ -27,7 +27,7 @@ class Metric:
 
     Args:
         name: what results call it.
-        measure: ``[rows n_last d_vocab] -> [rows]``.
+        measure: ``[batch n_last d_vocab] -> [batch]``.
         n_last: how many of the last positions it reads.
     """
 
@@ -35,16 +35,17 @@ class Metric:
     measure: Callable[[Tensor], Tensor] = field(repr=False)
     n_last: int = 1
 
-    def __call__(self, logits: Float[Tensor, "rows pos d_vocab"]) -> Float[Tensor, " rows"]:
-        """One number for each row.
+    def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+        """One number for each example.
 
         Raises:
-            InputsError: if there are fewer positions than the metric reads.
+            InputsError: if there are fewer positions than the metric reads, or it was made for other examples.
+            NonFiniteError: if a logit it reads is NaN or infinite.
         """
         if logits.shape[1] < self.n_last:
             raise InputsError(f"{self.name} reads {self.n_last} positions and the logits have {logits.shape[1]}")
         exact = torch.promote_types(logits.dtype, torch.float32)
-        return self.measure(logits[:, -self.n_last :].to(exact))
+        return self.measure(refuse_non_finite(logits[:, -self.n_last :]).to(exact))
 
 
 def logit_diff(right: Tokens, wrong: Tokens) -> Metric:
@@ -157,7 +158,11 @@ def answering(
         model: a `HookedVLM`.
         inputs: what the logits are of.
         logits: at every position, or at the last one alone.
+
+    Raises:
+        NonFiniteError: if one of them is NaN or infinite.
     """
+    logits = refuse_non_finite(logits)
     if logits.shape[1] == 1 or model.answer_stack != model.prompt_stack:
         return logits[:, -1:]
     return logits[torch.arange(len(logits)), inputs.last_each.to(logits.device)][:, None]
@@ -186,17 +191,35 @@ def with_answer(model: Any, inputs: VLMInputs, answer: Tensor | list[int]) -> VL
     return inputs.replace(input_ids=grown, attention_mask=mask)
 
 
+def refuse_non_finite(logits: Tensor) -> Tensor:
+    """Logits as they are.
+
+    Raises:
+        NonFiniteError: if one of them is NaN or infinite.
+    """
+    odd = ~torch.isfinite(logits).flatten(1).all(1)
+    if bool(odd.any()):
+        rows = odd.nonzero()[:, 0].tolist()
+        raise NonFiniteError(
+            f"logits of rows {rows[:8]} of {len(logits)} are NaN or infinite, so nothing measured on them means "
+            "anything. A weight may be, a hook may have made them so, or half precision overflowed: try "
+            "dtype=torch.float32"
+        )
+    return logits
+
+
 def _rows(per_example: Tensor, n_rows: int) -> Tensor:
-    """One entry for each row, from one for all or one for each example."""
-    n = len(per_example)
-    if n_rows % n:
-        raise InputsError(f"a metric for {n} examples was given logits with {n_rows} rows")
-    return per_example.repeat_interleave(n_rows // n, 0)
+    """One entry for each row, from one for all or one for each."""
+    if len(per_example) not in (1, n_rows):
+        raise InputsError(f"a metric for {len(per_example)} examples was given logits with {n_rows} rows")
+    return per_example.expand(n_rows, *per_example.shape[1:])
 
 
 def _at(scores: Tensor, token: Tokens) -> Tensor:
     """The score of each row's token."""
     ids = torch.as_tensor(token, device=scores.device).reshape(-1)
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputsError(f"token ids {token!r} were given; expected integers: model.to_single_token('red')")
     if int(ids.min()) < 0 or int(ids.max()) >= scores.shape[-1]:
         raise InputsError(f"token ids {ids.tolist()} are not all in the vocabulary, 0 to {scores.shape[-1] - 1}")
     return scores.gather(-1, _rows(ids, len(scores))[:, None])[:, 0]

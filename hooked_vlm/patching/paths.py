@@ -78,7 +78,7 @@ def path_patching(
 
     _sublayer(senders)  # raises where it is none
     named = by_name(metrics, direction, reduce)
-    refuse_different(clean, corrupt)
+    refuse_different(model, clean, corrupt)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
         tasks = prepared(model, source, base, {"senders": senders, "receivers": receivers}, named, (), ())
@@ -143,7 +143,8 @@ def _received(
         seen[hook.name] = activation.clone()
 
     name = sites.hook.format(layer)
-    send = patch(sending.source, *(int(cell[key]) if key in cell else None for key in ("position", "head")))
+    places = sites.positions_of(cell.to_frame().T, len(sending.base)).T if sending.places else None
+    send = patch(sending.source, places, int(cell["head"]) if "head" in cell else None)
     after = [one for one in held if one != own and not one.startswith(tuple(before))]
     hooks = [(name, send), *((one, patch(base)) for one in after), *((one, keep) for one in receivers.hooks)]
     with model.hooks(fwd_hooks=hooks):

@@ -1,24 +1,31 @@
 """Where to patch: layers x positions x heads (or neurons) of one hook point. Costs nothing.
 
-A site is one cell: one layer, one position, one head. `Sites` names them all at once, in that order.
+A site is one cell: one layer, one position, one head. `Sites` names them all at once, in that order. Where each row
+of a batch has positions of its own (`inputs.find_each`, `inputs.image_spans`, ...; see `hooked_vlm.positions`), a site
+is one *place*: the first, second, ... of the positions named for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Final, Literal, cast
 
 import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import HookNameError, PositionError, StackError, closest
 from hooked_vlm.hooks import HEADS, POSITIONS
+from hooked_vlm.positions import Index as AnyIndex
+from hooked_vlm.positions import Places, read
 
 ALL: Final = "all_at_once"
-Index = int | slice | range | Sequence[int] | Literal["all_at_once"] | None
+Index = AnyIndex | Literal["all_at_once"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Sites:
         hook: name of the hook point, with ``{}`` in place of the layer.
         axes: names of the activation's axes.
         layers: layer indices; empty outside of blocks.
-        positions: positions, None for every one of the run's, "all_at_once" for all in one site.
+        positions: as they were read (`at` spells them out), None for every one of the run's, "all_at_once" for all in
+            one site.
         units: heads or neurons, or "all_at_once" for all in one site.
         unit: the axis that `units` are on, or None.
         picked: which rows of the table of all of them; None for every one.
@@ -40,7 +48,7 @@ class Sites:
     hook: str
     axes: tuple[str, ...]
     layers: tuple[int, ...]
-    positions: tuple[int, ...] | slice | Literal["all_at_once"] | None  # a slice until `at` spells it out
+    positions: Places | Literal["all_at_once"] | None
     units: tuple[int, ...] | Literal["all_at_once"] = ALL
     unit: str | None = None
     picked: tuple[int, ...] | None = None
@@ -66,7 +74,8 @@ class Sites:
             stack: e.g. "text_encoder".
             attention: "attn" or "cross_attn".
             layers: which; None for all.
-            positions: query positions (key positions for k and v); None for all, "all_at_once" for all in one.
+            positions: query positions (key positions for k and v), the same in every row or each row's own; None for
+                all, "all_at_once" for all in one.
             heads: which; None for all, "all_at_once" for all in one site.
             activation: "z", "q", "k", "v", "pattern", "attn_scores", "result", "rot_q", ...
 
@@ -163,7 +172,7 @@ class Sites:
         found: HookPoint = model.hook_dict[name]
         if "blocks." in name:
             raise HookNameError(f"{name} is in a block: use Sites.module")
-        return cls(None, name, found.axes, (), _chosen_positions(positions))
+        return cls(None, name, found.axes, (), _read(positions, "positions", by_row=True))
 
     @classmethod
     def _in_blocks(cls, model: Any, stack: str, hook: str, layers: Index, positions: Index) -> Sites:
@@ -184,7 +193,7 @@ class Sites:
             f"{prefix}{{}}.{hook}",
             model.hook_dict[f"{prefix}0.{hook}"].axes,
             chosen,
-            _chosen_positions(positions),
+            _read(positions, "positions", by_row=True),
         )
 
     # --- reading them -------------------------------------------------------------------------------
@@ -199,15 +208,42 @@ class Sites:
         """Which axis of the activation is a position, or None."""
         return next((i for i, name in enumerate(self.axes) if name in POSITIONS), None)
 
-    def at(self, n_positions: int) -> Sites:
-        """These sites with their positions spelled out, in a run with `n_positions` of them.
+    @property
+    def by_row(self) -> bool:
+        """True if each row of a batch has positions of its own."""
+        return isinstance(self.positions, Places) and self.positions.by_row
+
+    def at(self, n_positions: int, n_rows: int | None = None) -> Sites:
+        """These sites with their positions spelled out.
+
+        Args:
+            n_positions: positions of a run.
+            n_rows: its examples, where each row has positions of its own.
 
         Raises:
-            PositionError: if there is no such position.
+            PositionError: if there is no such position, or rows have other numbers of them.
         """
         if self.positions == ALL or self.position_axis is None:
             return replace(self, positions=ALL)
-        return replace(self, positions=_chosen(self.positions, n_positions, f"positions of {self.hook}"))
+        wanted, what = self.positions or Places((slice(None),)), f"positions of {self.hook}"
+        assert isinstance(wanted, Places)
+        rows = wanted.spelled(n_positions, what)
+        if wanted.by_row and len({len(row) for row in rows}) > 1:
+            raise PositionError(
+                f"{what}: the rows name {[len(row) for row in rows]} of them, and each site is one in every row: name "
+                "as many in each"
+            )
+        if wanted.by_row and n_rows not in (None, len(rows)):
+            raise PositionError(f"{what} were given for {len(rows)} rows, and the run has {n_rows}: give as many")
+        rows = rows if wanted.by_row else (tuple(dict.fromkeys(rows[0])),)
+        return replace(self, positions=Places(rows, wanted.by_row))
+
+    def positions_of(self, cells: pd.DataFrame, n_rows: int) -> Int[Tensor, "cell row"]:
+        """The position that each of some cells of `table` has in each row of a run; closed sites only."""
+        assert isinstance(self.positions, Places)
+        if self.by_row:
+            return torch.tensor(self.positions.rows).T[cells["place"].to_list()]
+        return torch.tensor(cells["position"].to_list())[:, None].expand(-1, n_rows)
 
     def pick(self, rows: Iterable[int]) -> Sites:
         """Some of these sites, by their row in `table`: ``sites.pick(sites.table.query("layer + head == 3").index)``.
@@ -222,9 +258,12 @@ class Sites:
 
     @property
     def axis_names(self) -> list[str]:
-        """Names of the indices of a site, of "layer", "position", "head" or "neuron"."""
+        """Names of the indices of a site, of "layer", "position" or "place", "head" or "neuron".
+
+        A place is the how-many-th of the positions named for each row, from 0: rows have positions of their own.
+        """
         names = ["layer"] if self.layers else []
-        names += ["position"] if self.positions != ALL else []
+        names += [] if self.positions == ALL else ["place" if self.by_row else "position"]
         return names + ([] if self.units == ALL else ["neuron" if self.unit == "d_mlp" else "head"])
 
     @property
@@ -239,16 +278,20 @@ class Sites:
         Raises:
             PositionError: if the positions are still open; `at` closes them.
         """
-        if self.positions is None:
-            raise PositionError("the positions are all those of a run: sites.at(n_positions).table")
+        places = self.positions
+        if places is None or (isinstance(places, Places) and any(isinstance(row, slice) for row in places.rows)):
+            raise PositionError("which positions these are depends on the run: sites.at(n_positions).table")
         table = pd.DataFrame(list(product(*self._columns.values())), columns=self.axis_names)
         return table if self.picked is None else table.iloc[list(self.picked)].reset_index(drop=True)
 
     @property
     def _columns(self) -> dict[str, tuple[int, ...]]:
         """The indices along each axis of a result."""
-        indices = {"layer": self.layers, "position": self.positions, "head": self.units, "neuron": self.units}
-        return {name: cast("tuple[int, ...]", indices[name]) for name in self.axis_names}
+        indices: dict[str, Any] = {"layer": self.layers, "head": self.units, "neuron": self.units}
+        if isinstance(self.positions, Places):
+            (first, *_) = cast("tuple[tuple[int, ...], ...]", self.positions.rows)
+            indices |= {"position": first, "place": tuple(range(len(first)))}
+        return {name: indices[name] for name in self.axis_names}
 
     def __len__(self) -> int:
         """Number of sites."""
@@ -256,7 +299,10 @@ class Sites:
 
     def __repr__(self) -> str:
         parts = [f"layers {_shown(self.layers)}"] if self.layers else []
-        parts.append("every position" if self.positions is None else f"positions {_shown(self.positions)}")
+        if isinstance(self.positions, Places):
+            parts.append(f"positions {self.positions.shown}{' in each row' if self.by_row else ''}")
+        else:
+            parts.append("every position" if self.positions is None else f"positions {self.positions}")
         if self.unit is not None:
             parts.append(f"{'neurons' if self.unit == 'd_mlp' else 'heads'} {_shown(self.units)}")
         if self.picked is not None:
@@ -264,13 +310,13 @@ class Sites:
         return f"Sites({self.hook.replace('{}', '{l}')}: {', '.join(parts)})"
 
 
-def _chosen_positions(positions: Index) -> Any:
-    """Positions as they are kept until a run says how many there are."""
-    if positions is None or positions == ALL:
-        return positions
-    if isinstance(positions, int):
-        return (positions,)
-    return positions if isinstance(positions, slice) else tuple(positions)
+def _read(wanted: Any, what: str, *, by_row: bool) -> Any:
+    """An index as it is kept until a run says how many there are; "all_at_once" stays. Raises PositionError."""
+    if isinstance(wanted, str):
+        if wanted != ALL:
+            raise PositionError(f"{what}: {wanted!r} was asked for; expected indices, None or {ALL!r}")
+        return ALL
+    return read(wanted, what, by_row=by_row)
 
 
 def _chosen(wanted: Any, size: int, what: str) -> Any:
@@ -279,25 +325,12 @@ def _chosen(wanted: Any, size: int, what: str) -> Any:
     Raises:
         PositionError: if one is out of range, or none is left.
     """
-    if isinstance(wanted, str):
-        if wanted != ALL:
-            raise PositionError(f"{what}: {wanted!r} was asked for; expected indices, None or {ALL!r}")
+    found = _read(wanted, what, by_row=False)
+    if found == ALL:
         return ALL
-    if wanted is None or isinstance(wanted, slice):
-        found = list(range(size))[slice(None) if wanted is None else wanted]
-    else:
-        found = [wanted] if isinstance(wanted, int) else [int(i) for i in wanted]
-    beyond = [i for i in found if not -size <= i < size]
-    if beyond or not found:
-        raise PositionError(f"{what} are 0 to {size - 1}; {beyond or 'none'} was asked for")
-    return tuple(dict.fromkeys(i % size for i in found))
+    return tuple(dict.fromkeys((found or Places((slice(None),))).spelled(size, what)[0]))
 
 
 def _shown(indices: Any) -> str:
-    """Indices in a few words: a run of them as its ends."""
-    if isinstance(indices, (str, slice)):
-        return str(indices)
-    values = list(indices)
-    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
-        return f"{values[0]}-{values[-1]}"
-    return ",".join(map(str, values))
+    """Indices in a few words."""
+    return indices if isinstance(indices, str) else Places((tuple(indices),)).shown

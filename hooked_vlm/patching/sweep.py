@@ -115,7 +115,7 @@ def sweep_all(
         InputsError, PositionError, SilentHookError: as `sweep`.
     """
     named = by_name(metrics, direction, reduce)
-    refuse_different(clean, corrupt)
+    refuse_different(model, clean, corrupt)
     with torch.no_grad():
         if direction == "denoise":
             tasks = prepared(model, clean, corrupt, kinds, named, (), corruption)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
-from hooked_vlm.errors import InputsError
+from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.hooks import OWN_POSITIONS
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
-from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
 from hooked_vlm.patching.sites import Sites
+from hooked_vlm.positions import Places
 
 Measure = Callable[[Tensor], Tensor]
 
@@ -54,13 +56,16 @@ class Task:
         return self.sites.stack is not None and bool(self.model.stacks[self.sites.stack].causal)
 
     @property
+    def places(self) -> bool:
+        """True if each site is at one position of each example."""
+        return isinstance(self.sites.positions, Places)
+
+    @property
     def acts_alone(self) -> bool:
         """True if a patch changes the stream after its block at its own position alone."""
         stack = self.sites.stack
         in_block = self.sites.hook.partition("{}.")[2]
-        return (
-            "position" in self.sites.axis_names and stack is not None and self.model.stacks[stack].acts_alone(in_block)
-        )
+        return self.places and stack is not None and self.model.stacks[stack].acts_alone(in_block)
 
     @property
     def reads_last(self) -> bool:
@@ -118,12 +123,39 @@ def prepared(
         logits, state = model.run_with_state(base)
     tasks = {}
     for kind, sites in kinds.items():
-        axis = sites.position_axis
-        closed = sites.at(1 if axis is None else found[sites.hooks[0]].shape[axis])
+        closed = closed_sites(model, sites, found[sites.hooks[0]], base)
         shared = not own_hooks and sites.stack is not None
         shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
         tasks[kind] = Task(model, base, closed, metrics, logits, state if shared else None, found, base_hooks)
     return tasks
+
+
+def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> Sites:
+    """Sites with their positions spelled out.
+
+    Args:
+        model: a `HookedVLM`.
+        sites: where to patch.
+        seen: an activation at one of their hook points.
+        inputs: what is patched into.
+
+    Raises:
+        PositionError: if there is no such position, it is padding in some row, or there are positions for other rows.
+    """
+    axis = sites.position_axis
+    closed = sites.at(1 if axis is None else seen.shape[axis], len(inputs))
+    of_prompt = axis is not None and sites.axes[axis] in OWN_POSITIONS
+    of_prompt = of_prompt and model.stack_of(sites.hooks[0]) == model.prompt_stack
+    if not of_prompt or inputs.real is None or not isinstance(sites.positions, Places):
+        return closed
+    places = closed.positions_of(closed.table, len(inputs)).T.to(inputs.real.device)
+    row, cell = next(iter((~inputs.real.gather(1, places)).nonzero().tolist()), (None, None))
+    if row is not None:
+        raise PositionError(
+            f"position {int(places[row, cell])} of row {row} is padding, so that patching it does nothing: rows of "
+            "other lengths have positions of their own, e.g. inputs.last_each[:, None], inputs.find_each('word')"
+        )
+    return closed
 
 
 def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequence[Any] = ()) -> dict[str, Tensor]:
@@ -163,8 +195,14 @@ def _is_before(model: Any, name: Any, stack: str) -> bool:
 
 
 def by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: str) -> dict[str, Measure]:
-    """Metrics by name. Raises InputsError if there is none, or an option that there is not."""
+    """Metrics by name. Raises InputsError if there is none, it cannot be called, or an option that there is not."""
     named = _named(metrics)
+    for name, fn in named.items():
+        if not callable(fn):
+            raise InputsError(
+                f"metric {name!r} is a {type(fn).__name__}, {fn!r}; expected a function of the logits "
+                "[batch pos d_vocab] that gives [batch], e.g. metrics.logit_diff(right, wrong)"
+            )
     if not named or direction not in ("denoise", "noise") or reduce not in ("none", "mean"):
         raise InputsError(
             f"metrics {list(named)}, direction {direction!r}, reduce {reduce!r}: expected a metric, 'denoise' or "
@@ -177,8 +215,8 @@ def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
     return dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
 
 
-def refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
-    """Raise InputsError if the tensors of clean and corrupt differ in shape."""
+def refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:
+    """Raise InputsError if clean and corrupt differ in shape, or in where a row's tokens or image stand."""
     for name in ("pixel_values", "input_ids", "decoder_input_ids"):
         a, b = (None if getattr(x, name) is None else tuple(getattr(x, name).shape) for x in (clean, corrupt))
         if a != b:
@@ -186,20 +224,33 @@ def refuse_different(clean: VLMInputs, corrupt: VLMInputs) -> None:
                 f"clean and corrupt differ in {name}: {a} and {b}. Patching needs the same number of examples and "
                 "tokens: choose replacements of equal length, or pad both alike"
             )
+    of_model = [x.replace(layout=model.layout) for x in (clean, corrupt)]
+    for what in ("is_real", "is_image"):
+        first, second = (getattr(x, what) for x in of_model)
+        differing = (first != second.to(first.device)).any(1).nonzero()[:, 0].tolist()
+        if differing:
+            row = differing[0]
+            here, there = (Places((tuple(x[row].nonzero()[:, 0].tolist()),)).shown or "none" for x in (first, second))
+            kind = "tokens" if what == "is_real" else "image tokens"
+            raise InputsError(
+                f"clean and corrupt have their {kind} in other places: in row {row} positions {here} and {there}. A "
+                "patch would land on another token: give each example's clean and corrupt prompt the same length"
+            )
 
 
 def measured(name: str, fn: Measure, logits: Tensor, n: int) -> Tensor:
-    """A metric's value for each row of logits; a user's own function sees one row of each example at a time."""
-    if isinstance(fn, Metric):
-        found = fn(logits)
-    else:
-        per_row = logits.reshape(n, -1, *logits.shape[1:]).unbind(1)
-        found = torch.stack([torch.as_tensor(fn(row)) for row in per_row], -1).flatten()
-    if found.shape != (len(logits),):
-        raise InputsError(
-            f"metric {name!r} gave shape {tuple(found.shape)}; expected one number for each of {n} examples"
-        )
-    return found.float()
+    """A metric's value for each row of logits; it sees one row of each of `n` examples at a time.
+
+    Raises:
+        InputsError: if it gives no number for each example.
+        NonFiniteError: if a logit is NaN or infinite.
+    """
+    per_row = refuse_non_finite(logits).reshape(n, -1, *logits.shape[1:]).unbind(1)
+    found = [torch.as_tensor(fn(row)) for row in per_row]
+    odd = next((tuple(values.shape) for values in found if values.shape != (n,)), None)
+    if odd is not None:
+        raise InputsError(f"metric {name!r} gave shape {odd}; expected one number for each of {n} examples")
+    return torch.stack(found, -1).flatten().float()
 
 
 def result(

@@ -261,6 +261,13 @@ def test_a_row_without_its_image_is_named() -> None:
         _ = VLMInputs(PIXELS, ids, layout=Layout(image_token_id=77)).image_spans
 
 
+def test_image_tokens_with_text_between_them_are_no_span() -> None:
+    inputs = VLMInputs(PIXELS, torch.tensor([[77, 77, 2, 3], [77, 1, 2, 77]]), layout=Layout(image_token_id=77))
+    with pytest.raises(PositionError, match="row 1 has image tokens from 0 to 3 and others between them"):
+        _ = inputs.image_spans
+    assert inputs[0].image_span == slice(0, 2)
+
+
 # --- find -------------------------------------------------------------------------------------------
 
 

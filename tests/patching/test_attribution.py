@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,8 @@ from hooked_vlm.errors import InputsError, PositionError
 from hooked_vlm.patching import Sites, attribution, metrics, sweep
 from tests.models import drawn
 from tests.models.test_hooks_live import VARIANTS, variant
-from tests.patching.test_sweep import at_last, by_hand, kinds_of_sites, other
+from tests.models.unchecked import unchecked
+from tests.patching.test_sweep import at_last, by_hand, entries, kinds_of_sites, on_padding, other
 
 
 def exactly(case: drawn.Case) -> tuple[HookedVLM, VLMInputs]:
@@ -29,17 +30,14 @@ def along(model: HookedVLM, source: VLMInputs, base: VLMInputs, sites: Sites, me
     _, there = model.run_with_cache(source, names_filter=sites.hooks)
     found = []
     axis = sites.position_axis
-    for _, cell in sites.at(1 if axis is None else there[sites.hooks[0]].shape[axis]).table.iterrows():
+    sites = sites.at(1 if axis is None else there[sites.hooks[0]].shape[axis], len(base))
+    for _, cell in sites.table.iterrows():
 
         def fn(x: Tensor, hook: Any, cell: Any, share: float) -> Tensor:
-            at: list[Any] = [slice(None)] * x.ndim
-            if "position" in cell:
-                at[axis] = cell["position"]
-            if "head" in cell or "neuron" in cell:
-                at[sites.axes.index(sites.unit)] = cell.get("head", cell.get("neuron"))
             moved = x.clone()
-            change = there[hook.name][tuple(at)] - x[tuple(at)]
-            moved[tuple(at)] += torch.where(change.isnan(), 0.0, change) * share
+            for at in entries(sites, cell, len(x)):
+                change = there[hook.name][at] - x[at]
+                moved[at] += torch.where(change.isnan(), 0.0, change) * share
             return moved
 
         name = sites.hook.format(cell.get("layer"))
@@ -64,10 +62,12 @@ def test_attribution_is_the_first_order_of_the_effect(
     case: drawn.Case, data: st.DataObject, image: bool, direction: str
 ) -> None:
     (model, clean), corrupt = exactly(case), other(case.inputs, image).to(dtype=torch.float64)
-    kind, at = data.draw(kinds_of_sites(model))
-    at["layers"], at["positions"] = at["layers"] or 0, at["positions"] or slice(0, 2)
+    kind, at = data.draw(kinds_of_sites(model, clean))
+    at["layers"] = at["layers"] or 0
+    at["positions"] = slice(0, 2) if at["positions"] is None else at["positions"]
     model.cfg.use_attn_result = at.get("activation") == "result"
     sites = getattr(Sites, kind)(model, **at)
+    assume(not on_padding(model, clean, sites))
     measure = metrics.Metric("product", lambda x: x[:, -1, 1].tanh() - x[:, -1, 0])
     found = attribution(model, clean, corrupt, sites, measure, direction=direction, qk_fix=False)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
@@ -101,6 +101,7 @@ def test_the_softmax_fix_takes_the_pattern_as_it_would_be(
     point = point if hasattr(attention, f"hook_{point}") else point.removeprefix("rot_")
     heads = "all_at_once" if together else None
     sites = Sites.heads(model, stack, name, layers=0, activation=point, positions=positions, heads=heads)
+    assume(not on_padding(model, clean, sites))
     measure = metrics.Metric("product", lambda x: x[:, -1, 1].tanh() - x[:, -1, 0])
     found = attribution(model, clean, corrupt, sites, measure)
     expected = with_true_patterns(model, clean, corrupt, sites, measure)
@@ -127,7 +128,9 @@ def with_true_patterns(model: HookedVLM, source: VLMInputs, base: VLMInputs, sit
         found.append(change.sum((1, 2, 3)))
         return found[-1]
 
-    sites_at = sites.at(base.input_ids.shape[1] if sites.position_axis is None else n_positions(model, base, sites))
+    sites_at = sites.at(
+        base.input_ids.shape[1] if sites.position_axis is None else n_positions(model, base, sites), len(base)
+    )
     watch = [(name, lambda x, hook: seen.__setitem__(hook.name, x.detach())) for name in patterns]
     with torch.no_grad(), model.hooks(watch):
         return by_hand(model, source, base, sites, look)
@@ -202,11 +205,13 @@ def test_what_cannot_be_attributed_raises() -> None:
         attribution(model, clean, corrupt, sites, metrics.rank(7))
     with pytest.raises(InputsError, match="metric gave shape"):
         attribution(model, clean, corrupt, sites, lambda logits: logits[:, -1])
-    with pytest.raises(InputsError, match="steps 0"):
+    with pytest.raises(InputsError, match="steps is 0"):
         attribution(model, clean, corrupt, sites, metrics.logit_diff(7, 8), steps=0)
     with pytest.raises(PositionError, match="positions of"):
         attribution(
             model, clean, corrupt, Sites.residual(model, "text_encoder", positions=99), metrics.logit_diff(7, 8)
         )
+    with unchecked(), pytest.raises(InputsError, match="'logit_diff'; expected a function"):
+        attribution(model, clean, corrupt, sites, "logit_diff")
     with pytest.raises(InputsError, match="has no gradient"):
         attribution(model, clean, corrupt, sites, metrics.Metric("constant", lambda x: x[:, -1, 0].detach() * 0 + 1))

@@ -1,4 +1,4 @@
-"""Metrics are their formulas, for one row or several rows of each example."""
+"""Metrics are their formulas, and refuse what they were not made for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError
-from hooked_vlm.patching import Sites, metrics, sweep
+from hooked_vlm.errors import InputsError, NonFiniteError
+from hooked_vlm.patching import Sites, attribution, metrics, sweep
 from tests.models import drawn
 from tests.models.test_hooks_live import variant
+from tests.models.unchecked import unchecked
 
 
 def logits(rows: int, seed: int = 0, d_vocab: int = 11) -> Tensor:
@@ -20,27 +21,67 @@ def logits(rows: int, seed: int = 0, d_vocab: int = 11) -> Tensor:
 
 
 @settings(max_examples=30)
-@given(batch=st.integers(1, 3), rows=st.integers(1, 3), seed=st.integers(0, 9))
-def test_each_metric_is_its_formula(batch: int, rows: int, seed: int) -> None:
-    x, clean, corrupt = logits(batch * rows, seed), logits(batch, 50), logits(batch, 51)
-    right = torch.arange(batch)
-    each, last = right.repeat_interleave(rows), x[:, -1]
-    spread = torch.arange(batch * rows)
+@given(batch=st.integers(1, 4), shared=st.booleans(), seed=st.integers(0, 9))
+def test_each_metric_is_its_formula(batch: int, shared: bool, seed: int) -> None:
+    x, clean, corrupt = logits(batch, seed), logits(1 if shared else batch, 50), logits(1 if shared else batch, 51)
+    right = 4 if shared else torch.arange(batch)  # one token or run for all, or one for each
+    each, spread, last = torch.as_tensor(right).expand(batch), torch.arange(batch), x[:, -1]
     p = last.softmax(-1)
-    before = corrupt[:, -1].softmax(-1)[torch.arange(batch), right].repeat_interleave(rows)
+    before = corrupt[:, -1].softmax(-1).expand(batch, -1)[spread, each]
     assert torch.allclose(metrics.logit_diff(right, 9)(x), last[spread, each] - last[:, 9])
     assert torch.allclose(metrics.probability(right)(x), p[spread, each])
     assert torch.allclose(metrics.log_probability(right)(x), p[spread, each].log(), atol=1e-5)
     assert torch.allclose(metrics.restoration(right, corrupt)(x), p[spread, each] - before)
-    reference = clean[:, -1].softmax(-1).repeat_interleave(rows, 0)
+    reference = clean[:, -1].softmax(-1).expand(batch, -1)
     kl = torch.nn.functional.kl_div(p.log(), reference, reduction="none").sum(-1)
     assert torch.allclose(metrics.kl_divergence(clean)(x), kl, atol=1e-5)
     order = last.argsort(-1, descending=True)
     assert metrics.rank(right)(x).tolist() == [float((order[i] == each[i]).nonzero()[0, 0]) for i in spread]
-    difference = metrics.logit_diff(right, 9)
-    low, high = (difference(t).repeat_interleave(rows) for t in (corrupt, clean))
+    difference = metrics.logit_diff(int(each[0]), 9)
     found = metrics.normalised(difference, clean, corrupt)(x)
+    low, high = difference(corrupt), difference(clean)
     assert torch.allclose(found, (difference(x) - low) / (high - low), atol=1e-4)
+
+
+@settings(max_examples=30)
+@given(n=st.integers(1, 8), batch=st.integers(1, 8))
+def test_what_was_made_for_other_examples_raises(n: int, batch: int) -> None:
+    ids, run = list(range(n)), logits(n, 50)
+    made = [
+        metrics.logit_diff(ids, 9),
+        metrics.logit_diff(9, torch.tensor(ids)),
+        metrics.probability(ids),
+        metrics.rank(ids),
+        metrics.restoration(0, run),
+        metrics.kl_divergence(run),
+        metrics.normalised(metrics.logit_diff(1, 2), run, logits(n, 51)),
+        metrics.answer_log_probability(torch.tensor([[i, i] for i in ids])),
+    ]
+    for metric in made:
+        if n in (1, batch):
+            assert metric(logits(batch)).shape == (batch,)
+        else:
+            with pytest.raises(InputsError, match=f"for {n} examples was given logits with {batch} rows"):
+                metric(logits(batch))
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_measure_nothing(odd: float) -> None:
+    broken = logits(3)
+    broken[1, -1, 4] = odd
+    model, inputs = variant("blip-vqa")
+
+    def breaks(x: Tensor, hook: object) -> Tensor:
+        return x.index_fill(-1, torch.tensor([4]), odd)
+
+    sites = Sites.heads(model, "text_encoder", "cross_attn", layers=0)
+    for metric in (metrics.logit_diff(1, 2), metrics.probability(1), metrics.kl_divergence(logits(3, 1))):
+        with pytest.raises(NonFiniteError, match=r"logits of rows \[1\] of 3 are NaN or infinite"):
+            metric(broken)
+    for measure in (metrics.logit_diff(1, 2), lambda x: x[:, -1, 1]):
+        for patched in (sweep, attribution):
+            with model.hooks([("hook_logits", breaks)]), pytest.raises(NonFiniteError, match=r"rows \[0, 1\] of 2"):
+                patched(model, inputs, inputs, sites, measure)
 
 
 def test_an_example_without_anything_to_restore_is_nan_and_no_other() -> None:
@@ -55,8 +96,9 @@ def test_ids_outside_of_the_vocabulary_and_too_few_positions_raise() -> None:
         metrics.probability(11)(logits(1))
     with pytest.raises(InputsError, match="reads 4 positions and the logits have 3"):
         metrics.answer_log_probability([1, 2, 3, 4])(logits(1))
-    with pytest.raises(InputsError, match="for 2 examples was given logits with 3 rows"):
-        metrics.probability([1, 2])(logits(3))
+    for ids in (1.0, [True], torch.tensor([0.5])):
+        with unchecked(), pytest.raises(InputsError, match="expected integers"):
+            metrics.probability(ids)(logits(1))
 
 
 @pytest.mark.parametrize("name", ["blip-vqa", "blip-captioning", "llava-llama-clip"])

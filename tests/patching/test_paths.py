@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,19 +16,16 @@ from hooked_vlm.patching import Sites, metrics, path_patching
 from tests.models import drawn
 from tests.models.reference import scale
 from tests.models.test_hooks_live import variant
-from tests.patching.test_sweep import at_last, other
+from tests.patching.test_sweep import at_last, each_row, entries, on_padding, other
 
 OUTPUTS = ("hook_attn_out", "hook_cross_attn_out", "hook_mlp_out")
 
 
-def edit(x: Tensor, new: Tensor, axes: tuple[str, ...], cell: dict[str, int]) -> Tensor:
+def edit(x: Tensor, new: Tensor, sites: Sites, cell: Any) -> Tensor:
     """One cell of an activation taken from another run."""
-    at: list[Any] = [slice(None)] * x.ndim
-    for name, index in cell.items():
-        place = next(i for i, axis in enumerate(axes) if axis.endswith({"position": "pos", "head": "head"}[name]))
-        at[place] = index
     out = x.clone()
-    out[tuple(at)] = new[tuple(at)]
+    for at in entries(sites, cell, len(x)):
+        out[at] = new[at]
     return out
 
 
@@ -40,7 +37,6 @@ def by_hand(
     _, there = model.run_with_cache(source)
     _, here = model.run_with_cache(base)
     names = [hooks.hook.format(cell["layer"]) for hooks, cell in zip(sites, pair, strict=True)]
-    cells = [{k: int(v) for k, v in cell.items() if k != "layer"} for cell in pair]
     start = list(here.cache_dict).index(names[0])
     own = names[0].rpartition("blocks.")[0] + f"blocks.{sender['layer']}."
     own += {"attn": OUTPUTS[0], "cross_attn": OUTPUTS[1], "mlp": OUTPUTS[2]}[
@@ -53,16 +49,18 @@ def by_hand(
     ]
     seen: dict[str, Tensor] = {}
     first = [
-        (names[0], lambda x, hook: edit(x, there[hook.name], senders.axes, cells[0])),
+        (names[0], lambda x, hook: edit(x, there[hook.name], senders, pair[0])),
         *((name, lambda x, hook: here[hook.name]) for name in held),
         (names[1], lambda x, hook: seen.__setitem__("receiver", x.clone())),
     ]
     model.run_with_hooks(base, fwd_hooks=first)
-    second = (names[1], lambda x, hook: edit(x, seen["receiver"], receivers.axes, cells[1]))
+    second = (names[1], lambda x, hook: edit(x, seen["receiver"], receivers, pair[1]))
     return at_last(model, base, model.run_with_hooks(base, fwd_hooks=[second]))
 
 
-def kind_of(draw: Any, model: HookedVLM, stacks: list[str], activations: list[str], where: Any) -> Sites:
+def kind_of(
+    draw: Any, model: HookedVLM, inputs: VLMInputs, stacks: list[str], activations: list[str], where: Any
+) -> Sites:
     stack = draw(st.sampled_from(stacks))
     crossed = getattr(model.stacks[stack].blocks[0], "has_cross_attn", False)
     return Sites.heads(
@@ -70,7 +68,7 @@ def kind_of(draw: Any, model: HookedVLM, stacks: list[str], activations: list[st
         stack,
         draw(st.sampled_from(["attn", "cross_attn"] if crossed else ["attn"])),
         layers=draw(st.sampled_from([[0], [-1]])),
-        positions=draw(st.sampled_from(where)),
+        positions=draw(st.sampled_from(where) | each_row(model, stack, inputs)),
         heads=draw(st.sampled_from([[0], [-1, 0], "all_at_once"])),
         activation=draw(st.sampled_from(activations)),
     )
@@ -91,8 +89,10 @@ def test_a_path_equals_two_whole_runs(
     clean, corrupt = case.inputs, other(case.inputs, image)
     order = list(model.stacks)
     start = data.draw(st.integers(0, len(order) - 1))
-    senders = kind_of(data.draw, model, order[start : start + 1], ["z", "v", "pattern"], [[-1, 0], "all_at_once"])
-    receivers = kind_of(data.draw, model, order[start:], ["q", "k", "v"], [[0, -1], [1], "all_at_once"])
+    here, later = order[start : start + 1], order[start:]
+    senders = kind_of(data.draw, model, clean, here, ["z", "v", "pattern"], [[-1, 0], "all_at_once"])
+    receivers = kind_of(data.draw, model, clean, later, ["q", "k", "v"], [[0, -1], [1], "all_at_once"])
+    assume(not on_padding(model, clean, senders) and not on_padding(model, clean, receivers))
     measure = metrics.logit_diff(1, 0)
     found = path_patching(
         model,
@@ -109,7 +109,9 @@ def test_a_path_equals_two_whole_runs(
     with torch.no_grad():
         size = scale(model(corrupt, logits_at="last"))
         _, cache = model.run_with_cache(base, names_filter=[senders.hooks[0], receivers.hooks[0]])
-        closed = [sites.at(cache[sites.hooks[0]].shape[sites.position_axis]) for sites in (senders, receivers)]
+        closed = [
+            sites.at(cache[sites.hooks[0]].shape[sites.position_axis], len(base)) for sites in (senders, receivers)
+        ]
         pairs = [(a, b) for _, a in closed[0].table.iterrows() for _, b in closed[1].table.iterrows()]
         values = found.values.reshape(len(pairs), len(clean))
         for number in data.draw(st.sets(st.integers(0, len(pairs) - 1), min_size=1, max_size=2)):

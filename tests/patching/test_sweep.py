@@ -13,7 +13,7 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.errors import GatedHookError, HookNameError, InputsError, PositionError, SilentHookError, StackError
-from hooked_vlm.patching import Sites, attribution, metrics, sweep
+from hooked_vlm.patching import Sites, attribution, metrics, path_patching, sweep
 from tests.models import drawn
 from tests.models.reference import scale
 from tests.models.test_hooks_live import VARIANTS, variant
@@ -38,22 +38,33 @@ def at_last(model: HookedVLM, inputs: VLMInputs, logits: Tensor) -> Tensor:
     return logits[torch.arange(len(inputs)), inputs.last_each][:, None]
 
 
+def entries(sites: Sites, cell: Any, n_rows: int) -> list[tuple[Any, ...]]:
+    """What a site, a row of the table of closed sites, holds of each row of an activation: an index for each."""
+    found = []
+    for row in range(n_rows):
+        at: list[Any] = [row, *[slice(None)] * (len(sites.axes) - 1)]
+        if "position" in cell:
+            at[sites.position_axis] = cell["position"]
+        if "place" in cell:
+            at[sites.position_axis] = sites.positions.rows[row][cell["place"]]
+        if "head" in cell or "neuron" in cell:
+            at[sites.axes.index(sites.unit)] = cell.get("head", cell.get("neuron"))
+        found.append(tuple(at))
+    return found
+
+
 def by_hand(model: HookedVLM, clean: VLMInputs, corrupt: VLMInputs, sites: Sites, measure: Any) -> Tensor:
     """One whole run a site, written down plainly; [site example]."""
     _, cache = model.run_with_cache(clean, names_filter=sites.hooks)
     axis = sites.position_axis
-    table = sites.at(1 if axis is None else cache[sites.hooks[0]].shape[axis]).table
+    sites = sites.at(1 if axis is None else cache[sites.hooks[0]].shape[axis], len(clean))
     found = []
-    for _, cell in table.iterrows():
+    for _, cell in sites.table.iterrows():
         name = sites.hook.format(cell.get("layer"))
 
         def fn(x: Tensor, hook: Any, cell: Any = cell) -> Tensor:
-            at: list[Any] = [slice(None)] * x.ndim
-            if "position" in cell:
-                at[axis] = cell["position"]
-            if "head" in cell or "neuron" in cell:
-                at[sites.axes.index(sites.unit)] = cell.get("head", cell.get("neuron"))
-            x[tuple(at)] = cache[hook.name][tuple(at)]
+            for at in entries(sites, cell, len(x)):
+                x[at] = cache[hook.name][at]
             return x
 
         found.append(measure(at_last(model, corrupt, model.run_with_hooks(corrupt, fwd_hooks=[(name, fn)]))))
@@ -61,14 +72,25 @@ def by_hand(model: HookedVLM, clean: VLMInputs, corrupt: VLMInputs, sites: Sites
 
 
 @st.composite
-def kinds_of_sites(draw: st.DrawFn, model: HookedVLM) -> tuple[str, dict[str, Any]]:
+def each_row(draw: st.DrawFn, model: HookedVLM, stack: str, inputs: VLMInputs) -> Any:
+    """Two positions of each row's own, in one of their spellings; real ones of the prompt."""
+    real = [row.nonzero()[:, 0].tolist() if stack == model.prompt_stack else [0, -1] for row in inputs.is_real]
+    rows = [[draw(st.sampled_from(row)) for _ in range(2)] for row in real]
+    slices = [slice(place, place + 1 or None) for place, _ in rows]
+    return draw(st.sampled_from([torch.tensor(rows), rows, slices]))
+
+
+@st.composite
+def kinds_of_sites(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> tuple[str, dict[str, Any]]:
     """Any kind of site in any stack, with any choice of layers, positions and heads: a maker and its arguments."""
     stack = draw(st.sampled_from(list(model.stacks)))
     crossed = getattr(model.stacks[stack].blocks[0], "has_cross_attn", False)
     at: dict[str, Any] = {
         "stack": stack,
         "layers": draw(st.sampled_from([None, -1, [0]])),
-        "positions": draw(st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"])),
+        "positions": draw(
+            st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"]) | each_row(model, stack, inputs)
+        ),
     }
     kind = draw(st.sampled_from(["heads", "heads", "residual", "module", "neurons"]))
     if kind == "heads":
@@ -85,9 +107,21 @@ def kinds_of_sites(draw: st.DrawFn, model: HookedVLM) -> tuple[str, dict[str, An
     return kind, at
 
 
+def on_padding(model: HookedVLM, inputs: VLMInputs, sites: Sites) -> bool:
+    """True if a named position of the prompt is padding in some row."""
+    hook, n = sites.hooks[0], inputs.input_ids.shape[1]
+    if model.stack_of(hook) != model.prompt_stack or sites.positions in (None, "all_at_once"):
+        return False
+    if sites.position_axis is None or sites.axes[sites.position_axis] not in ("pos", "query_pos"):
+        return False
+    closed = sites.at(n, len(inputs))
+    places = closed.positions_of(closed.table, len(inputs)).T
+    return any(not inputs.is_real[row, place] for row, of_row in enumerate(places.tolist()) for place in of_row)
+
+
 @settings(max_examples=120)
 @given(
-    case=drawn.cases(max_batch=2),
+    case=drawn.cases(max_batch=3),
     data=st.data(),
     image=st.booleans(),
     direction=st.sampled_from(["denoise", "noise"]),
@@ -98,11 +132,15 @@ def test_a_sweep_equals_one_run_a_site(
 ) -> None:
     model = HookedVLM.from_hf(case.hf)
     clean, corrupt = case.inputs, other(case.inputs, image)
-    kind, at = data.draw(kinds_of_sites(model))
+    kind, at = data.draw(kinds_of_sites(model, clean))
     model.cfg.use_attn_result = at.get("activation") == "result"
     sites = getattr(Sites, kind)(model, **at)
     d_vocab = 2 if case.kind == "itm" else drawn.D_VOCAB
     measure = metrics.logit_diff(d_vocab - 1, 0)
+    if on_padding(model, clean, sites):
+        with pytest.raises(PositionError, match="is padding, so that patching it does nothing"):
+            sweep(model, clean, corrupt, sites, measure, progress=False)
+        return
     with torch.no_grad():
         size = scale(model(corrupt, logits_at="last"))
         found = sweep(
@@ -130,7 +168,10 @@ def test_hook_points_outside_of_blocks_are_swept_too(name: str) -> None:
     for hook in [n for n in model.hook_dict if "blocks." not in n and n not in ("hook_image_embed", "hook_text_embed")]:
         if hook in ("hook_pixel_values", "hook_logits"):
             continue
-        sites = Sites.point(model, hook, positions=[0, -1] if "1" not in model.hook_dict[hook].axes else None)
+        positions: Any = [0, -1] if "1" not in model.hook_dict[hook].axes else None
+        if positions and model.stack_of(hook) == model.prompt_stack and "pos" in model.hook_dict[hook].axes:
+            positions = clean.last_each[:, None] - torch.tensor([1, 0])
+        sites = Sites.point(model, hook, positions=positions)
         measure = metrics.logit_diff(1, 0)
         found = sweep(model, clean, corrupt, sites, measure, progress=False)
         expected = by_hand(model, clean, corrupt, sites, measure)
@@ -178,7 +219,7 @@ def test_a_key_of_another_stack_changes_every_position(activation: str) -> None:
 def test_a_metric_of_ones_own_sees_every_position() -> None:
     model, clean = variant("llava-llama-clip")
     corrupt = other(clean, image=False)
-    sites = Sites.residual(model, "language_model", positions=[-2, -1])
+    sites = Sites.residual(model, "language_model", positions=clean.last_each[:, None] - torch.tensor([1, 0]))
     shapes = []
 
     def own(logits: Tensor) -> Tensor:
@@ -238,10 +279,47 @@ def test_clean_and_corrupt_of_different_length_raise() -> None:
     longer = drawn.inputs_for(model.hf_model, "vqa", [6, 6], n_answer=2)
     with pytest.raises(InputsError, match=r"differ in input_ids: \(2, 5\) and \(2, 6\)"):
         sweep(model, clean, longer, sites, metrics.logit_diff(7, 8))
+    with unchecked(), pytest.raises(InputsError, match="metric 'metric' is a str, 'logit_diff'; expected a function"):
+        sweep(model, clean, clean, sites, "logit_diff")
+    with pytest.raises(InputsError, match="for 3 examples was given logits with 2 rows"):
+        sweep(model, clean, clean, sites, metrics.logit_diff([7, 8, 9], 8), progress=False)
     with pytest.raises(InputsError, match="expected one number for each of 2 examples"):
         sweep(model, clean, clean, sites, lambda logits: logits[:, -1], progress=False)
     with pytest.raises(PositionError, match=r"positions of .* are 0 to 4; \[9\]"):
         sweep(model, clean, clean, Sites.residual(model, "text_encoder", positions=9), metrics.logit_diff(7, 8))
+
+
+@pytest.mark.parametrize("run", [sweep, attribution, path_patching])
+@pytest.mark.parametrize("what", ["real tokens", "image tokens"])
+def test_prompts_that_stand_elsewhere_in_their_rows_raise(run: Any, what: str) -> None:
+    model, _ = variant("llava-llama-clip")
+    clean = drawn.inputs_for(model.hf_model, "llava", [3, 6])
+    if what == "real tokens":
+        corrupt, message = clean[[1, 0]], r"their tokens in other places: in row 0 positions 0-\d+ and 0-\d+\."
+    else:
+        clean = clean[1]
+        corrupt, message = clean.replace(input_ids=clean.input_ids.roll(1, 1)), "their image tokens in other places"
+    assert clean.input_ids.shape == corrupt.input_ids.shape
+    sites = Sites.heads(model, "language_model")
+    more = (sites,) if run is path_patching else ()
+    with pytest.raises(InputsError, match=message):
+        run(model, clean, corrupt, sites, *more, metrics.logit_diff(7, 8))
+
+
+def test_named_positions_of_ragged_prompts_equal_the_single_runs() -> None:
+    for name, stack in (("llava-llama-clip", "language_model"), ("blip-captioning", "text_decoder")):
+        model, clean = variant(name)
+        corrupt = other(clean, image=True)
+        assert len(set(clean.last_each.tolist())) > 1
+        for run in (sweep, attribution):
+            sites = Sites.heads(model, stack, positions=clean.last_each[:, None])
+            found = run(model, clean, corrupt, sites, metrics.logit_diff(7, 8))
+            assert found.axis_names == ["layer", "place", "head"] and found.values.shape[-3] == 1
+            for i in range(len(clean)):
+                alone = Sites.heads(model, stack, positions=int(clean.last_each[i]))
+                expected = run(model, clean[i], corrupt[i], alone, metrics.logit_diff(7, 8))
+                assert torch.allclose(found.values[..., i], expected.values[..., 0], atol=1e-4)
+            assert found.effect().abs().max() > 0
 
 
 def test_a_stage_that_the_run_does_not_pass_raises() -> None:
