@@ -30,6 +30,22 @@ class SilentHookError(HookedVLMError, RuntimeError):
     """A hook was given by name, the model ran, and the hook point was never reached."""
 
 
+class HookFunctionError(HookedVLMError, ValueError):
+    """A hook gave back something else than a tensor of the shape, dtype and device that it was given."""
+
+
+class NotCachedError(HookedVLMError, KeyError):
+    """An activation that the model has was asked of a cache that does not hold it."""
+
+
+class ModelBusyError(HookedVLMError, TimeoutError):
+    """Another thread holds the model in an open `hooks()` and does nothing with it."""
+
+
+class TrainingModeError(HookedVLMError, NotImplementedError):
+    """Training mode was asked for, and the model always computes as in evaluation."""
+
+
 class DenseWeightError(HookedVLMError, ValueError):
     """A weight was asked for as a matrix, and its layer stores none (it is quantised, say)."""
 
