@@ -102,7 +102,10 @@ class HasHooks(HookedRootModule):
         """
         named = self._named(fwd_hooks), self._named(bwd_hooks)
         with self.turn.taken(running=False), super().hooks(*named, *args, **kwargs):
-            yield self
+            try:
+                yield self
+            finally:
+                self.turn.passed_on()
 
     @alone
     def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
