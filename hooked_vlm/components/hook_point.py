@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint as LensHookPoint
@@ -20,6 +21,7 @@ from transformer_lens.hook_points import HookPoint as LensHookPoint
 from hooked_vlm.errors import HookFunctionError
 
 HookFunction = Callable[..., Any]
+Form = tuple[torch.Size, torch.dtype, torch.device]  # what a hook must leave as it was
 
 
 class Window:
@@ -73,9 +75,10 @@ class HookPoint(LensHookPoint):
 
         @wraps(hook)
         def checked(module: HookPoint, *given: Any) -> Any:
-            before = _form(given[-1])
+            x: Tensor = given[-1]
+            before = x.shape, x.dtype, x.device  # read now: a hook may resize the activation in place
             result = hook(module, *given)
-            module._refuse_other(before, given[-1] if result is None else result)
+            module._refuse_other(before, x if result is None else result)
             return result
 
         return super().register_forward_hook(checked, **options)
@@ -89,10 +92,11 @@ class HookPoint(LensHookPoint):
 
         @wraps(hook)
         def checked(module: HookPoint, grad_input: Any, grad_output: Any) -> Any:
-            before = _form(grad_output[0])
+            x: Tensor = grad_output[0]
+            before = x.shape, x.dtype, x.device
             result = hook(module, grad_input, grad_output)
             new = result[0] if isinstance(result, tuple) and len(result) == 1 else result
-            module._refuse_other(before, grad_output[0] if new is None else new, "a gradient of ")
+            module._refuse_other(before, x if new is None else new, "a gradient of ")
             return result
 
         return super().register_full_backward_hook(checked, prepend)
@@ -105,12 +109,14 @@ class HookPoint(LensHookPoint):
 
     register_full_backward_pre_hook = register_forward_pre_hook
 
-    def _refuse_other(self, before: tuple[Any, ...], after: Any, kind: str = "") -> None:
-        if _form(after) != before:
+    def _refuse_other(self, before: Form, after: Any, kind: str = "") -> None:
+        is_tensor = isinstance(after, Tensor)
+        if not is_tensor or after.shape != before[0] or after.dtype != before[1] or after.device != before[2]:
+            found = _told(after.shape, after.dtype, after.device) if is_tensor else f"a {type(after).__name__}"
             raise HookFunctionError(
-                f"a hook at {self.name} was given {kind}{_told(before)} and gave back {_told(_form(after))}: it must "
-                "give back the same shape, dtype and device. Edit a part of a copy (z = z.clone(); z[:, 3] = 0; "
-                "return z), convert with .to(activation), or return None to change nothing"
+                f"a hook at {self.name} was given {kind}{_told(*before)} and gave back {found}: it must give back the "
+                "same shape, dtype and device. Edit a part of a copy (z = z.clone(); z[:, 3] = 0; return z), convert "
+                "with .to(activation), or return None to change nothing"
             )
 
     @property
@@ -130,15 +136,7 @@ class HookPoint(LensHookPoint):
         return int(match.group(1))
 
 
-def _form(value: Any) -> tuple[Any, ...]:
-    """What a hook must leave as it was: shape, dtype and device; of what is no tensor, its type."""
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (type(value),)
-
-
-def _told(form: tuple[Any, ...]) -> str:
-    if len(form) == 1:
-        return f"a {form[0].__name__}"
-    shape, dtype, device = form
+def _told(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
     return f"{list(shape)} {dtype} on {device}"
 
 

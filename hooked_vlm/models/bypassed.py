@@ -39,7 +39,11 @@ class ForeignHooks:
     def watched(self) -> Iterator[None]:
         """While it is open, one whole run runs; warns of hooks which that run did not call, once a hook."""
         if self._seen != RemovableHandle.next_id:
-            self._hooked = {name: module for name, module in self._modules.items() if hook_ids(module)}
+            self._hooked = {
+                name: m
+                for name, m in self._modules.items()
+                if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            }
             self._seen = RemovableHandle.next_id
         waiting = {name: module for name, module in self._hooked.items() if hook_ids(module) - self._warned}
         if not waiting:
@@ -77,8 +81,6 @@ class ForeignHooks:
 def hook_ids(module: nn.Module) -> set[int]:
     """The numbers of the hooks on a module that a call of it would fire; those of Hugging Face's own do not count."""
     tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if not any(tables):
-        return set()
     return {key for table in tables for key, hook in table.items() if not _is_hugging_faces(hook)}
 
 
