@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class HookPoint(LensHookPoint):
         """Identity; a copy where the activation is aliased and somebody may edit it in place."""
         return x.clone() if self.aliased and self._forward_hooks else x
 
-    def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:  # type: ignore[override]
+    def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:
         """As PyTorch's, for a hook that gives back what it was given in all but its numbers.
 
         Raises:
@@ -99,7 +99,7 @@ class HookPoint(LensHookPoint):
             module._refuse_other(before, x if new is None else new, "a gradient of ")
             return result
 
-        return super().register_full_backward_hook(checked, prepend)
+        return super().register_full_backward_hook(cast(Any, checked), prepend)
 
     def register_forward_pre_hook(self, *given: Any, **options: Any) -> NoReturn:
         """Not offered: nothing comes before a hook point, which changes nothing itself. Raises HookFunctionError."""

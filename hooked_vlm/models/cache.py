@@ -16,7 +16,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 from transformer_lens import ActivationCache
-from transformer_lens.utilities import get_act_name
+from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
