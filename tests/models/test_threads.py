@@ -69,7 +69,7 @@ def test_an_open_context_is_not_seen_by_another_threads_run(name: str) -> None:
 
 RUNS: dict[str, Callable[[Any, Any], Any]] = {
     "forward": lambda m, i: m(i),
-    "run_with_cache": lambda m, i: m.run_with_cache(i)[0],
+    "run_with_cache": lambda m, i: m.run_with_cache(i, names_filter="hook_logits")[0],
     "run_with_hooks": lambda m, i: m.run_with_hooks(i),
     "generate": lambda m, i: m.generate(i, 3, return_type="tokens"),
     "run_with_state": lambda m, i: m.run_with_state(i)[0],
