@@ -113,7 +113,8 @@ class KeyedCache(ActivationCache):
             return act_name(key) if short is None else act_name(short[1], int(short[2]), short[3])
         parts = (*key, None, None)[:3] if isinstance(key, tuple) and 0 < len(key) < 4 else (None,) * 3
         name, layer, layer_type = parts
-        if not isinstance(name, str) or not isinstance(layer_type, str | None) or isinstance(layer, bool):
+        is_name = isinstance(name, str) and (layer is None or not re.search(r"\d", name))  # ("z0", 1) says two layers
+        if not is_name or not isinstance(layer_type, str | None) or isinstance(layer, bool):
             raise HookNameError(
                 f"{key!r} is no key: expected a name, or activation, layer and layer type as in ('z', 0, 'attn')"
             )

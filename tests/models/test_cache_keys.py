@@ -107,7 +107,18 @@ def test_a_missing_key_says_why_it_is_missing() -> None:
     for ask in (lambda: few["text_encoder.blocks.0.attn.hook_z_grad"], lambda: stack["blocks.0.attn.hook_z_grad"]):
         with pytest.raises(NotCachedError, match="incl_bwd=True"):
             ask()
-    for key in (("z", 1.5), ("z", True), ("z", "first"), (0, "z"), 7, None, (), ("z", 0, "attn", 1), ("z", 0, 0)):
+    for key in (
+        ("z", 1.5),
+        ("z", True),
+        ("z", "first"),
+        (0, "z"),
+        ("z0", 1),
+        7,
+        None,
+        (),
+        ("z", 0, "attn", 1),
+        ("z", 0, 0),
+    ):
         for cache in (few, stack):
             with pytest.raises(HookNameError, match="is no key"):
                 cache[key]
