@@ -34,6 +34,22 @@ class NonFiniteError(HookedVLMError, ValueError):
     """Logits are NaN or infinite, so that no number measured on them means anything."""
 
 
+class HookFunctionError(HookedVLMError, ValueError):
+    """A hook gave back something else than a tensor of the shape, dtype and device that it was given."""
+
+
+class NotCachedError(HookedVLMError, KeyError):
+    """An activation that the model has was asked of a cache that does not hold it."""
+
+
+class ModelBusyError(HookedVLMError, TimeoutError):
+    """Another thread holds the model in an open `hooks()` and does nothing with it."""
+
+
+class TrainingModeError(HookedVLMError, NotImplementedError):
+    """Training mode was asked for, and the model always computes as in evaluation."""
+
+
 class DenseWeightError(HookedVLMError, ValueError):
     """A weight was asked for as a matrix, and its layer stores none (it is quantised, say)."""
 

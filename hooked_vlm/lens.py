@@ -30,6 +30,7 @@ from hooked_vlm.components.hook_point import unhooked
 from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import InputsError, PositionError, ResidualError, StackError
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.turn import alone
 
 Token = str | int
 Tokens = Token | Sequence[Token]
@@ -151,6 +152,7 @@ def streams(stack: Stack) -> list[str]:
     return [f"{blocks[0]}.hook_resid_pre", *(f"{block}.{after}" for block in blocks)]
 
 
+@alone
 def _read(model: Any, stream: Tensor, followed: list[int], k: int) -> tuple[Tensor, ...]:
     """Of one layer's stream [batch pos d_model]: the likeliest tokens, and the followed ones."""
     parts: list[list[Tensor]] = []

@@ -1,16 +1,27 @@
 """The hook point of this package: TransformerLens' own, which also knows its axes and where it stands.
 
-Costs nothing when no hook is attached. Knows no model.
+What a hook leaves behind must be what it was given in all but its numbers: a tensor of the same shape, dtype and
+device. That is checked where every hook is registered, whichever way it came. Costs nothing when no hook is
+attached. Knows no model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint as LensHookPoint
+
+from hooked_vlm.errors import HookFunctionError
+
+HookFunction = Callable[..., Any]
+Form = tuple[torch.Size, torch.dtype, torch.device]  # what a hook must leave as it was
 
 
 class Window:
@@ -57,6 +68,60 @@ class HookPoint(LensHookPoint):
         """Identity; a copy where the activation is aliased and somebody may edit it in place."""
         return x.clone() if self.aliased and self._forward_hooks else x
 
+    def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:
+        """As PyTorch's, for a hook that gives back what it was given in all but its numbers.
+
+        Raises:
+            HookFunctionError: in the run, if what it returned, or left behind in place, is no tensor or one of
+                another shape, dtype or device.
+        """
+
+        @wraps(hook)
+        def checked(module: HookPoint, *given: Any) -> Any:
+            x: Tensor = given[-1]
+            before = x.shape, x.dtype, x.device  # read now: a hook may resize the activation in place
+            result = hook(module, *given)
+            module._refuse_other(before, x if result is None else result)
+            return result
+
+        return super().register_forward_hook(checked, **options)
+
+    def register_full_backward_hook(self, hook: HookFunction, prepend: bool = False) -> RemovableHandle:
+        """As PyTorch's, for a hook that gives back a gradient of the same form, or none.
+
+        Raises:
+            HookFunctionError: in the backward pass, as `register_forward_hook`.
+        """
+
+        @wraps(hook)
+        def checked(module: HookPoint, grad_input: Any, grad_output: Any) -> Any:
+            x: Tensor = grad_output[0]
+            before = x.shape, x.dtype, x.device
+            result = hook(module, grad_input, grad_output)
+            new = result[0] if isinstance(result, tuple) and len(result) == 1 else result
+            module._refuse_other(before, x if new is None else new, "a gradient of ")
+            return result
+
+        return super().register_full_backward_hook(cast(Any, checked), prepend)
+
+    def register_forward_pre_hook(self, *given: Any, **options: Any) -> NoReturn:
+        """Not offered: nothing comes before a hook point, which changes nothing itself. Raises HookFunctionError."""
+        raise HookFunctionError(
+            f"{self.name} takes no pre-hook, which the fused paths would not see: use add_hook or register_forward_hook"
+        )
+
+    register_full_backward_pre_hook = register_forward_pre_hook
+
+    def _refuse_other(self, before: Form, after: Any, kind: str = "") -> None:
+        is_tensor = isinstance(after, Tensor)
+        if not is_tensor or after.shape != before[0] or after.dtype != before[1] or after.device != before[2]:
+            found = _told(after.shape, after.dtype, after.device) if is_tensor else f"a {type(after).__name__}"
+            raise HookFunctionError(
+                f"a hook at {self.name} was given {kind}{_told(*before)} and gave back {found}: it must give back the "
+                "same shape, dtype and device. Edit a part of a copy (z = z.clone(); z[:, 3] = 0; return z), convert "
+                "with .to(activation), or return None to change nothing"
+            )
+
     @property
     def first_position(self) -> int:
         """Absolute position of the activation's first position in the pass that runs now."""
@@ -77,6 +142,10 @@ class HookPoint(LensHookPoint):
         if match is None:
             raise ValueError(f"{self.name} belongs to no block, so it has no layer")
         return int(match.group(1))
+
+
+def _told(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
+    return f"{list(shape)} {dtype} on {device}"
 
 
 @contextmanager

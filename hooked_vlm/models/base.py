@@ -4,7 +4,14 @@ A family (one file each: `blip.py`, `llava.py`) maps its Hugging Face modules to
 one another; everything else is here and in the files beside this one. No weight is copied. Cost: a plain
 forward costs what Hugging Face's costs; see `components.attention` for what looking costs.
 
-The model always computes as in evaluation: dropout is never applied.
+The model always computes as in evaluation: dropout is never applied, not after `hf_model.train()` either, and
+`model.train()` raises. Gradients do not need it.
+
+One thread at a time has a model. Threads may share it, and wait for one another: a run (forward, run_with_hooks,
+run_with_cache, generate, resume, a sweep) has it from beginning to end, and so has an open `with model.hooks(...)`,
+which another thread waits for and does not see. Where the one that opened it runs nothing for `models.turn.PATIENCE`
+seconds meanwhile, the other raises `ModelBusyError`. Hooks that `add_hook` leaves on the model act in every thread.
+For runs side by side give each thread a `copy.deepcopy(model)`.
 """
 
 from __future__ import annotations
@@ -21,8 +28,9 @@ from torch import Tensor, nn
 from hooked_vlm.components.embed import Unembed
 from hooked_vlm.components.hook_point import HookPoint, Window
 from hooked_vlm.components.stack import Stack, StackPass
-from hooked_vlm.errors import InputsError, StackError, UnsupportedArchitectureError
+from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError
 from hooked_vlm.models import loading
+from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.generation import Generates
@@ -30,6 +38,7 @@ from hooked_vlm.models.hooking import HasHooks
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.run import Run, RunState
 from hooked_vlm.models.text import PreparesInputs
+from hooked_vlm.models.turn import Turn, alone
 
 FAMILIES: dict[str, type[HookedVLM]] = {}
 
@@ -57,7 +66,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
     def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.hf_model, self.processor = hf_model, processor
-        self.stacks, self.outside = {}, Window()
+        self.stacks, self.outside, self.turn, self.reading = {}, Window(), Turn(), Turn()
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
@@ -69,6 +78,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             self.main_stack,
         )
         self.setup()
+        self._foreign = ForeignHooks(hf_model, self.mod_dict)
         self.eval()
         self._after_move()
 
@@ -211,13 +221,15 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         loss = self._loss(logits, inputs, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
+    @alone
     def _checked_run(self, inputs: VLMInputs, run: Run) -> Tensor:
         if not self._is_dispatched and inputs.input_ids.device != self.device:
             raise InputsError(
                 f"the inputs are on {inputs.input_ids.device} and the model on {self.device}: inputs.to(model.device)"
             )
         self._check(inputs, run)
-        return self._run(inputs, run)
+        with self._foreign.watched():
+            return self._run(inputs, run)
 
     def _loss(self, logits: Tensor, inputs: VLMInputs, per_token: bool) -> Tensor:
         targets = self._targets(inputs)[:, 1:]
@@ -245,6 +257,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         state = RunState(inputs, interpolate_pos_encoding)
         return self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, keep=state)), state
 
+    @alone
     def resume(
         self,
         state: RunState,
@@ -356,6 +369,19 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             texts: what it is asked in every run (the vision encoder, and BLIP's answer decoder).
         """
         return FocusedStack(self, stack, images=images, texts=texts)
+
+    def train(self, mode: bool = True) -> Any:
+        """Only ``train(False)``, which is `eval()`: the model always computes as in evaluation.
+
+        Raises:
+            TrainingModeError: if `mode` is True.
+        """
+        if mode:
+            raise TrainingModeError(
+                "the model always computes as in evaluation, without dropout: leave train() out. Gradients flow as it "
+                "is; for training with dropout train model.hf_model by itself, whose weights these are"
+            )
+        return super().train(mode)
 
     def set_use_attn_result(self, on: bool) -> None:
         """Set `cfg.use_attn_result` in every stack."""

@@ -167,8 +167,9 @@ class FocusedStack:
             return given
         if self.name == "vision_encoder":
             pixels = self.model.to_pixels(given)
-            ids = torch.arange(len(self._seen), len(self._seen) + len(pixels), device=pixels.device)
-            self._seen += list(pixels)
+            with self.model.reading.taken(running=True):  # or two threads' images would get the same ids
+                ids = torch.arange(len(self._seen), len(self._seen) + len(pixels), device=pixels.device)
+                self._seen += list(pixels)
             n_positions = cast(VisionStack, self.stack).embed(pixels[:1]).shape[1]
             return ids[:, None].repeat(1, n_positions)
         if self.name == self.model.prompt_stack and self._images is not None:

@@ -18,6 +18,7 @@ from hooked_vlm.components.stack import Sight, Stack
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.turn import alone
 
 
 class Generates:
@@ -48,6 +49,7 @@ class Generates:
         """Ids that end an answer, and the id that pads one which ended."""
         raise NotImplementedError
 
+    @alone
     @torch.no_grad()
     def generate(
         self,

@@ -18,6 +18,7 @@ from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import HookNameError, InputsError, SilentHookError, closest
 from hooked_vlm.models.cache import VLMCache, caching_hook
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.turn import Turn, alone
 
 HookName = str | Callable[[str], bool]
 
@@ -30,6 +31,7 @@ class HasHooks(HookedRootModule):
     main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
     stacks: dict[str, Stack]
     outside: Window  # of hook points that belong to no stack
+    turn: Turn
 
     def setup(self) -> None:
         """Name every module of ours and list the hook points; Hugging Face's modules are left alone."""
@@ -83,6 +85,7 @@ class HasHooks(HookedRootModule):
         if not self._is_on(hook):
             raise gated_error(cast(HookPoint, self.hook_dict[hook]))
 
+    @alone
     def add_hook(self, name: HookName, hook: Any, *args: Any, **kwargs: Any) -> None:
         """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
         for one in self.hook_names(name):
@@ -92,13 +95,28 @@ class HasHooks(HookedRootModule):
     def hooks(
         self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
     ) -> Iterator[Any]:
-        """As TransformerLens', with the names checked. Raises `HookNameError` and `GatedHookError`."""
-        with super().hooks(self._named(fwd_hooks), self._named(bwd_hooks), *args, **kwargs):
-            yield self
+        """As TransformerLens', with the names checked; while it is open, the model is this thread's.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+            ModelBusyError: if another thread keeps one open and runs nothing.
+        """
+        named = self._named(fwd_hooks), self._named(bwd_hooks)
+        with self.turn.taken(running=False), super().hooks(*named, *args, **kwargs):
+            try:
+                yield self
+            finally:
+                self.turn.passed_on()
+
+    @alone
+    def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens'."""
+        super().reset_hooks(*args, **kwargs)
 
     def _named(self, hooks: Sequence[Any]) -> list[Any]:
         return [(one, fn) for name, fn in hooks for one in self.hook_names(name)]
 
+    @alone
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
         """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
 
@@ -125,6 +143,7 @@ class HasHooks(HookedRootModule):
             raise SilentHookError(f"the run never reached {', '.join(silent)}, so the hooks there did nothing")
         return out
 
+    @alone
     def run_with_cache(self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> tuple[Any, VLMCache]:
         """As TransformerLens', returning an `ActivationCache`.
 
@@ -167,6 +186,7 @@ class HasHooks(HookedRootModule):
         self.is_caching = True
         return cache, hooks(""), hooks("_grad") if incl_bwd else []
 
+    @alone
     def add_caching_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As TransformerLens', for the hook points that are on."""
         cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)

@@ -16,12 +16,14 @@ from torch import Tensor
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.images import to_rgb_list
 from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.turn import Turn
 
 
 class PreparesInputs:
     """The methods of a model that need its processor. A family provides `_prepare`."""
 
     processor: Any
+    reading: Turn  # a tokenizer pads as its last caller said, so one thread at a time reads; runs go on meanwhile
     processor_parts: ClassVar[tuple[str, ...]] = ("image_processor", "tokenizer")
     if TYPE_CHECKING:
 
@@ -63,7 +65,9 @@ class PreparesInputs:
                 raise InputsError(
                     f"{len(pictures)} images and {len(words)} texts: give as many of each, or one of either"
                 )
-        return self._prepare(pictures, words).to(self.device).replace(layout=self.layout)
+        with self.reading.taken(running=True):
+            inputs = self._prepare(pictures, words)
+        return inputs.to(self.device).replace(layout=self.layout)
 
     def to_pixels(self, images: Any) -> Float[Tensor, "batch channel height width"]:
         """Images alone, preprocessed, on the model's device.
@@ -87,7 +91,8 @@ class PreparesInputs:
         """
         tokenizer = self._need("tokenizer")
         words = _listed(texts)
-        ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
+        with self.reading.taken(running=True):
+            ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
         return torch.tensor(ids, device=self.device)
 
     def to_string(self, tokens: Any) -> Any:
@@ -127,7 +132,8 @@ class PreparesInputs:
         """
         tokenizer = self._need("tokenizer")
         _listed(text)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with self.reading.taken(running=True):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = tokenizer.convert_ids_to_tokens(ids)
             raise TextError(f"{text!r} is {len(ids)} tokens {pieces}, not one; take to_tokens, or another word")

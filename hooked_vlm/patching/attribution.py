@@ -35,6 +35,7 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
@@ -44,6 +45,7 @@ from hooked_vlm.positions import Places
 Activations = dict[str, Tensor]
 
 
+@alone
 def attribution(
     model: Any,
     clean: VLMInputs,

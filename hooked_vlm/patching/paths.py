@@ -28,6 +28,7 @@ from transformer_lens.patching import PatchingResult
 from hooked_vlm.errors import InputsError
 from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import chunks, first_position, swept
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.task import Measure, Task, activations, by_name, prepared, refuse_different, result
@@ -35,6 +36,7 @@ from hooked_vlm.patching.task import Measure, Task, activations, by_name, prepar
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
 
 
+@alone
 def path_patching(
     model: Any,
     clean: VLMInputs,

@@ -22,6 +22,7 @@ import torch
 from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import chunks, swept
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.task import Measure, by_name, prepared, refuse_different, result
@@ -81,6 +82,7 @@ def sweep(
     )[""]
 
 
+@alone
 def sweep_all(
     model: Any,
     clean: VLMInputs,

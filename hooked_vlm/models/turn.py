@@ -1,0 +1,96 @@
+"""Whose turn it is: one thread at a time has a model to itself.
+
+Hooks, the flags in `cfg` and the position at which a pass begins are on the model, so what one thread puts there
+another thread's run would meet. A run therefore has the model from its beginning to its end, and an open
+`with model.hooks(...)` from its opening to its close; other threads wait. Cost: two uncontended locks a run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from hooked_vlm.errors import ModelBusyError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PATIENCE = 10.0  # seconds for which a thread waits for one that holds the model and runs nothing
+
+
+class Turn:
+    """A lock that its thread may take again, and that knows a run from a context which only stands open.
+
+    A thread that waits for another's run waits until it is over. A thread that waits for a context in which nothing
+    runs would wait for ever if that context in turn waits for it (it started the thread, and joins it): it waits
+    `PATIENCE` seconds, and raises. A copy of a model, or a pickled one, has a turn of its own.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._owner: int | None = None
+        self._called = ""  # the owner's name
+        self._depth = 0  # how often the owner has taken it
+        self._running = 0  # how many of these are runs
+        self._started = 0  # runs begun, ever
+
+    @contextmanager
+    def taken(self, *, running: bool) -> Iterator[None]:
+        """While it is open, the model is this thread's.
+
+        Args:
+            running: True for a run, False for what may stand open while nothing runs.
+
+        Raises:
+            ModelBusyError: if another thread holds the model and runs nothing.
+        """
+        with self._free:
+            self._wait()
+            self._owner, self._called = threading.get_ident(), threading.current_thread().name
+            self._depth += 1
+            self._running += running
+            self._started += running
+        try:
+            yield
+        finally:
+            with self._free:
+                self._depth -= 1
+                self._running -= running
+                if not self._depth:
+                    self._owner = None
+                    self._free.notify_all()
+
+    def passed_on(self) -> None:
+        """The turn is this thread's now: it closes what another opened, as some frameworks' threads do."""
+        with self._free:
+            self._owner, self._called = threading.get_ident(), threading.current_thread().name
+
+    def _wait(self) -> None:
+        mine = (None, threading.get_ident())
+        while self._owner not in mine:
+            started = self._started
+            idle = not self._free.wait_for(lambda: self._owner in mine, PATIENCE)
+            if idle and not self._running and self._started == started:
+                raise ModelBusyError(
+                    f"{threading.current_thread().name} waited {PATIENCE:g} s for the model, which {self._called} "
+                    "holds in an open `with model.hooks(...)` without running it: close it before another thread runs "
+                    "the model, run in that same thread, or give each thread a copy.deepcopy(model)"
+                )
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
+def alone(run: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a function or method whose first argument is a model: it has the model to itself while it runs."""
+
+    @wraps(run)
+    def held(*args: P.args, **kwargs: P.kwargs) -> R:
+        model: Any = args[0] if args else kwargs["model"]
+        with model.turn.taken(running=True):
+            return run(*args, **kwargs)
+
+    return held
