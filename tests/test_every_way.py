@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hooked_vlm import HookedVLM, VLMInputs
+from hooked_vlm.errors import InputsError
 from hooked_vlm.lens import direct_logit_attribution, logit_lens
 from hooked_vlm.patching import Sites, attribution, metrics, path_patching, sweep
 from tests.models import checkpoints, drawn
@@ -200,6 +201,8 @@ class Generate(Way):
         if case.kind == "llava" and not case.interpolate:
             tokens = hf_generate(case.hf, case.kind, asked, self.n)
             tokens += [pad] * (self.n - len(tokens))
+        elif case.kind == "llava":  # a forward of the longer row would take its first keys for those of a longer one
+            assume(case.hf.config.text_config.rope_parameters["rope_type"] != "longrope")
         while len(tokens) < self.n:
             token = int(hf_logits(case.hf, case.kind, asked, case.interpolate)[0, -1].argmax())
             assume(case.kind != "llava" or token != drawn.IMAGE)  # an answer with an image token in it is no prompt
@@ -302,6 +305,15 @@ class Patching(Way):
         logits = logits if plan.everywhere else at_last(model, inputs, logits)
         return self.metric(plan, model, inputs)(logits)
 
+    def sites(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Sites:
+        """Any sites there are, their positions spelled out."""
+        kind, at = draw(kinds_of_sites(model))
+        if at.get("activation") == "result":
+            model.cfg.use_attn_result = True
+        if at.get("hook", "").startswith("ln1."):  # has no one activation while each head has its own
+            model.cfg.use_split_qkv_input = False
+        return self.closed(model, case.inputs, getattr(Sites, kind)(model, **at))
+
     @staticmethod
     def closed(model: HookedVLM, inputs: VLMInputs, sites: Sites) -> Sites:
         """Sites with their positions spelled out."""
@@ -343,9 +355,7 @@ class Sweep(Patching):
 
     def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
         plan = super().plan(draw, case, model)
-        kind, at = draw(kinds_of_sites(model))
-        model.cfg.use_attn_result = model.cfg.use_attn_result or at.get("activation") == "result"
-        plan.sites = self.closed(model, case.inputs, getattr(Sites, kind)(model, **at))
+        plan.sites = self.sites(draw, case, model)
         plan.cells = sorted(draw(st.sets(st.integers(0, len(plan.sites) - 1), min_size=1, max_size=3)))
         plan.budget = draw(st.sampled_from([1, 3, 1000])) * 2**13
         return plan
@@ -380,9 +390,7 @@ class Attribution(Patching):
 
     def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
         plan = super().plan(draw, case, model)
-        kind, at = draw(kinds_of_sites(model))
-        model.cfg.use_attn_result = model.cfg.use_attn_result or at.get("activation") == "result"
-        plan.sites = self.closed(model, case.inputs, getattr(Sites, kind)(model, **at))
+        plan.sites = self.sites(draw, case, model)
         plan.options = {"steps": draw(st.sampled_from([None, None, 2])), "qk_fix": draw(st.booleans())}
         return plan
 
@@ -527,6 +535,16 @@ WAYS: dict[str, Way] = {
     "focus": Focus(),
     "lens": Lens(),
 }
+
+
+def test_a_hook_point_that_fires_several_times_is_no_site() -> None:
+    hf = drawn.llava()
+    model, clean = HookedVLM.from_hf(hf), drawn.inputs_for(hf, "llava", [4])
+    sites = Sites.module(model, "language_model", "ln1.hook_scale")
+    model.cfg.use_split_qkv_input = True
+    for way in (sweep, attribution):
+        with pytest.raises(InputsError, match=r"ln1\.hook_scale fires several times.*use_split_qkv_input = False"):
+            way(model, clean, other(clean, image=True), sites, metrics.logit_diff(7, 8))
 
 
 def largest_difference(found: Found, expected: Found) -> float:

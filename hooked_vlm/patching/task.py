@@ -137,16 +137,23 @@ def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequ
 
     Raises:
         SilentHookError: if the run never reaches one of them.
+        InputsError: if it reaches one several times, so that it has no one activation there.
     """
     found: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
+        if hook.name in found:
+            raise InputsError(
+                f"{hook.name} fires several times in a run, once for each of q, k and v, and has no one activation to "
+                "patch: set model.cfg.use_split_qkv_input = False"
+            )
         found[hook.name] = activation.detach()
 
     looking = [*hooks, *((name, keep) for name in names)]
     with model.hooks(fwd_hooks=looking):
         model(inputs, return_type=None)
     if len(found) < len(set(names)):
+        found.clear()
         model.run_with_hooks(inputs, fwd_hooks=looking, return_type=None)  # raises SilentHookError
     return found
 

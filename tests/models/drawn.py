@@ -270,7 +270,7 @@ def inputs_for(
     seed: int = 0,
     size: int | None = None,
 ) -> VLMInputs:
-    """A batch with prompts of these lengths (words, image tokens not counted), its images of the model's size or not."""
+    """A batch with prompts of these lengths (words, image tokens not counted); `size` is that of its images."""
     ids, mask = pad([prompt(hf, kind, n, seed + i, size) for i, n in enumerate(lengths)], side)
     answer = None
     if kind == "vqa" and n_answer:

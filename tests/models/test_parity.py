@@ -101,19 +101,51 @@ def test_greedy_generation_equals_hugging_face_token_for_token(kind: str, data: 
         assert found[i].tolist() == expected
 
 
-@settings(max_examples=20)
-@given(case=drawn.cases(max_batch=3), side=st.sampled_from(["left", "right"]), extra=st.integers(1, 4))
-def test_padding_changes_no_logit(case: drawn.Case, side: str, extra: int) -> None:
-    model, row = HookedVLM.from_hf(case.hf), unpadded(case.inputs, 0)
-    blank = torch.full((1, extra), drawn.PAD)
-    parts = [blank, row.input_ids] if side == "left" else [row.input_ids, blank]
-    masks = [torch.zeros_like(blank), torch.ones_like(row.input_ids)]
-    mask = torch.cat(masks if side == "left" else masks[::-1], 1)
-    padded = row.replace(input_ids=torch.cat(parts, 1), attention_mask=mask)
-    with torch.no_grad():
-        alone, together = model(row), model(padded)
-    found = real_logits(together, padded, case.kind, 0)
-    assert (found - alone).abs().max() <= 1e-5 * scale(alone)
+def rows_are_generated_as_alone(hf: Any, inputs: VLMInputs) -> None:
+    tokens = HookedVLM.from_hf(hf).generate(inputs, 8, return_type="tokens", stop_at_eos=False)
+    alone = [
+        HookedVLM.from_hf(hf).generate(unpadded(inputs, i), 8, return_type="tokens", stop_at_eos=False)
+        for i in range(len(inputs))
+    ]
+    assert torch.equal(tokens, torch.cat(alone))
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("window", [2, 3, 5, 9, 12])
+@pytest.mark.parametrize("text", ["mistral", "qwen2"])
+def test_a_sliding_window_counts_tokens_and_no_padding(text: str, window: int, side: str) -> None:
+    hf = drawn.exact(drawn.llava(text=text, window=window, n_full_layers=0))
+    inputs = drawn.inputs_for(hf, "llava", [3, 9, 5], side=side).to(dtype=torch.float64)
+    rows_are_generated_as_alone(hf, inputs)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_positions_that_depend_on_length_are_each_rows_own(kind: str, side: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4} if kind == "longrope" else {}
+    long = {"original_max_position_embeddings": 12} if kind == "longrope" else {}
+    hf = drawn.exact(drawn.llava(rope={"rope_type": kind, "factor": 2.0, **long, **factors}))
+    inputs = drawn.inputs_for(hf, "llava", [2, 9], side=side).to(dtype=torch.float64)
+    assert int(inputs.is_real.sum(1).min()) < 12 < inputs.input_ids.shape[1]
+    logits = HookedVLM.from_hf(hf)(inputs)
+    for i in range(len(inputs)):
+        expected = hf_logits(hf, "llava", unpadded(inputs, i))
+        assert (real_logits(logits, inputs, "llava", i) - expected).abs().max() <= 1e-9
+    rows_are_generated_as_alone(hf, inputs)
+
+
+@pytest.mark.parametrize("kind", ["llava", "caption"])
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_no_loss_is_asked_of_padding(kind: str, side: str) -> None:
+    hf = drawn.llava() if kind == "llava" else drawn.blip(kind)
+    inputs, model = drawn.inputs_for(hf, kind, [3, 6], side=side), HookedVLM.from_hf(hf)
+    together = model(inputs, "loss", loss_per_token=True)
+    alone = [model(unpadded(inputs, i), "loss", loss_per_token=True) for i in range(2)]
+    n_scored = [int((losses != 0).sum()) for losses in alone]
+    assert [int((losses != 0).sum()) for losses in together] == n_scored
+    assert torch.allclose(together.sum(1), torch.stack([losses.sum() for losses in alone]), rtol=1e-4)
+    mean = torch.stack([losses.sum() for losses in alone]).sum() / sum(n_scored)
+    assert torch.allclose(model(inputs, "loss"), mean, rtol=1e-4)
 
 
 @settings(max_examples=15)
