@@ -5,12 +5,13 @@ VENV ?= .venv
 JOBS ?= 2
 TESTS ?= notebooks hooked_vlm tests
 PYTEST_ARGS ?=
+SEED ?=
 BENCH_ARGS ?=
 DEMO ?= runs/demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest $(if $(SEED),--hypothesis-seed=$(SEED))
 ZOO := blip-shapes llava-shapes
 EXECUTE := --nbmake --nbmake-timeout=900
 

@@ -37,6 +37,7 @@ def close(a, b, tolerance=2e-5):
 
 @given(drawn.cases(("llava", "vqa", "caption")))
 def test_the_last_row_is_what_the_model_says(case):
+    case = case.exactly()
     model = HookedVLM.from_hf(case.hf)
     logits = model(case.inputs)
     read = logit_lens(model, case.inputs, k=3, follow=[5, 9])
@@ -50,6 +51,7 @@ def test_the_last_row_is_what_the_model_says(case):
 
 @given(drawn.cases(("llava",)))
 def test_every_row_is_the_last_norm_and_unembedding_on_that_layers_stream(case):
+    case = case.exactly()
     model = HookedVLM.from_hf(case.hf)
     read = logit_lens(model, case.inputs, follow=range(drawn.D_VOCAB))
     _, cache = model.run_with_cache(case.inputs)
@@ -172,6 +174,7 @@ def test_what_is_not_there_is_refused(llava):
 @settings(max_examples=40)
 @given(drawn.cases(("llava",)), st.data())
 def test_the_parts_sum_to_the_logit(case, data):
+    case = case.exactly()
     model = HookedVLM.from_hf(case.hf)
     rows, places = torch.arange(len(case.inputs)), case.inputs.last_each
     position = data.draw(st.none() | st.integers(0, case.inputs.input_ids.shape[1] - 1))
@@ -189,6 +192,7 @@ def test_the_parts_sum_to_the_logit(case, data):
 
 @given(drawn.cases(("llava",), max_batch=1))
 def test_the_parts_are_those_of_transformer_lens(case):
+    case = case.exactly()
     model = HookedVLM.from_hf(case.hf)
     _, cache = model.run_with_cache(case.inputs)
     view = cache.focus("language_model")

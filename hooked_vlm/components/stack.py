@@ -48,6 +48,8 @@ class Sight:
 
     def __init__(self, real: Bool[Tensor, "batch key_pos"] | None, *, causal: bool = False) -> None:
         self.real, self.causal = real, causal
+        # What a window counts: tokens. Padding may stand between two of them, where a padded prompt was answered.
+        self._tokens = None if real is None else real.long().cumsum(1)
         self._masks = cache(self._mask)  # every layer of a pass asks for the same one
 
     def given(self, first: int, n_queries: int, window: int | None, device: torch.device) -> dict[str, Any]:
@@ -64,25 +66,28 @@ class Sight:
         """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of their example."""
         if not self.causal and self.real is None:
             return None
-        keys, queries = torch.arange(n_keys, device=places.device), places[:, :, None]
-        sees = keys <= queries if self.causal else torch.ones_like(keys <= queries)
-        if self.causal and window is not None:
-            sees = sees & (queries - keys < window)
-        if self.real is not None:
-            sees = sees & self.real[:, None, :n_keys].to(places.device)
-            sees = sees | (keys == queries) if self.causal else sees
-        return rearrange(sees, "b r k -> (b r) 1 1 k")
+        return rearrange(self._seen(places, n_keys, window).expand(len(places), -1, -1), "b r k -> (b r) 1 1 k")
 
     def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:
-        queries = torch.arange(first, first + n_queries, device=device)[:, None]
-        keys = torch.arange(first + n_queries, device=device)[None, :]
-        sees = keys <= queries
+        queries = torch.arange(first, first + n_queries, device=device)[None]
+        return self._seen(queries, first + n_queries, window)[:, None]
+
+    def _seen(
+        self, queries: Int[Tensor, "query_batch query_pos"], n_keys: int, window: int | None
+    ) -> Bool[Tensor, "mask_batch query_pos key_pos"]:
+        """Which of the first `n_keys` positions the queries at these positions see; one row where it serves all."""
+        keys, at = torch.arange(n_keys, device=queries.device)[None, None], queries[:, :, None]
+        sees = keys <= at if self.causal else torch.ones_like(keys <= at)
         if window is not None:
-            sees &= queries - keys < window
+            tokens = keys[0] if self._tokens is None else self._tokens[:, :n_keys].to(queries.device)
+            rows = max(len(tokens), len(queries))
+            own = tokens.expand(rows, -1).gather(1, queries.expand(rows, -1))
+            sees = sees & (own[:, :, None] - tokens[:, None] < window)
         if self.real is None:
-            return sees[None, None]
+            return sees
+        sees = sees & self.real[:, None, :n_keys].to(queries.device)
         # A padded query sees itself: it must see something to stay finite, and nobody sees it.
-        return (sees & self.real[:, None, None, : first + n_queries].to(device)) | (keys == queries)
+        return sees | (keys == at) if self.causal else sees
 
 
 @dataclass

@@ -126,7 +126,7 @@ def shuffled(names: Iterable[str], *key: str | int) -> list[str]:
     prefix = hashlib.blake2b(ascii(key).encode("ascii"), digest_size=16).digest()
 
     def place(name: str) -> tuple[bytes, str]:
-        return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), key=prefix, digest_size=16).digest(), name
+        return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), key=prefix, digest_size=16).digest(), name
 
     return sorted(names, key=place)
 

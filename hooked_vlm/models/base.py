@@ -239,7 +239,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
                 "BLIP: give decoder_input_ids with the answer in them"
             )
         return nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2).float(),
+            logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32)),
             targets.to(logits.device),
             ignore_index=-100,
             reduction="none" if per_token else "mean",

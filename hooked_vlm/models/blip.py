@@ -280,8 +280,8 @@ class HookedBLIPForCaptioning(HookedBLIP):
         return inputs.input_ids, inputs.real
 
     def _targets(self, inputs: VLMInputs) -> Tensor:
-        ids = inputs.input_ids
-        return ids if inputs.real is None else ids.masked_fill(~inputs.real, -100)
+        first = inputs.position_ids == 0  # which no token stands before, whatever padding does
+        return inputs.input_ids.masked_fill(first | ~inputs.is_real, -100)
 
 
 @register("BlipForImageTextRetrieval")

@@ -225,8 +225,12 @@ class HookedLLaVA(HookedVLM):
         return self._angles(places[:1] if inputs.real is None else places)
 
     def _angles(self, position_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-        cos, sin = cast(Any, self.hf_model).model.language_model.rotary_emb(self._like, position_ids)
-        return cos, sin
+        rotary = cast(Any, self.hf_model).model.language_model.rotary_emb
+        # Of these kinds one batch has one set of frequencies, that of its longest row: each row is asked for alone.
+        by_length = "dynamic" in rotary.rope_type or rotary.rope_type == "longrope"
+        alike = position_ids.split(1) if by_length else [position_ids]
+        cos, sin = zip(*(rotary(self._like, rows) for rows in alike), strict=True)
+        return torch.cat(cos), torch.cat(sin)
 
     @property
     def _like(self) -> Tensor:
@@ -253,8 +257,8 @@ class HookedLLaVA(HookedVLM):
         return stop, pad if pad is not None else (stop or [0])[0]
 
     def _targets(self, inputs: VLMInputs) -> Tensor:
-        ids = inputs.input_ids.masked_fill(inputs.input_ids == self._image_token, -100)
-        return ids if inputs.real is None else ids.masked_fill(~inputs.real, -100)
+        ids, first = inputs.input_ids, inputs.position_ids == 0  # which no token stands before, whatever padding does
+        return ids.masked_fill((ids == self._image_token) | first | ~inputs.is_real, -100)
 
     # --- inputs -------------------------------------------------------------------------------------
 

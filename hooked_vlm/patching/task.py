@@ -146,13 +146,16 @@ def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> S
     closed = sites.at(1 if axis is None else seen.shape[axis], len(inputs))
     of_prompt = axis is not None and sites.axes[axis] in OWN_POSITIONS
     of_prompt = of_prompt and model.stack_of(sites.hooks[0]) == model.prompt_stack
-    if not of_prompt or inputs.real is None or not isinstance(sites.positions, Places):
+    places = closed.positions
+    if not of_prompt or inputs.real is None or not isinstance(places, Places):
         return closed
-    places = closed.positions_of(closed.table, len(inputs)).T.to(inputs.real.device)
-    row, cell = next(iter((~inputs.real.gather(1, places)).nonzero().tolist()), (None, None))
+    if not closed.by_row and len(places.spelled(seen.shape[axis], "positions")[0]) == seen.shape[axis]:
+        return closed  # all there are, padding among them: it has effects of 0
+    at = closed.positions_of(closed.table, len(inputs)).T.to(inputs.real.device)
+    row, cell = next(iter((~inputs.real.gather(1, at)).nonzero().tolist()), (None, None))
     if row is not None:
         raise PositionError(
-            f"position {int(places[row, cell])} of row {row} is padding, so that patching it does nothing: rows of "
+            f"position {int(at[row, cell])} of row {row} is padding, so that patching it does nothing: rows of "
             "other lengths have positions of their own, e.g. inputs.last_each[:, None], inputs.find_each('word')"
         )
     return closed
@@ -169,16 +172,23 @@ def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequ
 
     Raises:
         SilentHookError: if the run never reaches one of them.
+        InputsError: if it reaches one several times, so that it has no one activation there.
     """
     found: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
+        if hook.name in found:
+            raise InputsError(
+                f"{hook.name} fires several times in a run, once for each of q, k and v, and has no one activation to "
+                "patch: set model.cfg.use_split_qkv_input = False"
+            )
         found[hook.name] = activation.detach()
 
     looking = [*hooks, *((name, keep) for name in names)]
     with model.hooks(fwd_hooks=looking):
         model(inputs, return_type=None)
     if len(found) < len(set(names)):
+        found.clear()
         model.run_with_hooks(inputs, fwd_hooks=looking, return_type=None)  # raises SilentHookError
     return found
 

@@ -18,10 +18,7 @@ from tests.models.drawn import BOS
 def unpadded(inputs: VLMInputs, i: int) -> VLMInputs:
     """Row `i` without its padding."""
     row = inputs[i]
-    if inputs.real is None:
-        return row
-    real = inputs.real[i]
-    return row.replace(input_ids=row.input_ids[:, real], attention_mask=None)
+    return row.replace(input_ids=row.input_ids[:, inputs.is_real[i]], attention_mask=None)
 
 
 @torch.no_grad()

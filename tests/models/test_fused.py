@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from hooked_vlm import HookedVLM
 from tests.models import drawn
 from tests.models.reference import scale
 from tests.models.test_hooks_live import VARIANTS, attentions, variant
@@ -20,7 +19,8 @@ LOOK = (lambda name: name.endswith(("hook_attn_scores", "hook_pattern")), lambda
 @settings(max_examples=30)
 @given(case=drawn.cases(max_batch=3))
 def test_fused_equals_explicit_in_logits_and_gradients(case: drawn.Case) -> None:
-    model = HookedVLM.from_hf(case.hf)
+    case = case.exactly()
+    model = case.hooked()
     pixels = case.inputs.pixel_values.requires_grad_()
     found = []
     for hooks in ([], [LOOK]):

@@ -6,17 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.errors import InputsError
 from hooked_vlm.patching import Sites, metrics, path_patching
-from tests.models import drawn
-from tests.models.reference import scale
 from tests.models.test_hooks_live import variant
-from tests.patching.test_sweep import at_last, each_row, entries, on_padding, other
+from tests.patching.test_sweep import at_last, each_row, entries, other
 
 OUTPUTS = ("hook_attn_out", "hook_cross_attn_out", "hook_mlp_out")
 
@@ -72,52 +69,6 @@ def kind_of(
         heads=draw(st.sampled_from([[0], [-1, 0], "all_at_once"])),
         activation=draw(st.sampled_from(activations)),
     )
-
-
-@settings(max_examples=30)
-@given(
-    case=drawn.cases(max_batch=2),
-    data=st.data(),
-    image=st.booleans(),
-    direction=st.sampled_from(["denoise", "noise"]),
-    mlps=st.booleans(),
-)
-def test_a_path_equals_two_whole_runs(
-    case: drawn.Case, data: st.DataObject, image: bool, direction: str, mlps: bool
-) -> None:
-    model = HookedVLM.from_hf(case.hf)
-    clean, corrupt = case.inputs, other(case.inputs, image)
-    order = list(model.stacks)
-    start = data.draw(st.integers(0, len(order) - 1))
-    here, later = order[start : start + 1], order[start:]
-    senders = kind_of(data.draw, model, clean, here, ["z", "v", "pattern"], [[-1, 0], "all_at_once"])
-    receivers = kind_of(data.draw, model, clean, later, ["q", "k", "v"], [[0, -1], [1], "all_at_once"])
-    assume(not on_padding(model, clean, senders) and not on_padding(model, clean, receivers))
-    measure = metrics.logit_diff(1, 0)
-    found = path_patching(
-        model,
-        clean,
-        corrupt,
-        senders,
-        receivers,
-        {"d": measure},
-        through_mlps=mlps,
-        direction=direction,
-        progress=False,
-    )
-    source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
-    with torch.no_grad():
-        size = scale(model(corrupt, logits_at="last"))
-        _, cache = model.run_with_cache(base, names_filter=[senders.hooks[0], receivers.hooks[0]])
-        closed = [
-            sites.at(cache[sites.hooks[0]].shape[sites.position_axis], len(base)) for sites in (senders, receivers)
-        ]
-        pairs = [(a, b) for _, a in closed[0].table.iterrows() for _, b in closed[1].table.iterrows()]
-        values = found.values.reshape(len(pairs), len(clean))
-        for number in data.draw(st.sets(st.integers(0, len(pairs) - 1), min_size=1, max_size=2)):
-            expected = measure(by_hand(model, source, base, pairs[number], (closed[0], closed[1]), mlps))
-            assert (values[number] - expected).abs().max() <= 2e-5 * size
-    assert found.axis_names[0] == "sender_layer" and len(found.index_df) == len(pairs)
 
 
 def test_what_arrives_is_what_the_sender_writes() -> None:
