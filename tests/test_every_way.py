@@ -420,7 +420,7 @@ class Attribution(Patching):
         there = Places((tuple(p for p in at if p is not None),), by_row=True)  # of the one row there is
         found = self.estimates(model, plan, row.alone, replace(sites, positions=there))
         values = found.baseline[0].expand(sites.shape).clone()  # a patch on padding changes nothing
-        values.index_copy_(len(sites.layers) > 0, torch.tensor(real), found.values[..., 0])
+        values.index_copy_(int(len(sites.layers) > 0), torch.tensor(real), found.values[..., 0])
         return {"values": values, "baseline": found.baseline[0]}
 
 
