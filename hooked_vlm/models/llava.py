@@ -228,7 +228,7 @@ class HookedLLaVA(HookedVLM):
         rotary = cast(Any, self.hf_model).model.language_model.rotary_emb
         # Of these kinds one batch has one set of frequencies, that of its longest row: each row is asked for alone.
         by_length = "dynamic" in rotary.rope_type or rotary.rope_type == "longrope"
-        alike = position_ids.split(1) if by_length else [position_ids]
+        alike = position_ids[:, None].unbind() if by_length else (position_ids,)
         cos, sin = zip(*(rotary(self._like, rows) for rows in alike), strict=True)
         return torch.cat(cos), torch.cat(sin)
 

@@ -171,7 +171,7 @@ def test_loss_equals_hugging_face(case: drawn.Case) -> None:
         expected = case.hf(input_ids=row.input_ids, pixel_values=row.pixel_values, labels=labels).loss
     model = HookedVLM.from_hf(case.hf)
     loss = model(row, return_type="loss")
-    assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(loss.to(expected), expected, rtol=1e-4, atol=1e-5)
     per_token = model(row, return_type="loss", loss_per_token=True)
     assert torch.allclose(per_token.sum() / (per_token != 0).sum(), loss, rtol=1e-4)
 
