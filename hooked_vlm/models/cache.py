@@ -15,6 +15,7 @@ from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import ResidualError
+from hooked_vlm.models import shown
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -59,6 +60,9 @@ class VLMCache(ActivationCache):
 
     model: Any  # a HookedVLM
 
+    def __repr__(self) -> str:
+        return shown.cache("VLMCache", self.cache_dict, type(self.model).__name__)
+
     def focus(self, stack: str) -> StackCache:
         """The activations of one stack under TransformerLens' names, `blocks.<l>...`; nothing is copied."""
         found: StackCache = self.model.focus(stack).cache_of(self)
@@ -73,6 +77,9 @@ class StackCache(ActivationCache):
     """
 
     model: Any  # a FocusedStack
+
+    def __repr__(self) -> str:
+        return shown.cache("StackCache", self.cache_dict, f"{self.model.name} of {type(self.model.model).__name__}")
 
 
 def _decompose_in_main(name: str, self: VLMCache, *args: Any, **kwargs: Any) -> Any:

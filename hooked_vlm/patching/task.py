@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sites import Sites
 
 Measure = Callable[[Tensor], Tensor]
@@ -209,7 +209,7 @@ def result(
     axes: Sequence[str],
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
-) -> PatchingResult:
+) -> SitesResult:
     """What was measured, as TransformerLens gives it.
 
     Args:
@@ -223,7 +223,7 @@ def result(
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
     several = isinstance(metrics, Mapping)
-    return PatchingResult(
+    return SitesResult(
         values=values if several else values[0],
         axis_names=list(axes),
         index_df=table,
