@@ -56,6 +56,8 @@ def placed(
     quantization_config = quantization_config or getattr(config, "quantization_config", None)
     if device not in (None, "auto"):
         where: torch.device | None = to_device(device)
+        if where is not None and where.type == "meta":
+            raise InputsError("device is 'meta', which holds no numbers, so nothing could be run; try 'cpu'")
     elif device_map is not None or (device is None and quantization_config is not None):
         where = None
     else:
@@ -100,7 +102,7 @@ def to_dtype(dtype: Any) -> torch.dtype:
 
 
 def to_device(device: Any) -> torch.device:
-    """A device that exists here and holds numbers.
+    """A device that exists here.
 
     Raises:
         InputsError: if it does not.
@@ -111,8 +113,6 @@ def to_device(device: Any) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputsError(f"device is {device!r}, which is not here ({said}); try 'cpu'") from error
-    if found.type == "meta":
-        raise InputsError("device is 'meta', which holds no numbers, so nothing could be run; try 'cpu'")
     return found
 
 

@@ -64,6 +64,8 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
         if model is None:
             model = load(config)
         config = _started(place, config, model)
+        if progress:
+            sys.stderr.write(f"{config.model} runs on {config.device} in {config.dtype}\n")
         with Progress(len(config.tasks), config.examples, shown=progress) as bar:
             for task in config.tasks:
                 _task(place, config, model, task, bar, stop)

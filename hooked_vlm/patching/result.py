@@ -26,7 +26,7 @@ class SitesResult(PatchingResult):
     def __repr__(self) -> str:
         axes = [f"{n} {name}" for n, name in zip(self._site_shape(), self.axis_names or ["site"], strict=True)]
         axes += [] if self.reduced else [f"{self.values.shape[-1]} example"]
-        lines = [f"PatchingResult of {', '.join(self.metric_names)}: values [{' x '.join(axes)}]"]
+        lines = [f"{type(self).__name__} of {', '.join(self.metric_names)}: values [{' x '.join(axes)}]"]
         for i, name in enumerate(self.metric_names):
             lines += self._largest(name, i)
         return "\n".join(lines)
@@ -57,4 +57,6 @@ class SitesResult(PatchingResult):
         table = self._table(metric, name)
         if table.empty:
             return []
-        return [f"  {line}" for line in table.to_string(index=False, float_format="%+.4f", max_colwidth=40).splitlines()]
+        return [
+            f"  {line}" for line in table.to_string(index=False, float_format="%+.4f", max_colwidth=40).splitlines()
+        ]
