@@ -109,6 +109,10 @@ class StackPass:
     keep: bool = False
     first_position: int = 0
 
+    def __repr__(self) -> str:
+        kept = "" if self.memory is None else f", memory of {len(self.memory) - 1} layers"
+        return f"StackPass(from position {self.first_position}{kept})"
+
 
 def _stacked(module: str, name: str, axes: str) -> Any:
     def read(self: StackedWeights) -> Tensor:

@@ -25,6 +25,11 @@ def accelerator() -> torch.device | None:
     return torch.device("mps") if torch.backends.mps.is_available() else None
 
 
+def is_fast(device: torch.device | None) -> bool:
+    """True if a device computes in half precision at its best: an accelerator, and no CPU."""
+    return device is not None and device.type != "cpu"
+
+
 def placed(
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
@@ -64,11 +69,7 @@ def placed(
         where = here or torch.device("cpu")
     if dtype not in (None, "auto"):
         return where, to_dtype(dtype)
-    if device_map is not None:
-        is_fast = here is not None and _uses_accelerator(device_map)
-    else:
-        is_fast = here is not None if where is None else where.type != "cpu"
-    if not is_fast:
+    if not (is_fast(where or here) and (device_map is None or _uses_accelerator(device_map))):
         return where, torch.float32
     own = own_dtype(config)
     return where, own if own in (*HALF, None) else torch.float32
