@@ -127,11 +127,13 @@ def notice(
     ] = None,
     random_draws: Annotated[int, typer.Option("--random-draws", help="Random sets of heads to compare with.")] = 20,
     bootstrap: Annotated[int, typer.Option(help="Resamples for every interval.")] = 1000,
-    device: Annotated[str, typer.Option(help="Such as cuda or cpu; auto takes the accelerator that is here.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help='Such as cuda or cpu; "auto" or left out, the accelerator that is here.')
+    ] = None,
     dtype: Annotated[
-        str,
-        typer.Option(help="Of the weights, such as float16; auto: float32 on a CPU, else the checkpoint's own half."),
-    ] = "auto",
+        str | None,
+        typer.Option(help='Such as float16; "auto" or left out, the checkpoint\'s own half, float32 on a CPU.'),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples swept together; by the model's size if left out.")] = None,
 ) -> None:
