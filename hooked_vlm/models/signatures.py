@@ -30,27 +30,6 @@ class RunOptions(TypedDict, total=False):
     logits_at: str | slice | list[int] | None
 
 
-class HookOptions(RunOptions, total=False):
-    """Those, and the options of `run_with_hooks`."""
-
-    fwd_hooks: Hooks
-    bwd_hooks: Hooks
-    reset_hooks_end: bool
-    clear_contexts: bool
-
-
-class CacheOptions(RunOptions, total=False):
-    """Those of `forward`, and the options of `run_with_cache`."""
-
-    names_filter: str | Sequence[str] | Callable[[str], bool] | None
-    device: str | torch.device | None
-    remove_batch_dim: bool
-    incl_bwd: bool
-    pos_slice: Any
-    reset_hooks_end: bool
-    clear_contexts: bool
-
-
 class GenerateOptions(TypedDict, total=False):
     """The options of `generate`, but for its return type."""
 
@@ -61,6 +40,28 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     stop_at_eos: bool
     interpolate_pos_encoding: bool
+
+
+if TYPE_CHECKING:
+
+    class HookOptions(RunOptions, total=False):
+        """Those, and the options of `run_with_hooks`."""
+
+        fwd_hooks: Hooks
+        bwd_hooks: Hooks
+        reset_hooks_end: bool
+        clear_contexts: bool
+
+    class CacheOptions(RunOptions, total=False):
+        """Those of `forward`, and the options of `run_with_cache`."""
+
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None
+        device: str | torch.device | None
+        remove_batch_dim: bool
+        incl_bwd: bool
+        pos_slice: Any
+        reset_hooks_end: bool
+        clear_contexts: bool
 
 
 class Signatures(Generates, HasHooks):

@@ -5,7 +5,6 @@ Costs a mean over the examples when it is printed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,6 @@ from transformer_lens.patching import PatchingResult
 N_SHOWN = 5
 
 
-@dataclass(repr=False)
 class SitesResult(PatchingResult):
     """A `PatchingResult` as it is, printed in a few lines: the shape, and the sites of the largest effects."""
 

@@ -55,7 +55,7 @@ class Closed(HTMLParser):
 @given(case=drawn.cases())
 def test_everything_prints_as_a_screenful(case: drawn.Case) -> None:
     model = HookedVLM.from_hf(case.hf)
-    logits, state = model.run_with_state(case.inputs)
+    _, state = model.run_with_state(case.inputs)
     _, cache = model.run_with_cache(case.inputs)
     for shown in (model, state, cache, case.inputs, cache.focus("vision_encoder"), state.passes):
         refuse_long(repr(shown))
@@ -92,7 +92,7 @@ def test_inputs_print_their_first_rows_as_tokens(zoo: Any) -> None:
 
 
 def test_a_notebook_shows_the_pictures_as_they_were(zoo: Any) -> None:
-    model, inputs = zoo
+    _, inputs = zoo
     shown = Closed(inputs._repr_html_())
     assert len(shown.pictures) == 4
     for picture, shade in zip(shown.pictures, (0, 90, 255, 30), strict=True):
