@@ -60,7 +60,7 @@ def hooks(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """List the hook points of a checkpoint: name, axes, and when it fires. Reads its config, not its weights."""
-    from hooked_vlm.models import table
+    from hooked_vlm.models import loading, placement, table
 
     rows = table.hook_table(table.skeleton(model, revision=revision))
     shown = [row for row in rows if filter in row.name]
@@ -69,6 +69,7 @@ def hooks(
     if markdown:
         typer.echo(table.to_markdown(shown))
         return
+    config = loading.read_config(loading.resolve(model), revision=revision)[0]
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -79,6 +80,7 @@ def hooks(
     for row in shown:
         printed.add_row(*(Text(cell) for cell in (row.name, row.shape, row.fires)))
     _console().print(printed)
+    typer.echo(f"Loaded on this machine it runs {placement.told(*placement.placed(None, None, config))}.")
 
 
 @app.command()
@@ -125,8 +127,13 @@ def notice(
     ] = None,
     random_draws: Annotated[int, typer.Option("--random-draws", help="Random sets of heads to compare with.")] = 20,
     bootstrap: Annotated[int, typer.Option(help="Resamples for every interval.")] = 1000,
-    device: Annotated[str | None, typer.Option(help="Such as cuda; the CPU if left out.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights, such as float16; float32 if left out.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help='Such as cuda or cpu; "auto" or left out, the accelerator that is here.')
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help='Such as float16; "auto" or left out, the checkpoint\'s own half, float32 on a CPU.'),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples swept together; by the model's size if left out.")] = None,
 ) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from hooked_vlm.datasets import shapes
 from hooked_vlm.models.blip import HookedBLIP
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.table import collapsed
+from hooked_vlm.models.shown import collapsed
 
 CHECKPOINT = "zoo:blip-shapes"
 STACK = "text_encoder"
@@ -44,10 +44,10 @@ class Pair:
 
 def run(console: Console) -> None:
     """Print the demo."""
-    model: HookedBLIP = HookedBLIP.from_pretrained(CHECKPOINT)
+    model = HookedBLIP.from_pretrained(CHECKPOINT)
     pair = first_pair(model)
     about = f"{CHECKPOINT}, trained on questions about coloured shapes.\n{pair.prompt} {model.generate(pair.clean)[0]}"
-    console.print(Panel(f"{model.cfg}\n\n{about}", title="the model", expand=False))
+    console.print(Panel(Text(f"{model}\n\n{about}"), title="the model", expand=False))
     with torch.no_grad():
         console.print(cached(model, pair))
         console.print(zeroed(model, pair))

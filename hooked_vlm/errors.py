@@ -90,6 +90,14 @@ class StackError(HookedVLMError, ValueError):
     """A stack, layer or row was asked for that the model or the finished run does not have."""
 
 
+class StackNameError(StackError, KeyError):
+    """A stack was asked for by a name that the model does not have."""
+
+
+class AttributeNameError(HookedVLMError, AttributeError):
+    """A model was asked for an attribute that it does not have."""
+
+
 class ResidualError(HookedVLMError, ValueError):
     """A decomposition of the residual stream was asked for where the mathematics does not hold."""
 

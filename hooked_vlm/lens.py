@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hooked_vlm.components.hook_point import unhooked
 from hooked_vlm.components.stack import Stack
-from hooked_vlm.errors import InputsError, PositionError, ResidualError, StackError
+from hooked_vlm.errors import InputsError, PositionError, ResidualError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 
@@ -111,7 +111,7 @@ def logit_lens(
 
     Raises:
         ResidualError: if the stack's stream is not read by an unembedding.
-        StackError: if there is no such stack.
+        StackNameError: if there is no such stack.
         PositionError: if there is no such position.
         InputsError: if `k` is below 1, or the cache lacks a stream.
     """
@@ -256,7 +256,7 @@ def direct_logit_attribution(
 
     Raises:
         ResidualError: if the stack is post-norm or its stream is not unembedded: the parts would not sum.
-        StackError: if there is no such stack.
+        StackNameError: if there is no such stack.
         PositionError: if there is no such position.
         DenseWeightError: if an attention's output weights are quantised.
     """
@@ -332,12 +332,10 @@ def _unembedded(model: Any, name: str | None) -> Stack:
     """The stack whose stream the model's ending reads.
 
     Raises:
-        StackError: if there is no such stack.
+        StackNameError: if there is no such stack.
         ResidualError: if another one is asked for, or the model has none.
     """
     name = model.answer_stack if name is None else name
-    if name not in model.stacks:
-        raise StackError(f"there is no stack {name!r}; this model has {', '.join(model.stacks)}")
     stack: Stack = model.stacks[name]
     if "unembed" not in model._modules:
         raise ResidualError(

@@ -12,7 +12,7 @@ import torch
 
 from hooked_vlm import HookedVLM, __version__, demo
 from hooked_vlm.cli import main
-from hooked_vlm.models import table
+from hooked_vlm.models import placement, table
 from tests.models import checkpoints
 
 
@@ -113,6 +113,13 @@ def test_hooks_are_listed_without_reading_weights(command, checkpoint, tmp_path)
     assert all(p.is_meta for p in table.skeleton(str(tmp_path)).hf_model.parameters())
 
 
+def test_the_list_ends_with_where_the_model_would_run(command, checkpoint, monkeypatch):
+    monkeypatch.setattr(placement, "accelerator", lambda: None)
+    assert command("hooks", checkpoint)[1].splitlines()[-1] == "Loaded on this machine it runs on cpu in float32."
+    monkeypatch.setattr(placement, "accelerator", lambda: torch.device("mps"))
+    assert "it runs on mps in float32." in command("hooks", checkpoint)[1]
+
+
 # --- errors ---------------------------------------------------------------------------------------------
 
 
@@ -164,6 +171,7 @@ def test_the_numbers_of_the_demo_are_those_of_the_model(command):
     assert "def zero_head" in out and "def patch_head" in out
 
     model = HookedVLM.from_pretrained(demo.CHECKPOINT)
+    assert f"weights, float32 on {model.device}" in out
     pair = demo.first_pair(model)
     clean, corrupt = pair.clean, pair.corrupt
     assert model.generate(clean) == [pair.right] and model.generate(corrupt) == [pair.wrong]

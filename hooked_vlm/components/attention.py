@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 from transformer_lens.config import TransformerLensConfig
 
+from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import HookPoint, hooked
 from hooked_vlm.components.weights import Projection
 from hooked_vlm.errors import GatedHookError
@@ -80,7 +81,7 @@ class AttentionPass:
     store: Callable[[KeysValues], None] | None = None
 
 
-class HookedAttention(nn.Module):
+class HookedAttention(Declared, nn.Module):
     """Multi-head attention in which every intermediate passes a hook point.
 
     Args:

@@ -5,12 +5,15 @@ Two kinds: pre-norm (ViT, CLIP, Llama) and post-norm (BERT, BLIP's text stacks).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, overload
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vlm.components.attention import AttentionPass, HookedAttention
+from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
@@ -27,7 +30,40 @@ class BlockPass:
     source: Tensor | None = None  # [batch key_pos d_source], what cross-attention reads
 
 
-class PreNormBlock(nn.Module):
+class Block(Declared, nn.Module):
+    """What the two kinds of blocks have in common.
+
+    Attributes:
+        post_norm: True if each sub-layer's sum passes a norm.
+        has_cross_attn: True if there is a `cross_attn`.
+    """
+
+    post_norm: ClassVar[bool]
+    has_cross_attn = False
+    attn: HookedAttention
+    cross_attn: HookedAttention
+    mlp: HookedMLP
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block."""
+        raise NotImplementedError
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of one stack, in order."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __getitem__(self, idx: slice) -> Blocks: ...
+        @overload
+        def __getitem__(self, idx: int) -> Block: ...
+        def __getitem__(self, idx: int | slice) -> Block | Blocks: ...
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+
+class PreNormBlock(Block):
     """``x + attn(ln1 x)``, then ``x + mlp(ln2 x)``."""
 
     post_norm = False
@@ -50,7 +86,7 @@ class PreNormBlock(nn.Module):
         return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(x)))))
 
 
-class PostNormBlock(nn.Module):
+class PostNormBlock(Block):
     """``ln1(x + attn x)``, then ``ln2(x + cross_attn x)`` where there is one, then ``ln(x + mlp x)``.
 
     `hook_resid_*` are the sums before the norms, as in TransformerLens' BertBlock, and
@@ -105,6 +141,3 @@ class PostNormBlock(nn.Module):
             x = self.hook_normalized_resid_mid_cross(self.ln2(self.hook_resid_mid_cross(x + out)))
         x = self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.hook_mlp_in(x))))
         return self.hook_normalized_resid_post((self.ln3 if self.has_cross_attn else self.ln2)(x))
-
-
-Block = PreNormBlock | PostNormBlock

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hooked_vlm.components.head import TransformHead
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Stack
@@ -108,6 +109,8 @@ class TextStack(Stack):
         words: the token embedding. positions: the position embedding. ln_embed: the norm over their sum.
         others: the arguments of `Stack`.
     """
+
+    head: TransformHead  # between the last block and the unembedding, in a stack that makes logits
 
     def __init__(
         self, *others: Any, words: nn.Embedding, positions: nn.Embedding, ln_embed: HookedNorm, causal: bool

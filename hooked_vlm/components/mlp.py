@@ -7,11 +7,12 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.weights import Projection
 
 
-class HookedMLP(nn.Module):
+class HookedMLP(Declared, nn.Module):
     """``W_out(act(W_in x))``, or ``W_out(act(W_gate x) * W_in x)`` where there is a gate.
 
     As in TransformerLens, `hook_pre` is what the activation function receives (the gate's output in a

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import HookPoint, hooked
 from hooked_vlm.components.weights import in_memory
 
 
-class HookedNorm(nn.Module):
+class HookedNorm(Declared, nn.Module):
     """A Hugging Face norm layer that shows its scale and its normalised output.
 
     As in TransformerLens 4, `hook_normalized` stands before the weight and bias are applied.

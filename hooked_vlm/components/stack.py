@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.components.attention import AttentionPass, KeysValues
-from hooked_vlm.components.block import Block, BlockPass, PostNormBlock
+from hooked_vlm.components.block import Block, BlockPass, Blocks, PostNormBlock
+from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import Window
 from hooked_vlm.errors import StackError
 
@@ -113,16 +114,42 @@ class StackPass:
     keep: bool = False
     first_position: int = 0
 
+    def __repr__(self) -> str:
+        kept = "" if self.memory is None else f", memory of {len(self.memory) - 1} layers"
+        return f"StackPass(from position {self.first_position}{kept})"
+
 
 def _stacked(module: str, name: str, axes: str) -> Any:
-    def read(self: Stack) -> Tensor:
+    def read(self: StackedWeights) -> Tensor:
         return self.stacked(name, module)
 
     read.__doc__ = f"`{name}` of every block's `{module}`, [{axes}]; a copy, since layers lie apart in memory."
     return property(read)
 
 
-class Stack(nn.Module):
+class StackedWeights:
+    """The weights of a stack's blocks, stacked along a new first axis: copies, since layers lie apart in memory."""
+
+    W_Q: Tensor = _stacked("attn", "W_Q", "layer head d_model d_head")
+    W_K: Tensor = _stacked("attn", "W_K", "layer kv_head d_model d_head")
+    W_V: Tensor = _stacked("attn", "W_V", "layer kv_head d_model d_head")
+    W_O: Tensor = _stacked("attn", "W_O", "layer head d_head d_model")
+    b_Q: Tensor = _stacked("attn", "b_Q", "layer head d_head")
+    b_K: Tensor = _stacked("attn", "b_K", "layer kv_head d_head")
+    b_V: Tensor = _stacked("attn", "b_V", "layer kv_head d_head")
+    b_O: Tensor = _stacked("attn", "b_O", "layer d_model")
+    W_in: Tensor = _stacked("mlp", "W_in", "layer d_model d_mlp")
+    W_gate: Tensor = _stacked("mlp", "W_gate", "layer d_model d_mlp")
+    W_out: Tensor = _stacked("mlp", "W_out", "layer d_mlp d_model")
+    b_in: Tensor = _stacked("mlp", "b_in", "layer d_mlp")
+    b_out: Tensor = _stacked("mlp", "b_out", "layer d_model")
+
+    def stacked(self, name: str, module: str = "attn") -> Tensor:
+        """A weight of every block."""
+        raise NotImplementedError
+
+
+class Stack(StackedWeights, Declared, nn.Module):
     """The blocks of one stack, its config and its weights.
 
     Args:
@@ -138,27 +165,13 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = Blocks(blocks)
         self.window = Window()
 
     @property
     def post_norm(self) -> bool:
         """True if each sub-layer's sum passes a norm, so that the residual stream is no sum of its parts."""
         return bool(self.blocks[0].post_norm)
-
-    W_Q = _stacked("attn", "W_Q", "layer head d_model d_head")
-    W_K = _stacked("attn", "W_K", "layer kv_head d_model d_head")
-    W_V = _stacked("attn", "W_V", "layer kv_head d_model d_head")
-    W_O = _stacked("attn", "W_O", "layer head d_head d_model")
-    b_Q = _stacked("attn", "b_Q", "layer head d_head")
-    b_K = _stacked("attn", "b_K", "layer kv_head d_head")
-    b_V = _stacked("attn", "b_V", "layer kv_head d_head")
-    b_O = _stacked("attn", "b_O", "layer d_model")
-    W_in = _stacked("mlp", "W_in", "layer d_model d_mlp")
-    W_gate = _stacked("mlp", "W_gate", "layer d_model d_mlp")
-    W_out = _stacked("mlp", "W_out", "layer d_mlp d_model")
-    b_in = _stacked("mlp", "b_in", "layer d_mlp")
-    b_out = _stacked("mlp", "b_out", "layer d_model")
 
     def stacked(self, name: str, module: str = "attn") -> Tensor:
         """A weight of every block, stacked along a new first axis: `stacked("W_V", "cross_attn")`.
@@ -200,7 +213,7 @@ class Stack(nn.Module):
         joins = joins or {}
         collected: dict[int, Tensor] = {}
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
-        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+        for layer, block in enumerate(self.blocks):
             if layer in joins:
                 x = _join(x, joins[layer], n_base or joins[layer].shape[0])
             if x is None:
@@ -248,7 +261,7 @@ class Stack(nn.Module):
             The stream after the block, [batch * rows 1 d_model], each example's rows together.
         """
         assert given.memory is not None
-        block, remembered = cast(Block, self.blocks[layer]), given.memory[layer]
+        block, remembered = self.blocks[layer], given.memory[layer]
         assert remembered.resid_pre is not None and remembered.attn is not None
         x = remembered.resid_pre
         places = places.to(x.device)
@@ -270,7 +283,7 @@ class Stack(nn.Module):
         return block(rows, BlockPass(attn, AttentionPass(mask=mask, instead=remembered.cross_attn), given.source))
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
-        block = cast(Block, self.blocks[layer])
+        block = self.blocks[layer]
         remembered = None if given.memory is None else given.memory[layer]
         first, n_queries = given.first_position, x.shape[1]
         rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))

@@ -19,41 +19,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooked_vlm.components.embed import Unembed
+from hooked_vlm.components.embed import Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint, Window
-from hooked_vlm.components.stack import Stack, StackPass
+from hooked_vlm.components.stack import StackPass
 from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError
-from hooked_vlm.models import loading
+from hooked_vlm.models import loading, placement
 from hooked_vlm.models.bypassed import ForeignHooks
-from hooked_vlm.models.config import VLMConfig
+from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
-from hooked_vlm.models.generation import Generates
-from hooked_vlm.models.hooking import HasHooks
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.shown import Shown
+from hooked_vlm.models.signatures import Signatures
 from hooked_vlm.models.text import PreparesInputs
 from hooked_vlm.models.turn import Turn, alone
 
 FAMILIES: dict[str, type[HookedVLM]] = {}
+Model = TypeVar("Model", bound="HookedVLM")
 
 
-def register(*hf_classes: str) -> Callable[[type[HookedVLM]], type[HookedVLM]]:
+def register(*hf_classes: str) -> Callable[[type[Model]], type[Model]]:
     """Class decorator: this family reads these Hugging Face classes (by name)."""
 
-    def add(family: type[HookedVLM]) -> type[HookedVLM]:
+    def add(family: type[Model]) -> type[Model]:
         FAMILIES.update(dict.fromkeys(hf_classes, family))
         return family
 
     return add
 
 
-class HookedVLM(PreparesInputs, Generates, HasHooks):
+class HookedVLM(Shown, PreparesInputs, Signatures):
     """Base of the families, and the door to all of them: `HookedVLM.from_pretrained(name)`.
 
     Attributes:
@@ -63,10 +64,13 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         cfg: the stacks' configs; flags set here hold in every stack.
     """
 
+    vision_encoder: VisionStack
+    unembed: Unembed  # in families that make tokens
+
     def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.hf_model, self.processor = hf_model, processor
-        self.stacks, self.outside, self.turn, self.reading = {}, Window(), Turn(), Turn()
+        self.stacks, self.outside, self.turn, self.reading = ByStack(), Window(), Turn(), Turn()
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
@@ -107,7 +111,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
     # --- loading ------------------------------------------------------------------------------------
 
     @classmethod
-    def from_hf(cls, hf_model: nn.Module, processor: Any = None) -> Any:
+    def from_hf(cls: type[Model], hf_model: nn.Module, processor: Any = None) -> Model:
         """Wrap a Hugging Face model you hold. Its weights are shared, and it is set to evaluation mode.
 
         Raises:
@@ -118,7 +122,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         name: str,
         *,
         device: str | torch.device | None = None,
@@ -129,22 +133,24 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         processor: Any = None,
         strict: bool = True,
         **hf_options: Any,
-    ) -> Any:
+    ) -> Model:
         """Load a checkpoint through Hugging Face.
 
         Args:
             name: a hub name, a directory, or "zoo:..." for a model that ships with the package.
-            device: where to put it; None leaves it on the CPU (or where `device_map` says).
-            dtype: e.g. `torch.float16` or "float16"; None takes float32.
+            device: where to put it; None or "auto" for the accelerator that this machine has (CUDA, or Apple's
+                MPS), else the CPU.
+            dtype: e.g. `torch.float16` or "float16"; None or "auto" for float32 on a CPU, and on an accelerator the
+                checkpoint's own if that is a half precision.
             revision: branch, tag or commit on the hub.
-            device_map: passed on to Hugging Face.
-            quantization_config: passed on to Hugging Face.
+            device_map: passed on to Hugging Face, which then places the model; leave `device` out.
+            quantization_config: passed on to Hugging Face, which then places the model if `device` is left out.
             processor: used in place of the checkpoint's own.
             strict: refuse a checkpoint with missing or extra weights.
             hf_options: passed on to Hugging Face's `from_pretrained` (`cache_dir`, `token`, ...).
 
         Returns:
-            The family's class, e.g. `HookedBLIP`.
+            The family's class, e.g. `HookedBLIP`. Print it to see where it is.
 
         Raises:
             CheckpointError: if there is no such checkpoint, or its weights are missing, extra, of another
@@ -153,9 +159,11 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             InputsError: if the dtype or device does not exist here.
         """
         directory = loading.resolve(name)
-        _, hf_class = loading.read_config(directory, revision=revision, **hf_options)
+        config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
         family = cls._family(hf_class)
-        weights_as, weights_on = loading.to_dtype(dtype), loading.to_device(device)
+        weights_on, weights_as = placement.placed(
+            device, dtype, config, device_map=device_map, quantization_config=quantization_config
+        )
         processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
         hf_model = loading.load_model(  # last, since it takes longest
             directory,
@@ -171,7 +179,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         return family(hf_model, processor)
 
     @classmethod
-    def _family(cls, hf_class: str) -> type[HookedVLM]:
+    def _family(cls: type[Model], hf_class: str) -> type[Model]:
         family = FAMILIES.get(hf_class)
         if family is None:
             raise UnsupportedArchitectureError(
@@ -290,8 +298,6 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         Raises:
             StackError: if the stack, a layer, a shape or the first position does not fit.
         """
-        if stack not in self.stacks:
-            raise StackError(f"there is no stack {stack!r}; this model has {', '.join(self.stacks)}")
         state.refuse_misfits(self.stacks[stack], joins, first_position)
         run = Run(
             interpolate=state.interpolate,
@@ -398,9 +404,22 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         Raises:
             StackError: in a model that makes no tokens.
         """
+        self._need_unembedding()
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Unembedding bias; a view, or zeros.
+
+        Raises:
+            StackError: in a model that makes no tokens.
+        """
+        self._need_unembedding()
+        return self.unembed.b_U
+
+    def _need_unembedding(self) -> None:
         if "unembed" not in self._modules:
             raise StackError(f"{type(self).__name__} makes no tokens, so it has no unembedding")
-        return cast(Unembed, self.unembed).W_U
 
     @property
     def device(self) -> torch.device:
@@ -424,12 +443,3 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
 
     def _after_move(self) -> None:
         self.cfg.sync(self.device, self.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            stacks = self.__dict__.get("stacks", {})
-            if name in Stack.__dict__ and self.main_stack in stacks:
-                return getattr(stacks[self.main_stack], name)
-            raise

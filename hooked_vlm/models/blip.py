@@ -120,7 +120,8 @@ def text_stack(name: str, hf: Any, *, causal: bool) -> TextStack:
 class HookedBLIP(HookedVLM):
     """A BLIP model. `from_pretrained` and `from_hf` give the class that fits the checkpoint's task."""
 
-    vision_encoder: VisionStack
+    text_encoder: TextStack  # in question answering and retrieval
+    text_decoder: TextStack  # in question answering and captioning
 
     def _build(self) -> None:
         hf = cast(Any, self.hf_model)
@@ -145,7 +146,8 @@ class HookedBLIP(HookedVLM):
     @property
     def layout(self) -> Layout:
         """Image patches are keys of cross-attention, after the class token."""
-        return Layout(getattr(self.processor, "tokenizer", None), patch_size=self.vision_encoder.patch_size)
+        tokenizer, pictures = (getattr(self.processor, name, None) for name in ("tokenizer", "image_processor"))
+        return Layout(tokenizer, pictures, patch_size=self.vision_encoder.patch_size)
 
     def _image(self, inputs: VLMInputs, run: Run) -> Tensor | None:
         """What text cross-attends to, [batch image_pos d_vision]; None if the run resumes after it."""
@@ -188,8 +190,7 @@ class HookedBLIP(HookedVLM):
         return self.text_decoder.embed(tokens, position_ids), None
 
     def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        head = cast(TransformHead, self.text_decoder.head)
-        return self.hook_logits(self.unembed(head(x)))
+        return self.hook_logits(self.unembed(self.text_decoder.head(x)))
 
     def _stop_tokens(self) -> tuple[list[int], int]:
         config = cast(Any, self.hf_model).config.text_config

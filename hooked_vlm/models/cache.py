@@ -21,6 +21,7 @@ from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import HookNameError, NotCachedError, ResidualError, StackError, closest
+from hooked_vlm.models import shown
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -166,6 +167,9 @@ class VLMCache(KeyedCache):
 
     model: Any  # a HookedVLM
 
+    def __repr__(self) -> str:
+        return shown.cache("VLMCache", self.cache_dict, type(self.model).__name__)
+
     def focus(self, stack: str) -> StackCache:
         """The activations of one stack under TransformerLens' names, `blocks.<l>...`; nothing is copied."""
         found: StackCache = self.model.focus(stack).cache_of(self)
@@ -258,6 +262,9 @@ class StackCache(KeyedCache):
         if not name.startswith("blocks.") or not hasattr(self.model, "hook_dict"):
             return ""
         return f" in {self.model.name} ({self._n_layers(name)} layers of {_parts_of_blocks(self.model.hook_dict)})"
+
+    def __repr__(self) -> str:
+        return shown.cache("StackCache", self.cache_dict, f"{self.model.name} of {type(self.model.model).__name__}")
 
 
 def _decomposable(name: str, view: Any) -> None:

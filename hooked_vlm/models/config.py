@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from transformer_lens.config import TransformerLensConfig
 
+from hooked_vlm.errors import AttributeNameError, StackNameError, closest
+
+T = TypeVar("T")
 FLAGS = ("use_attn_result", "use_split_qkv_input")
 
 
@@ -47,6 +50,17 @@ def stack_config(
     )
 
 
+class ByStack(dict[str, T]):
+    """Something for each stack, by its name, in the order in which the stacks run: a dict that names what it has.
+
+    Raises:
+        StackNameError: from `[...]`, for any other name.
+    """
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise StackNameError(f"there is no stack {name!r}; this model has {', '.join(self)}")
+
+
 class VLMConfig:
     """The configs of a model's stacks behind one name.
 
@@ -60,29 +74,55 @@ class VLMConfig:
         main: the stack that a plain field means, or None.
     """
 
+    model_name: str
+    architecture: str
+    stacks: ByStack[TransformerLensConfig]
+    main: str | None
+    use_attn_result: bool
+    use_split_qkv_input: bool
+    device: str
+    dtype: torch.dtype
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int | None
+    n_ctx: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    act_fn: str
+    eps: float
+    normalization_type: str
+    positional_embedding_type: str
+
     def __init__(
         self, model_name: str, architecture: str, stacks: dict[str, TransformerLensConfig], main: str | None
     ) -> None:
-        self.__dict__.update(model_name=model_name, architecture=architecture, stacks=stacks, main=main)
+        self.__dict__.update(model_name=model_name, architecture=architecture, stacks=ByStack(stacks), main=main)
 
-    def __getattr__(self, name: str) -> Any:
+    def _field(self, name: str) -> Any:
         stacks = self.__dict__.get("stacks", {})
         if name in FLAGS:
             return all(getattr(cfg, name) for cfg in stacks.values())
+        one = next(iter(stacks), None)
+        if one is None or not hasattr(stacks[one], name):
+            known = [] if one is None else [*FLAGS, *vars(stacks[one])]
+            raise AttributeNameError(f"a config has no {name!r}. The closest are {', '.join(closest(name, known))}")
         if name in ("device", "dtype"):
-            return getattr(next(iter(stacks.values())), name)
-        main = self.__dict__.get("main")
-        if main is None:
-            one = next(iter(stacks), "...")
-            raise AttributeError(
+            return getattr(stacks[one], name)
+        if self.main is None:
+            raise AttributeNameError(
                 f"this model has several stacks ({', '.join(stacks)}) and no {name} of its own: "
                 f"read model.stacks[{one!r}].cfg.{name}"
             )
-        return getattr(stacks[main], name)
+        return getattr(stacks[self.main], name)
+
+    if not TYPE_CHECKING:  # the fields above are all that a type checker should know
+        __getattr__ = _field
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in FLAGS:
-            raise AttributeError(f"cfg.{name} cannot be set; the flags that can be are {' and '.join(FLAGS)}")
+            raise AttributeNameError(f"cfg.{name} cannot be set; the flags that can be are {' and '.join(FLAGS)}")
         for cfg in self.stacks.values():
             setattr(cfg, name, bool(value))
 
@@ -90,6 +130,11 @@ class VLMConfig:
         """Tell every stack's config where the weights are now."""
         for cfg in self.stacks.values():
             cfg.device, cfg.dtype = str(device), dtype
+
+    def __dir__(self) -> list[str]:
+        """What can be read here: the flags, and the fields where there is a main stack."""
+        fields = [name for cfg in list(self.stacks.values())[:1] for name in vars(cfg)]
+        return [*super().__dir__(), *FLAGS, *(fields if self.main is not None else ("device", "dtype"))]
 
     def __repr__(self) -> str:
         shapes = (

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
-from hooked_vlm.components.block import Block
 from hooked_vlm.components.embed import VisionStack
-from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
+from hooked_vlm.errors import HookNameError, InputsError, ResidualError
 from hooked_vlm.models.cache import StackCache, VLMCache, sliced
 from hooked_vlm.models.inputs import VLMInputs
 
@@ -47,16 +46,14 @@ class FocusedStack:
         texts: what the other stacks are asked in every run; one, or one for each row.
 
     Raises:
-        StackError: if the model has no such stack.
+        StackNameError: if the model has no such stack.
     """
 
     def __init__(self, model: Any, name: str, images: Any = None, texts: Any = None) -> None:
-        if name not in model.stacks:
-            raise StackError(f"there is no stack {name!r}; this model has {', '.join(model.stacks)}")
         self.model, self.name, self.stack = model, name, model.stacks[name]
         self._images, self._texts = images, texts
         self._seen: list[Tensor] = []  # pixel values of the images that stand for ids (vision encoder)
-        self.blocks: nn.ModuleList = self.stack.blocks
+        self.blocks = self.stack.blocks
         self._full_names = self._name_hooks()
         self.hook_dict = {short: model.hook_dict[full] for short, full in self._full_names.items()}
 
@@ -100,6 +97,12 @@ class FocusedStack:
         """Unembedding weights. Raises ResidualError where the logits are not read from this stack alone."""
         self._need_logits("W_U")
         return self.model.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Unembedding bias. Raises ResidualError where the logits are not read from this stack alone."""
+        self._need_logits("b_U")
+        return self.model.b_U
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -218,9 +221,18 @@ class FocusedStack:
         pad = getattr(getattr(self.model.processor, "tokenizer", None), "pad_token_id", None)
         return None if pad is None else (tokens != pad).long()
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.model.tokenizer
+
     def to_single_token(self, text: str) -> int:
         """As the model's."""
         return self.model.to_single_token(text)
+
+    def to_single_str_token(self, token: int) -> str:
+        """As the model's."""
+        return self.model.to_single_str_token(token)
 
     def to_string(self, tokens: Any) -> Any:
         """As the model's."""
@@ -263,7 +275,7 @@ class FocusedStack:
         """
         layer = self.cfg.n_layers if layer in (-1, None) else layer
         total = torch.zeros(self.cfg.d_model, device=self.model.device, dtype=self.model.dtype)
-        for i, block in enumerate(cast("list[Block]", self.blocks[: layer + mlp_input])):
+        for i, block in enumerate(self.blocks[: layer + mlp_input]):
             total = total + block.attn.b_O
             if include_mlp_biases and i < layer:
                 total = total + block.mlp.b_out

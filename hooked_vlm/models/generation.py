@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hooked_vlm.components.stack import Sight, Stack
 from hooked_vlm.errors import InputsError
+from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import Run, RunState
 from hooked_vlm.models.turn import alone
@@ -27,7 +28,7 @@ class Generates:
     hf_model: Any
     answer_stack: str  # the stack that makes the logits
     if TYPE_CHECKING:
-        stacks: dict[str, Stack]
+        stacks: ByStack[Stack]
         _need: Any
         _checked_run: Any
 

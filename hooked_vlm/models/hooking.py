@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
@@ -17,10 +17,12 @@ from hooked_vlm.components.hook_point import HookPoint, Window
 from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import HookNameError, InputsError, SilentHookError, closest
 from hooked_vlm.models.cache import VLMCache, caching_hook
+from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import Turn, alone
 
 HookName = str | Callable[[str], bool]
+Model = TypeVar("Model", bound="HasHooks")
 
 
 class HasHooks(HookedRootModule):
@@ -29,7 +31,7 @@ class HasHooks(HookedRootModule):
     prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
     answer_stack: str  # the stack that makes the logits
     main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
-    stacks: dict[str, Stack]
+    stacks: ByStack[Stack]
     outside: Window  # of hook points that belong to no stack
     turn: Turn
 
@@ -93,8 +95,8 @@ class HasHooks(HookedRootModule):
 
     @contextmanager
     def hooks(
-        self, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
-    ) -> Iterator[Any]:
+        self: Model, fwd_hooks: Sequence[Any] = (), bwd_hooks: Sequence[Any] = (), *args: Any, **kwargs: Any
+    ) -> Iterator[Model]:
         """As TransformerLens', with the names checked; while it is open, the model is this thread's.
 
         Raises:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.models import placement, shown
 
 _NAMED = "make them with model.to_inputs, or inputs.replace(layout=model.layout), to name positions"
 _UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
@@ -36,12 +37,14 @@ class Layout:
 
     Args:
         tokenizer: a Hugging Face tokenizer, or None.
+        image_processor: a Hugging Face image processor, or None.
         image_token_id: the placeholder's id where image and text share one sequence (LLaVA), else None.
         patch_size: side of a patch in pixels where the patches are keys of cross-attention, after a class
             token (BLIP), else None.
     """
 
     tokenizer: Any = None
+    image_processor: Any = None
     image_token_id: int | None = None
     patch_size: int | None = None
 
@@ -146,9 +149,40 @@ class VLMInputs:
             raise InputsError(f"rows cannot be repeated {n} times; expected at least 1")
         return self._each(lambda t: t.repeat_interleave(n, 0))
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> VLMInputs:
-        """On another device; `dtype` goes to the pixels alone."""
-        return self._each(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+    def to(
+        self,
+        *where: Any,
+        device: str | torch.device | int | None = None,
+        dtype: torch.dtype | str | None = None,
+        non_blocking: bool = False,
+    ) -> VLMInputs:
+        """On another device or in another dtype, as `torch.Tensor.to`; the dtype goes to the pixels alone.
+
+        Args:
+            where: a device, a dtype, both, or a model, tensor or other inputs to be like.
+            device: a device that is here, such as "cuda".
+            dtype: a floating-point one, such as `torch.float16`.
+            non_blocking: as for tensors.
+
+        Raises:
+            InputsError: if there is no such device or dtype, or it is named twice.
+        """
+        place, kind = placement.asked(where, device, dtype)
+
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device=place, dtype=kind if t.is_floating_point() else None, non_blocking=non_blocking)
+
+        return self._each(moved)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.input_ids.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The pixels' floating-point type."""
+        return self.pixel_values.dtype
 
     def replace(self, **changes: Any) -> VLMInputs:
         """A copy with some parts exchanged."""
@@ -161,11 +195,10 @@ class VLMInputs:
         return replace(self, **changed)
 
     def __repr__(self) -> str:
-        answer = "" if self.decoder_input_ids is None else f", {self.decoder_input_ids.shape[1]} answer tokens"
-        channels, height, width = self.pixel_values.shape[1:]
-        return (
-            f"VLMInputs({len(self)} x [{channels} {height} {width}] pixels, {self.input_ids.shape[1]} tokens{answer})"
-        )
+        return shown.inputs(self)
+
+    def _repr_html_(self) -> str:
+        return shown.inputs_html(self)
 
     @property
     def real(self) -> Tensor | None:

@@ -21,9 +21,9 @@ from hooked_vlm.components.embed import PatchLeaves, Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
-from hooked_vlm.components.stack import Sight, Stack, StackPass
+from hooked_vlm.components.stack import Sight, Stack, StackedWeights, StackPass
 from hooked_vlm.components.weights import Projection, dense_weight, held
-from hooked_vlm.errors import InputsError, TextError
+from hooked_vlm.errors import CheckpointError, InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.inputs import Layout, VLMInputs
@@ -107,6 +107,26 @@ def language_stack(hf: Any) -> Stack:
     return Stack("language_model", "", cfg, blocks, causal=True)
 
 
+def feature_layers(asked: int | list[int], n_layers: int) -> list[int]:
+    """`vision_feature_layer` as positive numbers of the tower's streams: 0 is what its first block receives.
+
+    Raises:
+        CheckpointError: if a number is none of the tower's, or it is a bare 0, which Hugging Face cannot run.
+    """
+    numbers = [asked] if isinstance(asked, int) else list(asked)
+    if not numbers or not all(-n_layers - 1 <= layer <= n_layers for layer in numbers):
+        raise CheckpointError(
+            f"the config's vision_feature_layer is {asked!r} and the vision tower has {n_layers} layers: expected "
+            f"numbers from {-n_layers - 1} to {n_layers}, at least one"
+        )
+    if asked == 0:
+        raise CheckpointError(
+            "the config's vision_feature_layer is 0, for which Hugging Face's own model raises: write [0] for what the "
+            f"first block receives, or a number from 1 to {n_layers}"
+        )
+    return [layer % (n_layers + 1) for layer in numbers]
+
+
 class HookedProjector(nn.Module):
     """The two-layer MLP from image features to the language model's width."""
 
@@ -123,7 +143,7 @@ class HookedProjector(nn.Module):
 
 
 @register("LlavaForConditionalGeneration")
-class HookedLLaVA(HookedVLM):
+class HookedLLaVA(StackedWeights, HookedVLM):
     """A LLaVA model: image features take the place of the prompt's image tokens.
 
     The language model's names have no prefix (`blocks.<l>...`), as in TransformerLens' own LLaVA bridge.
@@ -131,15 +151,11 @@ class HookedLLaVA(HookedVLM):
 
     prompt_stack = main_stack = answer_stack = "language_model"
     processor_parts = ("image_processor", "tokenizer", "image_token")
-    vision_encoder: VisionStack
 
     def _build(self) -> None:
         hf = cast(Any, self.hf_model).model
         config = cast(Any, self.hf_model).config
-        n_hidden = hf.vision_tower.config.num_hidden_layers + 1
-        layers = config.vision_feature_layer
-        asked = [layers] if isinstance(layers, int) else list(layers)
-        self._feature_layers = [layer % n_hidden for layer in asked]  # 0 is what the first block receives
+        self._feature_layers = feature_layers(config.vision_feature_layer, hf.vision_tower.config.num_hidden_layers)
         self.vision_encoder = vision_stack(hf.vision_tower, max(self._feature_layers))
         self.projector = HookedProjector(hf.multi_modal_projector)
         self.hook_image_features = HookPoint("batch image_pos d_model")
@@ -150,6 +166,10 @@ class HookedLLaVA(HookedVLM):
         self.unembed = Unembed(cast(Any, self.hf_model).lm_head)
         self.stacks.update(vision_encoder=self.vision_encoder, language_model=language)
 
+    def stacked(self, name: str, module: str = "attn") -> Tensor:
+        """A weight of every block of the language model; see `Stack.stacked`."""
+        return self.stacks["language_model"].stacked(name, module)
+
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
@@ -158,7 +178,8 @@ class HookedLLaVA(HookedVLM):
     @property
     def layout(self) -> Layout:
         """Image patches stand in the prompt, where its image tokens are."""
-        return Layout(getattr(self.processor, "tokenizer", None), image_token_id=self._image_token)
+        tokenizer, pictures = (getattr(self.processor, name, None) for name in ("tokenizer", "image_processor"))
+        return Layout(tokenizer, pictures, image_token_id=self._image_token)
 
     @property
     def _image_token(self) -> int:

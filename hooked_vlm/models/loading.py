@@ -43,38 +43,6 @@ def resolve(name: str) -> str:
     return str(zoo.locate(name))
 
 
-def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A floating-point dtype by name or as it is; None is float32.
-
-    Raises:
-        InputsError: if there is none of that name.
-    """
-    found = torch.float32 if dtype is None else dtype
-    if isinstance(found, str):
-        found = getattr(torch, found.removeprefix("torch."), None)  # type: ignore[assignment]
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputsError(f"dtype is {dtype!r}; expected a floating-point one such as 'float32', 'bfloat16', 'float16'")
-    return found
-
-
-def to_device(device: str | torch.device | None) -> torch.device | None:
-    """A device that exists here and holds numbers.
-
-    Raises:
-        InputsError: if it does not.
-    """
-    if device is None:
-        return None
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputsError(f"device is {device!r}, which is not here ({_line(error)}); try 'cpu'") from error
-    if found.type == "meta":
-        raise InputsError("device is 'meta', which holds no numbers, so nothing could be run; try 'cpu'")
-    return found
-
-
 def read_config(directory: str, *, revision: str | None = None, **options: Any) -> tuple[Any, str]:
     """The checkpoint's config and the name of its Hugging Face class.
 
@@ -112,7 +80,7 @@ def load_model(
     directory: str,
     hf_class: str,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | None,
     strict: bool,
     revision: str | None,
@@ -125,10 +93,8 @@ def load_model(
     Raises:
         CheckpointError: if weights are missing, extra, of another shape, damaged, or not safetensors, or if the
             config describes no model.
-        InputsError: if both a device and a device map are given, or an option that Hugging Face does not know.
+        InputsError: if there is an option that Hugging Face does not know.
     """
-    if device is not None and device_map is not None:
-        raise InputsError("device and device_map were both given: give one")
     import transformers
 
     given = {"device_map": device_map, "quantization_config": quantization_config}
@@ -137,7 +103,7 @@ def load_model(
         model, report = getattr(transformers, hf_class).from_pretrained(
             directory,
             revision=revision,
-            dtype=dtype,
+            dtype="auto" if dtype is None else dtype,  # auto: as the weights are stored
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

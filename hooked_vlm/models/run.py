@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import StackError
+from hooked_vlm.models import shown
 from hooked_vlm.models.inputs import VLMInputs
 
 
@@ -29,6 +30,9 @@ class RunState:
     inputs: VLMInputs
     interpolate: bool = False
     passes: dict[str, StackPass] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown.state(self)
 
     def resid_pre(self, stack: str, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream as it arrived at a block, before its `hook_resid_pre`.

@@ -5,7 +5,6 @@ Cost: `skeleton` builds a checkpoint's model without its weights, so a table nee
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +14,7 @@ import torch
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.models import loading
 from hooked_vlm.models.base import HookedVLM
+from hooked_vlm.models.shown import collapsed
 
 HEADER = ("hook point", "axes", "fires")
 BEFORE_BLOCKS = ("hook_embed", "hook_pos_embed", "ln_embed", "ln_pre")
@@ -43,15 +43,6 @@ class HookRow:
     def fires(self) -> str:
         """When it fires."""
         return "always" if self.gate is None else f"with cfg.{self.gate}"
-
-
-def collapsed(name: str) -> str:
-    """A hook point's name with its layer left open.
-
-    >>> collapsed("text_encoder.blocks.11.cross_attn.hook_z")
-    'text_encoder.blocks.{l}.cross_attn.hook_z'
-    """
-    return re.sub(r"(^|\.)blocks\.\d+\.", r"\1blocks.{l}.", name)
 
 
 def hook_table(model: HookedVLM) -> list[HookRow]:
@@ -96,4 +87,4 @@ def skeleton(name: str, *, revision: str | None = None, **hf_options: Any) -> Ho
 
     with torch.device("meta"):
         hf_model = getattr(transformers, hf_class)(config)
-    return cast(HookedVLM, HookedVLM.from_hf(hf_model))
+    return HookedVLM.from_hf(hf_model)

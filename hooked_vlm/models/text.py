@@ -141,6 +141,26 @@ class PreparesInputs:
             raise TextError(f"{text!r} is not in the vocabulary: the tokenizer reads it as {tokenizer.unk_token!r}")
         return int(ids[0])
 
+    def to_single_str_token(self, token: int) -> str:
+        """One token id as its string, as `to_str_tokens` gives it.
+
+        Raises:
+            InputsError: if it is not one id of the vocabulary.
+        """
+        ids = _ids(token, len(self.tokenizer))
+        if ids.numel() != 1:
+            raise InputsError(f"{ids.numel()} ids were given; expected one. to_str_tokens takes several")
+        return str(self.tokenizer.convert_ids_to_tokens(int(ids)))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, a Hugging Face one.
+
+        Raises:
+            InputsError: if the model has no processor.
+        """
+        return self._need("tokenizer")
+
     def _need(self, part: str) -> Any:
         """The processor, or its tokenizer. Raises InputsError where there is none."""
         found = self.processor if part == "processor" else getattr(self.processor, "tokenizer", None)

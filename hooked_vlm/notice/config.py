@@ -21,6 +21,7 @@ REGIONS = ("blur", "mean", "inpaint")
 SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
+OPEN = (None, "auto")  # a device or dtype that is left to the machine and the checkpoint
 
 _CHOICES: dict[str, tuple[str, ...]] = {"corrupt": CORRUPT, "kinds": KINDS}
 _CHOICE: dict[str, tuple[str | None, ...]] = {
@@ -56,8 +57,8 @@ class NoticeConfig:
             place of the model's own template, else inside of it.
         random_draws: draws of random heads that the selected ones are compared with.
         bootstrap: resamples for every interval.
-        device: where the model runs; None for the CPU.
-        dtype: of the weights; None for float32.
+        device: where the model runs; None or "auto" for the accelerator that is here, else the CPU.
+        dtype: of the weights; None or "auto" for float32 on a CPU, else the checkpoint's own half precision.
         revision: branch, tag or commit on the hub.
         batch: examples that are swept together; None decides by the model's size.
 
@@ -148,7 +149,15 @@ class NoticeConfig:
             at = self.positions if self.positions in ("answer", "last") else own
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)
-        return dataclasses.replace(self, kinds=self.kinds or there, select_at=at, batch=batch)
+        device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+        return dataclasses.replace(
+            self,
+            kinds=self.kinds or there,
+            select_at=at,
+            batch=batch,
+            device=device if self.device in OPEN else self.device,
+            dtype=dtype if self.dtype in OPEN else self.dtype,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -179,6 +188,8 @@ class NoticeConfig:
             kinds=self.kinds or other.kinds,
             select_at=other.select_at if self.select_at == "auto" else self.select_at,
             batch=self.batch or other.batch,
+            device=other.device if self.device in OPEN else self.device,
+            dtype=other.dtype if self.dtype in OPEN else self.dtype,
         )
 
     def differences(self, other: NoticeConfig) -> list[str]:

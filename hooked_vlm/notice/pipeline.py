@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hooked_vlm.models import placement
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
@@ -65,6 +66,7 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
             model = load(config)
         config = _started(place, config, model)
         with Progress(len(config.tasks), config.examples, shown=progress) as bar:
+            bar.tell(f"{config.model} runs {placement.told(config.device, config.dtype)}")
             for task in config.tasks:
                 _task(place, config, model, task, bar, stop)
             bar.say("summarising")

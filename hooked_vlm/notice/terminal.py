@@ -18,7 +18,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from hooked_vlm.notice.directory import REPORT, SUMMARY
+from hooked_vlm.models import placement
+from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.selections import strongest
 from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, head_name
 
@@ -68,6 +69,11 @@ class Progress:
         """What is being done after the last example."""
         self._bar.update(self._id, description=what)
 
+    def tell(self, what: str) -> None:
+        """A line above the bar, which stays."""
+        if not self._bar.disable:
+            self._bar.console.print(Text(what), soft_wrap=True)
+
     def __enter__(self) -> Progress:
         self._bar.start()
         return self
@@ -105,6 +111,8 @@ def show_ending(console: Console, directory: Path) -> None:
         told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""
         console.print(Text(f"Universal by the {rule} rule{alone}: {', '.join(told) or 'none'}"))
+    config = json.loads((directory / RUN).read_text(encoding="utf-8"))["config"]
+    console.print(Text(f"{config['model']} ran {placement.told(config['device'], config['dtype'])}"), soft_wrap=True)
     console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)
 
 

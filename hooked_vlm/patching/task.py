@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError, PositionError
 from hooked_vlm.hooks import OWN_POSITIONS
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
+from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
 
@@ -143,13 +143,13 @@ def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> S
         PositionError: if there is no such position, it is padding in some row, or there are positions for other rows.
     """
     axis = sites.position_axis
-    closed = sites.at(1 if axis is None else seen.shape[axis], len(inputs))
-    of_prompt = axis is not None and sites.axes[axis] in OWN_POSITIONS
-    of_prompt = of_prompt and model.stack_of(sites.hooks[0]) == model.prompt_stack
-    places = closed.positions
-    if not of_prompt or inputs.real is None or not isinstance(places, Places):
+    if axis is None:
+        return sites.at(1)
+    n, closed = seen.shape[axis], sites.at(seen.shape[axis], len(inputs))
+    of_prompt = sites.axes[axis] in OWN_POSITIONS and model.stack_of(sites.hooks[0]) == model.prompt_stack
+    if not of_prompt or inputs.real is None or not isinstance(closed.positions, Places):
         return closed
-    if not closed.by_row and len(places.spelled(seen.shape[axis], "positions")[0]) == seen.shape[axis]:
+    if not closed.by_row and len(closed.positions.spelled(n, "positions")[0]) == n:
         return closed  # all there are, padding among them: it has effects of 0
     at = closed.positions_of(closed.table, len(inputs)).T.to(inputs.real.device)
     row, cell = next(iter((~inputs.real.gather(1, at)).nonzero().tolist()), (None, None))
@@ -270,7 +270,7 @@ def result(
     axes: Sequence[str],
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
-) -> PatchingResult:
+) -> SitesResult:
     """What was measured, as TransformerLens gives it.
 
     Args:
@@ -284,7 +284,7 @@ def result(
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
     several = isinstance(metrics, Mapping)
-    return PatchingResult(
+    return SitesResult(
         values=values if several else values[0],
         axis_names=list(axes),
         index_df=table,

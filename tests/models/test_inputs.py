@@ -171,7 +171,7 @@ def test_moving_takes_every_part_and_only_pixels_change_their_dtype() -> None:
 
 
 def test_pixels_cannot_be_made_integers() -> None:
-    with unchecked(), pytest.raises(InputsError, match=r"pixel_values has dtype torch\.int64"):
+    with unchecked(), pytest.raises(InputsError, match=r"dtype is torch\.int64; expected a floating-point one"):
         numbered().to(dtype=torch.int64)
 
 
