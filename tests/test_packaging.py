@@ -277,14 +277,16 @@ def test_every_error_is_of_the_family_and_says_when_it_is_raised(where, node):
 # Each room and the rooms it may look into; arrows run one way.
 ROOMS = {
     "errors": set(),
+    "given": set(),
+    "images": {"errors"},
     "components": {"errors"},
     "hooks": {"errors"},
-    "datasets": {"errors"},
+    "datasets": {"errors", "given", "images"},
     "viz": {"errors"},
-    "models": {"errors", "components", "zoo"},  # zoo: where a checkpoint that ships with the package lies
+    "models": {"errors", "given", "images", "components", "zoo"},  # zoo: where a checkpoint that ships with the package lies
     "patching": {"errors", "components", "hooks", "models"},
     "lens": {"errors", "components", "models"},
-    "notice": {"errors", "components", "hooks", "datasets", "viz", "models", "patching"},
+    "notice": {"errors", "images", "components", "hooks", "datasets", "viz", "models", "patching"},
 }
 
 

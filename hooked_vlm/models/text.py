@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, TextError
-from hooked_vlm.models.images import to_rgb_list
+from hooked_vlm.images import to_rgb_list
 from hooked_vlm.models.inputs import Layout, VLMInputs
 
 
@@ -41,7 +41,7 @@ class PreparesInputs:
         """Images and texts as the model reads them, on its device.
 
         Args:
-            images: a PIL image, a path, an array or a tensor (see `models.images.to_rgb`), or a list of them.
+            images: a PIL image, a path, an array or a tensor (see `images.to_rgb`), or a list of them.
             texts: a text or a list. One image is asked every text, one text is asked of every image.
                 LLaVA: a text without "<image>" goes through the chat template; one that has it is taken as
                 it stands.

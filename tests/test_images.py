@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hooked_vlm.errors import HookedVLMError, ImageError
-from hooked_vlm.models.images import to_rgb, to_rgb_list
+from hooked_vlm.images import to_rgb, to_rgb_list
 from tests.models.checkpoints import blip_processor, picture
 
 RGB = picture(3, height=10, width=14)
