@@ -283,7 +283,13 @@ ROOMS = {
     "hooks": {"errors"},
     "datasets": {"errors", "given", "images"},
     "viz": {"errors"},
-    "models": {"errors", "given", "images", "components", "zoo"},  # zoo: where a checkpoint that ships with the package lies
+    "models": {
+        "errors",
+        "given",
+        "images",
+        "components",
+        "zoo",
+    },  # zoo: where a checkpoint that ships with the package lies
     "patching": {"errors", "components", "hooks", "models"},
     "lens": {"errors", "components", "models"},
     "notice": {"errors", "images", "components", "hooks", "datasets", "viz", "models", "patching"},

@@ -21,7 +21,7 @@ from hooked_vlm.components.embed import Unembed
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import InputsError, StackError, UnsupportedArchitectureError
-from hooked_vlm.models import loading
+from hooked_vlm.models import checkpoint, loading
 from hooked_vlm.models.config import VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.generation import Generates
@@ -96,13 +96,16 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
     # --- loading ------------------------------------------------------------------------------------
 
     @classmethod
-    def from_hf(cls, hf_model: nn.Module, processor: Any = None) -> Any:
+    def from_hf(cls, hf_model: nn.Module, processor: Any = None, *, check_weights: bool = True) -> Any:
         """Wrap a Hugging Face model you hold. Its weights are shared, and it is set to evaluation mode.
 
         Raises:
             UnsupportedArchitectureError: if no family reads its class.
+            CheckpointError: if a weight is NaN or infinite; `check_weights=False` does not look.
         """
         family = cls._family(type(hf_model).__name__)
+        if check_weights:
+            checkpoint.refuse_non_finite(hf_model)
         return family(hf_model, processor)
 
     @classmethod
@@ -117,6 +120,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
         quantization_config: Any = None,
         processor: Any = None,
         strict: bool = True,
+        check_weights: bool = True,
         **hf_options: Any,
     ) -> Any:
         """Load a checkpoint through Hugging Face.
@@ -130,6 +134,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             quantization_config: passed on to Hugging Face.
             processor: used in place of the checkpoint's own.
             strict: refuse a checkpoint with missing or extra weights.
+            check_weights: refuse weights that are NaN or infinite; each is read once.
             hf_options: passed on to Hugging Face's `from_pretrained` (`cache_dir`, `token`, ...).
 
         Returns:
@@ -137,18 +142,19 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
 
         Raises:
             CheckpointError: if there is no such checkpoint, or its weights are missing, extra, of another
-                shape, or not safetensors.
+                shape, not safetensors, or not finite.
             UnsupportedArchitectureError: if no family reads it.
             InputsError: if the dtype or device does not exist here.
         """
         directory = loading.resolve(name)
-        _, hf_class = loading.read_config(directory, revision=revision, **hf_options)
+        config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
         family = cls._family(hf_class)
         weights_as, weights_on = loading.to_dtype(dtype), loading.to_device(device)
         processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
         hf_model = loading.load_model(  # last, since it takes longest
             directory,
             hf_class,
+            config,
             dtype=weights_as,
             device=weights_on,
             strict=strict,
@@ -157,7 +163,7 @@ class HookedVLM(PreparesInputs, Generates, HasHooks):
             quantization_config=quantization_config,
             **hf_options,
         )
-        return family(hf_model, processor)
+        return family.from_hf(hf_model, processor, check_weights=check_weights)
 
     @classmethod
     def _family(cls, hf_class: str) -> type[HookedVLM]:
