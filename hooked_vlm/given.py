@@ -20,7 +20,7 @@ def is_blank(text: str) -> bool:
         >>> is_blank(" \u200b\ufeff"), is_blank("is it red?")
         (True, False)
     """
-    return all(unicodedata.category(each) in _UNSEEN or each in _FILLERS for each in text)
+    return all(unicodedata.category(each) in _UNSEEN or each in _FILLERS for each in set(text))
 
 
 def unwritable(text: str) -> str:
