@@ -106,7 +106,8 @@ def size(source: str | os.PathLike[str] | bytes, name: str | None = None) -> tup
     with _opened(source, name) as image:
         _refuse_size(image, name)
         try:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            in_head = image.format != "PNG" or "exif" in image.info  # else Pillow decodes all of it to look behind
+            turned = in_head and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         except Exception as error:
             raise _damaged(name, error) from error
         return (image.height, image.width) if turned else image.size
@@ -135,7 +136,7 @@ def _opened(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Image
             yield image
 
 
-def _file(source: str | os.PathLike[str] | bytes, name: str) -> io.BufferedIOBase:
+def _file(source: str | os.PathLike[str] | bytes, name: str) -> io.BytesIO | io.BufferedReader:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     kinds = {stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}

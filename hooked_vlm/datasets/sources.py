@@ -178,13 +178,13 @@ def survey(task: str, *, data: str | Path | None = None, decode: bool = False) -
     else:
         path = Path(data or "") / task
         place, raw = path.parent, parquet.rows(parquet.opened(path), path)
-    n = usable = 0
+    usable = 0
     for row in raw:
-        n += 1
         usable += whole(row, place, skips) is not None if decode else _looked_at(row, place, skips)
+    passed = sum(n for reason, n in skips.counts.items() if not reason.startswith("no mask"))
     if not usable:
-        raise DataError(f"No row of {str(data or task)!r} can be used: {skips.told()}.")
-    return Survey(task, n, usable, skips.counts, skips.names)
+        raise DataError(f"No row of {str(data or task)!r} can be used: {skips.told() or 'there are none'}.")
+    return Survey(task, usable + passed, usable, skips.counts, skips.names)
 
 
 def _looked_at(row: dict[str, Any], place: Path, skips: Skips) -> bool:
