@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hooked_vlm.errors import TaskSchemaError
+from hooked_vlm.errors import DataError, TaskSchemaError
 from hooked_vlm.given import is_blank, unwritable
 
 COLUMNS: dict[str, str] = {
@@ -134,7 +135,7 @@ def write_parquet(task: datasets.Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:
-    """Read a task from a parquet file, whoever wrote it, without a copy in a cache folder.
+    """Read a task from a parquet file that holds its pictures, whoever wrote it, without a copy in a cache folder.
 
     Args:
         path: The file.
@@ -143,11 +144,28 @@ def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:
         The table, in memory.
 
     Raises:
-        TaskSchemaError: The file's table is not a task.
+        DataError: The file cannot be read.
+        TaskSchemaError: The file's table is not a task, or has pictures as paths, which `sources.source` looks for
+            beside the file.
     """
-    task = datasets.Dataset(pq.read_table(os.fspath(path)))
-    check(task)
+    try:
+        read = pq.read_table(os.fspath(path))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{os.fspath(path)!r} is no parquet file that can be read: {error}") from error
+    task = check(datasets.Dataset(read))
+    for name in PICTURES:
+        if name in read.column_names and any(map(_is_path, read[name])):
+            raise TaskSchemaError(
+                f"The column {name} of {os.fspath(path)!r} has pictures as paths: sources.source reads such a file."
+            )
     return task.cast(features(mask="mask" in task.column_names))
+
+
+def _is_path(cell: pa.Scalar) -> bool:
+    if isinstance(cell, pa.StructScalar):
+        fields = dict(cell.items()) if cell.is_valid else {}
+        return "path" in fields and fields["path"].is_valid and not ("bytes" in fields and fields["bytes"].is_valid)
+    return cell.is_valid and pa.types.is_string(cell.type)
 
 
 def _png(picture: Image.Image) -> dict[str, Any]:

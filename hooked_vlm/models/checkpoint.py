@@ -15,6 +15,7 @@ import copy
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -98,6 +99,7 @@ class Files:
         path = self.find(file)
         try:
             values = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+            deque(_entries(values), maxlen=0)  # all of them can be reached
         except RecursionError as error:
             raise CheckpointError(f"the {file} of {self.name!r} is nested too deeply to be read") from error
         except (OSError, ValueError):
@@ -145,9 +147,10 @@ def refuse_absurd_config(files: Files) -> None:
             raise CheckpointError(f"{where}, which is code from a hub: take the entry out")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        if key in _SIZES and not (value >= 1 and value == int(value)):
+        counts, measures = bool(_COUNT.search(key)), key in _SIZES
+        if measures and not (value >= 1 and (isinstance(value, int) or value.is_integer())):
             raise CheckpointError(f"{where}; expected a whole number, at least 1")
-        if isinstance(value, int) and abs(value) > (_MOST if _COUNT.search(key) else _LARGEST):
+        if (counts or measures) and abs(value) > (_MOST if counts else _LARGEST):
             raise CheckpointError(f"{where}, more than any model has. Get the file again")
 
 

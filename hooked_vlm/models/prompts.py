@@ -134,7 +134,7 @@ def fewest_tokens(tokenizer: Any, text: str, enough: int) -> int:
 def _bytes_alone(backend: Tokenizer) -> bool:
     """Whether a tokenizer spells every text in bytes, so that nothing is unknown to it."""
     found = backend.pre_tokenizer
-    parts = list(iter(found)) if isinstance(found, pre_tokenizers.Sequence) else [found]  # type: ignore[call-overload]
+    parts = list(iter(found)) if isinstance(found, pre_tokenizers.Sequence) else [found]
     return any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts) and all(
         backend.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet()
     )

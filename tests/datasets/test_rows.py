@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.rows import NEEDED
 from hooked_vlm.datasets.sources import Survey, source, survey
 from hooked_vlm.errors import DataError, TaskSchemaError
@@ -168,6 +169,15 @@ def test_a_column_of_another_type_is_refused(data: pathlib.Path, column: str, va
     task = as_parquet(data, [row("one") | {column: value}])
     with pytest.raises(TaskSchemaError, match=message):
         source(task, data=data)
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_structs])
+def test_a_table_read_whole_follows_no_path(data: pathlib.Path, write: Write) -> None:
+    task = write(data, [row("one", image="/etc/passwd")])
+    with pytest.raises(TaskSchemaError, match=r"The column image of .* has pictures as paths: sources\.source"):
+        pairs.read_parquet(data / task)
+    with pytest.raises(DataError, match=r"gone\.parquet' is no parquet file"):
+        pairs.read_parquet(data / "gone.parquet")
 
 
 def test_a_survey_counts_rows_without_drawing_them(data: pathlib.Path) -> None:
