@@ -102,12 +102,12 @@ class ResidualError(HookedVLMError, ValueError):
     """A decomposition of the residual stream was asked for where the mathematics does not hold."""
 
 
-class TaskSchemaError(HookedVLMError, ValueError):
-    """A table is not a task: a column is missing or of another type, or a row does not fit."""
-
-
 class DataError(HookedVLMError, ValueError):
     """A data set's folder, file or row cannot be read, or holds nothing that can be asked about."""
+
+
+class TaskSchemaError(DataError):
+    """A table is not a task: a column is missing, twice or of another type, or a row does not fit."""
 
 
 class ReplacementError(HookedVLMError, ValueError):

@@ -278,14 +278,17 @@ def test_every_error_is_of_the_family_and_says_when_it_is_raised(where, node):
 ROOMS = {
     "errors": set(),
     "positions": {"errors"},
+    "given": set(),
+    "images": {"errors"},
     "components": {"errors"},
     "hooks": {"errors", "positions"},
-    "datasets": {"errors"},
+    "datasets": {"errors", "given", "images"},
     "viz": {"errors"},
-    "models": {"errors", "components", "zoo"},  # zoo: where a checkpoint that ships with the package lies
+    # zoo: where a checkpoint that ships with the package lies
+    "models": {"errors", "given", "images", "components", "zoo"},
     "patching": {"errors", "positions", "components", "hooks", "models"},
     "lens": {"errors", "components", "models"},
-    "notice": {"errors", "positions", "components", "hooks", "datasets", "viz", "models", "patching"},
+    "notice": {"errors", "positions", "images", "components", "hooks", "datasets", "viz", "models", "patching"},
 }
 
 

@@ -7,14 +7,17 @@ a time. Knows no data set and no model.
 
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hooked_vlm.errors import TaskSchemaError
+from hooked_vlm.errors import DataError, TaskSchemaError
+from hooked_vlm.given import is_blank, unwritable
 
 COLUMNS: dict[str, str] = {
     "id": "a name that no other row of the task has",
@@ -30,6 +33,7 @@ COLUMNS: dict[str, str] = {
 }
 OPTIONAL = ("mask",)
 PICTURES = ("image", "corrupt_image", "mask")
+TEXTS = tuple(name for name in COLUMNS if name not in PICTURES)
 ROW_GROUP = 100  # rows that a reader of a file holds at once: some 20 MB of photographs
 
 
@@ -72,6 +76,28 @@ def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.D
     return datasets.Dataset.from_dict(columns, features=features(mask=mask))
 
 
+def misfit(row: Mapping[str, Any]) -> str:
+    """Why a row's texts are none of a task; empty if they are. Pictures are not looked at.
+
+    Args:
+        row: Values by column; `corrupt_prompt` may be None.
+    """
+    for name in TEXTS:
+        value = row.get(name)
+        if value is not None and not isinstance(value, str):
+            return f"the row's {name} is no text"
+        if value and (found := unwritable(value)):
+            return f"the row's {name} holds {found}"
+    if empty := [name for name in ("prompt", "answer", "wrong_answer") if is_blank(row.get(name) or "")]:
+        return f"the row has no {', '.join(empty)}"
+    answers = [row[name].strip().casefold() for name in ("answer", "wrong_answer")]
+    if answers[0] == answers[1]:
+        return "the answer is the wrong answer too"
+    if not all(re.search(rf"(?<!\w){re.escape(each)}(?!\w)", row["prompt"].casefold()) for each in answers):
+        return "the question does not offer both answers"
+    return ""
+
+
 def check(task: datasets.Dataset) -> datasets.Dataset:
     """The table itself, if it is a task.
 
@@ -82,23 +108,19 @@ def check(task: datasets.Dataset) -> datasets.Dataset:
         The same table.
 
     Raises:
-        TaskSchemaError: A column is missing, a name occurs twice, or a prompt does not offer its answers.
+        TaskSchemaError: A column is missing, an id is missing or occurs twice, or a row's texts do not fit.
     """
     needed = [name for name in COLUMNS if name not in OPTIONAL]
     if missing := [name for name in needed if name not in task.column_names]:
         raise TaskSchemaError(f"The table has no column {', '.join(missing)}: a task has {', '.join(needed)}.")
     seen: set[str] = set()
-    texts = task.select_columns(["id", "prompt", "answer", "wrong_answer"])
-    for number, row in enumerate(texts):
-        if row["id"] in seen:
-            raise TaskSchemaError(
-                f"Row {number} is called {row['id']!r}, and so is a row before it: ids differ in a task."
-            )
+    for number, row in enumerate(task.select_columns(list(TEXTS))):
+        if not row["id"] or row["id"] in seen:
+            twice = f"is called {row['id']!r}, and so is a row before it" if row["id"] else "has no id"
+            raise TaskSchemaError(f"Row {number} {twice}: ids differ in a task.")
         seen.add(row["id"])
-        if row["answer"] == row["wrong_answer"]:
-            raise TaskSchemaError(
-                f"Row {number} ({row['id']}) has the answer {row['answer']!r} as its wrong answer too."
-            )
+        if reason := misfit(row):
+            raise TaskSchemaError(f"Row {number} ({row['id']}) does not fit: {reason}.")
     return task
 
 
@@ -113,7 +135,7 @@ def write_parquet(task: datasets.Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:
-    """Read a task from a parquet file, whoever wrote it, without a copy in a cache folder.
+    """Read a task from a parquet file that holds its pictures, whoever wrote it, without a copy in a cache folder.
 
     Args:
         path: The file.
@@ -122,11 +144,28 @@ def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:
         The table, in memory.
 
     Raises:
-        TaskSchemaError: The file's table is not a task.
+        DataError: The file cannot be read.
+        TaskSchemaError: The file's table is not a task, or has pictures as paths, which `sources.source` looks for
+            beside the file.
     """
-    task = datasets.Dataset(pq.read_table(os.fspath(path)))
-    check(task)
+    try:
+        read = pq.read_table(os.fspath(path))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{os.fspath(path)!r} is no parquet file that can be read: {error}") from error
+    task = check(datasets.Dataset(read))
+    for name in PICTURES:
+        if name in read.column_names and any(map(_is_path, read[name])):
+            raise TaskSchemaError(
+                f"The column {name} of {os.fspath(path)!r} has pictures as paths: sources.source reads such a file."
+            )
     return task.cast(features(mask="mask" in task.column_names))
+
+
+def _is_path(cell: pa.Scalar) -> bool:
+    if isinstance(cell, pa.StructScalar):
+        fields = dict(cell.items()) if cell.is_valid else {}
+        return "path" in fields and fields["path"].is_valid and not ("bytes" in fields and fields["bytes"].is_valid)
+    return cell.is_valid and pa.types.is_string(cell.type)
 
 
 def _png(picture: Image.Image) -> dict[str, Any]:

@@ -5,24 +5,20 @@ nothing; a picture is decoded when it is asked for and forgotten by the next. Kn
 """
 
 import hashlib
-import io
 import os
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from hooked_vlm.errors import DataError, ImageError
+from hooked_vlm.images import read
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NAMES_KEPT = 20  # of each reason: enough to look into it, however many there are
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)  # what Pillow raises of bad files
 
 UNREADABLE = "the picture cannot be read"
 
@@ -45,6 +41,10 @@ class Skips:
         kept = self.names.setdefault(reason, [])
         if len(kept) < NAMES_KEPT:
             kept.append(name)
+
+    def told(self) -> str:
+        """The reasons with their counts, most frequent first; "" if nothing was passed over."""
+        return ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common())
 
     def warn(self, where: str) -> None:
         """Say once, as a warning, which pictures could not be read; nothing if all could."""
@@ -131,64 +131,9 @@ def shuffled(names: Iterable[str], *key: str | int) -> list[str]:
     return sorted(names, key=place)
 
 
-def read(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
-    """A picture in RGB, decoded.
-
-    Greyscale becomes RGB, 16 bits are scaled to 8, and a camera's rotation is applied.
-
-    Args:
-        source: A path, or a file's bytes.
-        name: What errors call it; the path if None.
-
-    Returns:
-        The picture, with nothing left open.
-
-    Raises:
-        ImageError: There is no such file, or it is damaged, no picture, or far too large.
-    """
-    name = name or ("the picture" if isinstance(source, bytes) else os.fspath(source))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata; what matters is raised
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-                return _rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no picture {name!r}.") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name!r} is no picture that Pillow can read.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name!r} has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows: {error}") from error
-    except _DAMAGE as error:
-        raise ImageError(f"{name!r} is damaged: {error}") from error
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # Pillow would clip 16 bits to 255
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
-
-
 def same(one: Image.Image, other: Image.Image) -> bool:
     """Whether two pictures are the same, pixel by pixel (as two dead links' placeholders are)."""
     return one.size == other.size and one.tobytes() == other.tobytes()
-
-
-def decoded(cell: Any, folder: Path, name: str) -> Image.Image | None:
-    """The picture in a cell of a table, as `datasets` stores pictures: bytes, or a path beside the table.
-
-    Raises:
-        ImageError: The cell holds no picture that can be read.
-    """
-    if cell is None:
-        return None
-    if not isinstance(cell, dict):
-        cell = {"bytes": cell, "path": None} if isinstance(cell, bytes) else {"bytes": None, "path": cell}
-    if cell.get("bytes"):
-        return read(cell["bytes"], name)
-    if cell.get("path"):
-        return read(folder / cell["path"], name)
-    raise ImageError(f"{name!r} has neither bytes nor a path.")
 
 
 class Deck:

@@ -17,13 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from hooked_vlm.datasets import facial_expressions, folder, mit_states, pairs, shapes, svo_probes
-from hooked_vlm.datasets.pictures import UNREADABLE, Skips, decoded
-from hooked_vlm.errors import DataError, ImageError, TaskSchemaError, closest
+from hooked_vlm.datasets import facial_expressions, folder, mit_states, parquet, shapes, svo_probes
+from hooked_vlm.datasets.pictures import UNREADABLE, Skips
+from hooked_vlm.datasets.rows import OTHER_SIZE, sizes_of, unusable, whole
+from hooked_vlm.errors import DataError, ImageError, closest
 
 Rows = Iterator[dict[str, Any]]
 
@@ -109,10 +106,11 @@ def source(
         rows = _of_equal_length(rows, tokenizer, skips)
     elif task.endswith(".parquet"):
         path = Path(data or "") / task
-        file = _parquet(path)
+        file = parquet.opened(path)
         left = max(0, file.metadata.num_rows - start)
         length = left if n is None else min(n, left)
-        rows = _of_equal_length(_parquet_rows(file, path, skips), tokenizer, skips)
+        found = (whole(row, path.parent, skips) for row in parquet.rows(file, path))
+        rows = _of_equal_length((row for row in found if row is not None), tokenizer, skips)
     elif task in TASKS:
         adapter = partial(svo_probes.rows, task) if task in svo_probes.TASKS else _FOLDERS[task].rows
         rows = adapter(data, seed=seed, tokenizer=tokenizer, skips=skips)
@@ -135,55 +133,73 @@ def _told(rows: Rows, skips: Skips, where: str) -> Rows:
     skips.warn(where)
 
 
-# --- files of rows --------------------------------------------------------------------------------------
+@dataclass
+class Survey:
+    """What a look at all rows of a user's own data found, before any is used.
+
+    Args:
+        task: The task.
+        rows: How many rows there are; None where that is not known before they are drawn.
+        usable: How many of them can be asked about, as far as was looked; None likewise.
+        skipped: How many cases would be passed over for which reason, as `Source.skipped`.
+        named: The names of the first cases of each reason.
+    """
+
+    task: str
+    rows: int | None
+    usable: int | None
+    skipped: Counter[str]
+    named: dict[str, list[str]]
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
-    """A task's file, its columns checked; its pictures stay on disk."""
-    if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}: a task's parquet file is written by pairs.write_parquet.")
+def survey(task: str, *, data: str | Path | None = None, decode: bool = False) -> Survey:
+    """Look at every row of a task, before the first is used.
+
+    Of `pairs.csv` and of parquet files every row is validated: its id, texts and answers, where its paths lead, and
+    from the heads of its pictures' files whether they are pictures and its mask has its picture's size. For the other
+    tasks their folders and tables are looked at, as `source` does.
+
+    Args:
+        task: As `source`.
+        data: As `source`.
+        decode: Decode every picture, which takes about as long as to draw all rows.
+
+    Raises:
+        DataError: There is no such task, its data is not what it should be, or no row of it can be asked about.
+        TaskSchemaError: A table is not a task's, or an id is missing, no text, or another row's.
+    """
+    if not (task == folder.TASK or task.endswith(".parquet")):
+        found = source(task, data=data, warn=False)
+        return Survey(task, None, None, found.skipped, found.named)
+    skips = Skips()
+    if task == folder.TASK:
+        place = folder.place(data)
+        raw: Rows = (line for _, line in folder.lines(place, skips))
+    else:
+        path = Path(data or "") / task
+        place, raw = path.parent, parquet.rows(parquet.opened(path), path)
+    usable = 0
+    for row in raw:
+        usable += whole(row, place, skips) is not None if decode else _looked_at(row, place, skips)
+    passed = sum(n for reason, n in skips.counts.items() if not reason.startswith("no mask"))
+    if not usable:
+        raise DataError(f"No row of {str(data or task)!r} can be used: {skips.told() or 'there are none'}.")
+    return Survey(task, usable + passed, usable, skips.counts, skips.names)
+
+
+def _looked_at(row: dict[str, Any], place: Path, skips: Skips) -> bool:
+    """Whether a raw row can be asked about, as far as the heads of its pictures tell."""
+    if reason := unusable(row, place):
+        skips.add(reason, row["id"])
+        return False
     try:
-        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else it keeps every row group it read
-        there = file.schema_arrow.names
-        if missing := [name for name in pairs.COLUMNS if name not in (*there, *pairs.OPTIONAL)]:
-            raise TaskSchemaError(f"{str(path)!r} has no column {', '.join(missing)}: a task has all of them.")
-        ids = file.read(columns=["id"])["id"]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{str(path)!r} is no parquet file that can be read: {error}") from error
-    if pc.count_distinct(ids, mode="all").as_py() != len(ids):
-        twice = next(name for name, count in Counter(ids.to_pylist()).items() if count > 1)
-        raise TaskSchemaError(f"{str(path)!r} has two rows called {twice!r}: ids differ in a task.")
-    return file
-
-
-def _parquet_rows(file: pq.ParquetFile, path: Path, skips: Skips) -> Rows:
-    """The rows of a file, one row group in memory at a time; those with a damaged picture are passed over."""
-    columns = [name for name in pairs.COLUMNS if name in file.schema_arrow.names]
-    try:
-        for group in range(file.num_row_groups):
-            for batch in file.iter_batches(batch_size=8, row_groups=[group], columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    if (whole := _whole(row, path.parent, skips)) is not None:
-                        yield whole
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{str(path)!r} cannot be read to its end: {error}") from error
-
-
-def _whole(row: dict[str, Any], folder: Path, skips: Skips) -> dict[str, Any] | None:
-    """A row of a file with its pictures decoded; None with the reason counted if something is missing."""
-    needed = [name for name in row if name not in (*pairs.OPTIONAL, "corrupt_prompt")]
-    if empty := [name for name in needed if not row[name]]:
-        skips.add(f"the row has no {', '.join(empty)}", str(row["id"]))
-        return None
-    try:
-        there = [name for name in pairs.PICTURES if name in row]
-        found = {name: decoded(row[name], folder, f"{name} of row {row['id']}") for name in there}
+        sizes = sizes_of(row, place)
     except ImageError as error:
-        skips.add(UNREADABLE, str(error))
-        return None
-    if (mask := found.get("mask")) is not None:
-        found["mask"] = mask.convert("L")
-    return row | found
+        skips.add(UNREADABLE, f"{row['id']}: {error}")
+        return False
+    if sizes.get("mask", sizes["image"]) != sizes["image"]:
+        skips.add(OTHER_SIZE, row["id"])
+    return True
 
 
 def _of_equal_length(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:

@@ -11,19 +11,18 @@ alone, so do the questions. Costs: the table is read twice at the start, and wha
 bytes a line); names are listed; two pictures are decoded a row. Knows no model.
 """
 
-import csv
 import hashlib
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from hooked_vlm.datasets.pictures import SUFFIXES, UNREADABLE, Skips, existing_folder, names_in, read, same, shuffled
+from hooked_vlm.datasets.pictures import SUFFIXES, UNREADABLE, Skips, existing_folder, names_in, same, shuffled
 from hooked_vlm.datasets.questions import NEAR, SAME, Questions, Rows, in_turns
 from hooked_vlm.datasets.replacements import Related
+from hooked_vlm.datasets.tables import lines
 from hooked_vlm.datasets.words import (
     NEAR_NOUNS,
     NEAR_VERBS,
@@ -34,6 +33,7 @@ from hooked_vlm.datasets.words import (
     SPARE_VERBS,
 )
 from hooked_vlm.errors import DataError, ImageError
+from hooked_vlm.images import read
 
 TASKS = ("svo_subject", "svo_verb", "svo_object")
 COLUMNS = (  # and sentence, which is not read
@@ -131,31 +131,14 @@ def rows(
         raise DataError(f"{str(folder)!r} has no svo_probes.csv: expected {_WHAT}; found {there}.")
     related = (NEAR_NOUNS, NEAR_VERBS, NEAR_NOUNS)[part]
     chosen = _Chosen(part, _Files(folder, table), related, skips)
-    for number, line in _lines(table):
+    for number, line in lines(table, COLUMNS):
         chosen.take(number, line)
     if not chosen.groups:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in skips.counts.most_common())
-        raise DataError(f"No line of {str(table)!r} can be asked about as {task}: {reasons or 'there are no lines'}.")
+        reasons = skips.told() or "there are no lines"
+        raise DataError(f"No line of {str(table)!r} can be asked about as {task}: {reasons}.")
     draws = Questions(task, seed, tokenizer, related, skips)
     asking = _Asking(part, folder, draws, chosen.words, chosen.opposed, set())
     return in_turns([_group(name, chosen.groups[name], asking) for name in shuffled(chosen.groups, task, seed)])
-
-
-def _lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The table's lines by column, numbered as an editor numbers them (the header is line 1)."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            there = reader.fieldnames or []
-            if missing := [name for name in COLUMNS if name not in there]:
-                raise DataError(
-                    f"{str(table)!r} has no column {', '.join(missing)}: expected sentence, {', '.join(COLUMNS)}; "
-                    f"found {', '.join(there) or 'nothing'}."
-                )
-            for line in reader:
-                yield reader.line_num, {name: (line[name] or "").strip() for name in COLUMNS}
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{str(table)!r} cannot be read as a table of comma-separated UTF-8: {error}") from error
 
 
 class _Files:
@@ -173,7 +156,7 @@ class _Files:
             raise DataError(f"{str(folder)!r} holds no picture: expected {_WHAT}.")
         self._urls: dict[str, str | None] = {}  # of each name that URLs end in, its URL; None if it has several
         self._ids: set[str] = set()
-        for _, line in _lines(table):
+        for _, line in lines(table, COLUMNS):
             for which in ("pos", "neg"):
                 self._ids.add(line[f"{which}_image_id"])
                 url = line[f"{which}_url"]

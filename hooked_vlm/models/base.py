@@ -29,7 +29,7 @@ from hooked_vlm.components.embed import Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint, Window
 from hooked_vlm.components.stack import StackPass
 from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError
-from hooked_vlm.models import loading, placement
+from hooked_vlm.models import checkpoint, loading, placement
 from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
@@ -111,13 +111,16 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
     # --- loading ------------------------------------------------------------------------------------
 
     @classmethod
-    def from_hf(cls: type[Model], hf_model: nn.Module, processor: Any = None) -> Model:
+    def from_hf(cls: type[Model], hf_model: nn.Module, processor: Any = None, *, check_weights: bool = True) -> Model:
         """Wrap a Hugging Face model you hold. Its weights are shared, and it is set to evaluation mode.
 
         Raises:
             UnsupportedArchitectureError: if no family reads its class.
+            CheckpointError: if a weight is NaN or infinite; `check_weights=False` does not look.
         """
         family = cls._family(type(hf_model).__name__)
+        if check_weights:
+            checkpoint.refuse_non_finite(hf_model)
         return family(hf_model, processor)
 
     @classmethod
@@ -132,6 +135,7 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
         quantization_config: Any = None,
         processor: Any = None,
         strict: bool = True,
+        check_weights: bool = True,
         **hf_options: Any,
     ) -> Model:
         """Load a checkpoint through Hugging Face.
@@ -147,6 +151,7 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
             quantization_config: passed on to Hugging Face, which then places the model if `device` is left out.
             processor: used in place of the checkpoint's own.
             strict: refuse a checkpoint with missing or extra weights.
+            check_weights: refuse weights that are NaN or infinite; each is read once.
             hf_options: passed on to Hugging Face's `from_pretrained` (`cache_dir`, `token`, ...).
 
         Returns:
@@ -154,7 +159,7 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
 
         Raises:
             CheckpointError: if there is no such checkpoint, or its weights are missing, extra, of another
-                shape, or not safetensors.
+                shape, not safetensors, or not finite.
             UnsupportedArchitectureError: if no family reads it.
             InputsError: if the dtype or device does not exist here.
         """
@@ -168,6 +173,7 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
         hf_model = loading.load_model(  # last, since it takes longest
             directory,
             hf_class,
+            config,
             dtype=weights_as,
             device=weights_on,
             strict=strict,
@@ -176,7 +182,7 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
             quantization_config=quantization_config,
             **hf_options,
         )
-        return family(hf_model, processor)
+        return family.from_hf(hf_model, processor, check_weights=check_weights)
 
     @classmethod
     def _family(cls: type[Model], hf_class: str) -> type[Model]:

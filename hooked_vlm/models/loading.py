@@ -1,6 +1,7 @@
 """Checkpoints from a hub, a directory or the zoo, through Hugging Face's own loading, with clear errors.
 
-Only safetensors are read: nothing is unpickled and no code of a checkpoint is run. Cost: Hugging Face's.
+Only safetensors are read: nothing is unpickled and no code of a checkpoint is run (`checkpoint` sees to it). Cost:
+Hugging Face's, and that of `checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError
+from hooked_vlm.models import checkpoint
 
 OURS = {
     "trust_remote_code": "no code of a checkpoint is ever run",
@@ -24,7 +26,26 @@ OURS = {
     "ignore_mismatched_sizes": "strict=False does that",
     "attn_implementation": "attention is computed by hooked_vlm, fused where nobody looks",
     "torch_dtype": "it is called dtype",
+    "config": "the checkpoint's own is read, and held against its weights",
+    "gguf_file": "only safetensors are read",
+    "state_dict": "only safetensors are read; HookedVLM.from_hf wraps a model that you hold",
+    "weights_only": "only safetensors are read",
+    "adapter_kwargs": "no adapter is loaded; merge it into the weights first",
+    "use_kernels": "no code of a hub is ever run",
+    "kernel_config": "no code of a hub is ever run",
+    "allow_all_kernels": "no code of a hub is ever run",
 }
+_NONSENSE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+)
+"""What Hugging Face raises of configs that mean nothing."""
 
 
 def resolve(name: str) -> str:
@@ -55,9 +76,14 @@ def read_config(directory: str, *, revision: str | None = None, **options: Any) 
             raise InputsError(f"{name} is not yours to set here: {OURS[name]}")
     from transformers import AutoConfig
 
+    files = _files(directory, revision, options)
+    checkpoint.refuse_untrusted(files)
+    checkpoint.refuse_absurd_config(files)
     try:
-        config = AutoConfig.from_pretrained(directory, revision=revision, **_hub_options(options))
-    except (OSError, ValueError, StrictDataclassError) as error:
+        config = AutoConfig.from_pretrained(
+            directory, revision=revision, trust_remote_code=False, **_hub_options(options)
+        )
+    except (OSError, StrictDataclassError, *_NONSENSE) as error:
         if os.path.isfile(os.path.join(directory, options.get("subfolder") or "", "config.json")):
             raise CheckpointError(
                 f"the config.json of {directory!r} cannot be read: {_line(error)}. Get the file again, or save it with "
@@ -79,6 +105,7 @@ def read_config(directory: str, *, revision: str | None = None, **options: Any) 
 def load_model(
     directory: str,
     hf_class: str,
+    config: Any,
     *,
     dtype: torch.dtype | None,
     device: torch.device | None,
@@ -91,16 +118,20 @@ def load_model(
     """The Hugging Face model.
 
     Raises:
-        CheckpointError: if weights are missing, extra, of another shape, damaged, or not safetensors, or if the
-            config describes no model.
+        CheckpointError: if weights are missing, extra, of another shape, damaged, not safetensors or not the
+            checkpoint's own, or if the config describes no model, or one that the weights cannot fill.
         InputsError: if there is an option that Hugging Face does not know.
     """
     import transformers
 
     given = {"device_map": device_map, "quantization_config": quantization_config}
     given = {name: value for name, value in given.items() if value is not None}
+    family, files = getattr(transformers, hf_class), _files(directory, revision, options)
+    weights = checkpoint.weight_files(files, config, options.get("variant"))
+    whole = strict and quantization_config is None and not hasattr(config, "quantization_config")
     try:
-        model, report = getattr(transformers, hf_class).from_pretrained(
+        checkpoint.refuse_oversized(files, family, config, weights, whole=whole)
+        model, report = family.from_pretrained(
             directory,
             revision=revision,
             dtype="auto" if dtype is None else dtype,  # auto: as the weights are stored
@@ -111,18 +142,16 @@ def load_model(
             **given,
             **options,
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, CheckpointError):
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the weights of {directory!r} cannot be loaded: {_line(error)}. Only safetensors are read: "
             "pickled weights (.bin) must be converted first, and a damaged file fetched again"
         ) from error
-    except TypeError as error:
-        raise InputsError(
-            f"{hf_class} cannot be loaded with the options {', '.join(options) or 'given'}: {error}"
-        ) from error
-    except (ValueError, KeyError, StrictDataclassError) as error:
+    except (StrictDataclassError, *_NONSENSE) as error:
+        if isinstance(error, TypeError) and options:
+            raise InputsError(f"{hf_class} cannot be loaded with the options {', '.join(options)}: {error}") from error
         raise CheckpointError(
             f"{directory!r} cannot be built as its config.json and the options given say ({type(error).__name__}: "
             f"{_line(error)}): check both"
@@ -187,6 +216,10 @@ def _line(error: BaseException) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     first = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     return first.rstrip(".")
+
+
+def _files(directory: str, revision: str | None, options: dict[str, Any]) -> checkpoint.Files:
+    return checkpoint.Files(directory, {"revision": revision, **_hub_options(options)})
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:

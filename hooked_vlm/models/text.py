@@ -5,7 +5,7 @@ Cost: that of the Hugging Face processor. Which words surround a question is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,9 +13,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import InputsError, TextError
-from hooked_vlm.models.images import to_rgb_list
+from hooked_vlm.images import to_rgb_list
+from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.prompts import listed, refuse_endless, refuse_special_tokens
 from hooked_vlm.models.turn import Turn
 
 
@@ -26,6 +29,8 @@ class PreparesInputs:
     reading: Turn  # a tokenizer pads as its last caller said, so one thread at a time reads; runs go on meanwhile
     processor_parts: ClassVar[tuple[str, ...]] = ("image_processor", "tokenizer")
     if TYPE_CHECKING:
+        prompt_stack: ClassVar[str]
+        stacks: ByStack[Stack]
 
         @property
         def device(self) -> torch.device:
@@ -39,24 +44,30 @@ class PreparesInputs:
         """As many images as texts (None where the family can do without), through the processor."""
         raise NotImplementedError
 
-    def to_inputs(self, images: Any, texts: str | Sequence[str] | None = None) -> VLMInputs:
+    def to_inputs(
+        self, images: Any, texts: str | Sequence[str] | None = None, *, allow_special_tokens: bool = False
+    ) -> VLMInputs:
         """Images and texts as the model reads them, on its device.
 
         Args:
-            images: a PIL image, a path, an array or a tensor (see `models.images.to_rgb`), or a list of them.
+            images: a PIL image, a path, an array or a tensor (see `images.to_rgb`), or a list of them.
             texts: a text or a list. One image is asked every text, one text is asked of every image.
                 LLaVA: a text without "<image>" goes through the chat template; one that has it is taken as
                 it stands.
+            allow_special_tokens: take control tokens in a text ("</s>", "[SEP]") for what they are. Prompts that are
+                written out whole, turn by turn, may need it; in a question they are mostly an accident.
 
         Raises:
             ImageError: if an image cannot be read.
-            TextError: if a text is empty, beyond the context, or has not exactly one image placeholder.
+            TextError: if a text is empty, beyond the context, holds a control token, or has not exactly one image
+                placeholder.
             InputsError: if there are different numbers of images and texts, or no processor.
         """
         self._need("processor")
         pictures = to_rgb_list(images)
-        words = None if texts is None else _listed(texts)
+        words = None if texts is None else listed(texts)
         if words is not None:
+            self.refuse_unfit(words, allow_special_tokens=allow_special_tokens)
             if len(pictures) == 1:
                 pictures = pictures * len(words)
             if len(words) == 1:
@@ -68,6 +79,22 @@ class PreparesInputs:
         with self.reading.taken(running=True):
             inputs = self._prepare(pictures, words)
         return inputs.to(self.device).replace(layout=self.layout)
+
+    def refuse_unfit(self, texts: str | Sequence[str], *, allow_special_tokens: bool = False) -> None:
+        """Refuse texts that can be no prompt, as `to_inputs` does, without making inputs of them.
+
+        Args:
+            texts: one or several, as `to_inputs` takes them.
+            allow_special_tokens: as `to_inputs`.
+
+        Raises:
+            TextError: naming the text.
+        """
+        words, tokenizer = listed(texts), self._need("tokenizer")
+        refuse_endless(tokenizer, words, self.stacks[self.prompt_stack].cfg.n_ctx)
+        if not allow_special_tokens:
+            placeholder = self.processor.image_token if "image_token" in self.processor_parts else None
+            refuse_special_tokens(tokenizer, words, placeholder)
 
     def to_pixels(self, images: Any) -> Float[Tensor, "batch channel height width"]:
         """Images alone, preprocessed, on the model's device.
@@ -83,14 +110,14 @@ class PreparesInputs:
         """Texts as token ids, padded on the tokenizer's side, without any prompt template.
 
         Args:
-            texts: one or several.
+            texts: one or several, of any length; control tokens in them are read as such.
             prepend_bos: True or None for the tokenizer's own special tokens, False for none.
 
         Raises:
             TextError: if a text is empty or no string.
         """
         tokenizer = self._need("tokenizer")
-        words = _listed(texts)
+        words = listed(texts)
         with self.reading.taken(running=True):
             ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
         return torch.tensor(ids, device=self.device)
@@ -131,7 +158,7 @@ class PreparesInputs:
             TextError: if it takes several tokens, or none, or is not in the vocabulary.
         """
         tokenizer = self._need("tokenizer")
-        _listed(text)
+        listed(text)
         with self.reading.taken(running=True):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
@@ -183,21 +210,6 @@ class PreparesInputs:
                 raise TextError(
                     f"text {i}{shown} takes {n} tokens and the context is {limit}: shorten it by {n - limit}"
                 )
-
-
-def _listed(texts: Any) -> list[str]:
-    """One text or several, as a list. Raises TextError if there is none, or one is empty or no string."""
-    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
-        raise TextError(f"the text is a {type(texts).__name__}; expected a string or a list of strings")
-    listed: list[str] = [texts] if isinstance(texts, str) else list(texts)
-    if not listed:
-        raise TextError("the list of texts is empty; expected at least one")
-    for i, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TextError(f"text {i} is a {type(text).__name__}; expected a string")
-        if not text.strip():
-            raise TextError(f"text {i} is empty ({text!r}); expected at least one word")
-    return listed
 
 
 def _ids(tokens: Any, n_known: int) -> Tensor:

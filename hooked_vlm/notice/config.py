@@ -136,7 +136,8 @@ class NoticeConfig:
         if self.prompt_template is not None:
             from PIL import Image
 
-            model.to_inputs(Image.new("RGB", (8, 8)), self.prompt_template.replace("{prompt}", "is it?"))
+            prompt = self.prompt_template.replace("{prompt}", "is it?")
+            model.to_inputs(Image.new("RGB", (8, 8)), prompt, allow_special_tokens=True)
         there = available(model)
         for kind in self.kinds:
             if kind not in there:

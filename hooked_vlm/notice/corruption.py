@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError
 from hooked_vlm.hooks import swap_image, swap_tokens, where
-from hooked_vlm.models.images import to_rgb, to_rgb_list
+from hooked_vlm.images import to_rgb, to_rgb_list
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.positions import Index
 

@@ -120,15 +120,15 @@ def given(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, 
         rows: numbers and rows.
     """
     examples = [Example(number, row) for number, row in rows]
-    prompts = [_prompt(config, example.row["prompt"]) for example in examples]
+    prompts = [example.row["prompt"] for example in examples]
     try:
-        together = model.to_inputs([example.row["image"] for example in examples], prompts)
+        together = _read(model, config, [example.row["image"] for example in examples], prompts)
         for i, example in enumerate(examples):
             example.inputs = unpadded(together[i])
     except HookedVLMError:
         for example, prompt in zip(examples, prompts, strict=True):
             try:
-                example.inputs = unpadded(model.to_inputs(example.row["image"], prompt))
+                example.inputs = unpadded(_read(model, config, example.row["image"], prompt))
             except HookedVLMError as error:
                 example.reason = f"{UNUSABLE} ({type(error).__name__})"
     return examples
@@ -210,8 +210,14 @@ def first_changed(example: Example) -> list[int]:
 # --- steps ----------------------------------------------------------------------------------------------
 
 
-def _prompt(config: NoticeConfig, prompt: str) -> str:
-    return prompt if config.prompt_template is None else config.prompt_template.replace("{prompt}", prompt)
+def _read(model: Any, config: NoticeConfig, images: Any, prompts: str | list[str]) -> VLMInputs:
+    """Images and the rows' prompts, in the run's template, through the processor; rows hold no control tokens."""
+    if config.prompt_template is None:
+        return model.to_inputs(images, prompts)
+    model.refuse_unfit(prompts)
+    listed = [prompts] if isinstance(prompts, str) else prompts
+    filled = [config.prompt_template.replace("{prompt}", prompt) for prompt in listed]
+    return model.to_inputs(images, filled, allow_special_tokens=True)  # those of the template
 
 
 def _answer(model: Any, examples: list[Example]) -> None:
@@ -235,7 +241,11 @@ def _corrupt(model: Any, config: NoticeConfig, example: Example) -> None:
     row, clean = example.row, example.clean
     corrupt = None
     if row.get("corrupt_prompt") is not None:
-        corrupt = unpadded(model.to_inputs(row["image"], _prompt(config, row["corrupt_prompt"])))
+        try:
+            corrupt = unpadded(_read(model, config, row["image"], row["corrupt_prompt"]))
+        except HookedVLMError as error:
+            example.reason = f"{UNUSABLE} ({type(error).__name__})"
+            return
         try:
             example.corrupt_ids = SymmetricTokenReplacement(input_ids=corrupt.input_ids).tokens(model, clean)
         except ReplacementError:

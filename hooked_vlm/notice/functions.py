@@ -40,7 +40,7 @@ from PIL import Image
 from torch import Tensor
 
 from hooked_vlm.errors import DataError, InputsError, PositionError
-from hooked_vlm.models.images import to_rgb_list
+from hooked_vlm.images import to_rgb_list
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.vocabulary import module_of, of_heads
 

@@ -15,6 +15,7 @@ from hooked_vlm.errors import DamagedCheckpointError, UnknownCheckpointError
 PREFIX = "zoo:"
 _HERE = pathlib.Path(__file__).parent
 _CHECKSUMS = _HERE / "checksums.json"
+CARD = "README.md"  # read by people alone, and so not listed
 
 
 def _listing() -> dict[str, dict[str, str]]:
@@ -50,7 +51,7 @@ def locate(name: str) -> pathlib.Path:
 
     Raises:
         UnknownCheckpointError: There is no such checkpoint.
-        DamagedCheckpointError: A file is missing or differs from the listed one.
+        DamagedCheckpointError: A file is missing, differs from the listed one, or is not listed.
 
     Example:
         >>> locate("zoo:blip-shapes").name
@@ -68,4 +69,8 @@ def locate(name: str) -> pathlib.Path:
             raise DamagedCheckpointError(
                 f"{folder / file} has the SHA-256 {found}, and {listed} was shipped: reinstall hooked-vlm."
             )
+    if strangers := sorted({each.name for each in folder.iterdir()} - {*files, CARD}):
+        raise DamagedCheckpointError(
+            f"{folder} holds {', '.join(strangers[:3])}, which was not shipped: take it away, or reinstall hooked-vlm."
+        )
     return folder

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hooked_vlm.datasets import shapes
 from hooked_vlm.datasets.scenes import Dice, Scene, render
 from hooked_vlm.errors import ResumeError
-from hooked_vlm.zoo import digest
+from hooked_vlm.zoo import CARD, digest
 from hooked_vlm.zoo.recipes import RECIPES, Recipe, Schedule, to_pixels
 
 STATE = "state.safetensors"
@@ -204,7 +204,7 @@ def export(recipe: Recipe, state: pathlib.Path, out: pathlib.Path) -> None:
     recipe.processor().save_pretrained(out)
     listing = out.parent / "checksums.json"
     listed = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else {}
-    files = sorted(file for file in out.iterdir() if file.is_file() and file.name != "README.md")
+    files = sorted(file for file in out.iterdir() if file.is_file() and file.name != CARD)
     listed[out.name] = {file.name: digest(file) for file in files}
     listing.write_text(json.dumps(listed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

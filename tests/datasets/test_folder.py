@@ -82,8 +82,8 @@ def test_a_corrupt_prompt_of_another_length_is_dropped_and_counted(tmp_path: pat
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (line("cat", "dog", prompt=""), "the line has no prompt"),
-        (line("cat", "", image=""), "the line has no image, wrong_answer"),
+        (line("cat", "dog", prompt=""), "the row has no prompt"),
+        (line("cat", "", image=""), "the row has no image, wrong_answer"),
         (line("cat", "cat"), "the answer is the wrong answer too"),
         (line("cat", "dog", prompt="is it a cat?"), "the question does not offer both answers"),
         (line("cat", "dog", prompt="is it a catfish or a dog?"), "the question does not offer both answers"),
@@ -109,7 +109,7 @@ def test_pictures_that_are_missing_damaged_or_the_same_are_named(tmp_path: pathl
     assert given.skipped["the picture cannot be read"] == 2
     assert given.skipped["the two pictures are the same picture"] == 1
     said = "; ".join(given.named["the picture cannot be read"])
-    assert "folder-000002: There is no picture" in said and "cat.png" in said and "hen.png" in said
+    assert "folder-000002: there is no image file" in said and "cat.png" in said and "hen.png" in said
 
 
 def test_a_mask_of_another_size_is_left_out_and_counted(tmp_path: pathlib.Path) -> None:
@@ -146,5 +146,5 @@ def test_a_folder_or_table_that_is_something_else_is_refused(tmp_path: pathlib.P
     with pytest.raises(TaskSchemaError, match=r"Lines 2 and 3 .* both called 'one'"):
         source("folder", data=tmp_path)
     (tmp_path / "pairs.csv").write_bytes("image,\u00e9".encode("latin-1"))
-    with pytest.raises(DataError, match="cannot be read as a table of comma-separated UTF-8"):
+    with pytest.raises(DataError, match=r"Line 1 .* is not UTF-8"):
         source("folder", data=tmp_path)

@@ -57,7 +57,7 @@ def test_a_name_that_comes_twice_is_named() -> None:
 
 def test_two_answers_that_are_one_are_named() -> None:
     row = next(shapes.rows("colour", 1))
-    with pytest.raises(pairs.TaskSchemaError, match=r"Row 0 .*'red' as its wrong answer too"):
+    with pytest.raises(pairs.TaskSchemaError, match=r"Row 0 .*does not fit: the answer is the wrong answer too"):
         pairs.check(pairs.table([{**row, "wrong_answer": "red"}]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 
 from hooked_vlm import HookedBLIP, HookedLLaVA, HookedVLM
 from hooked_vlm.errors import InputsError, TextError
-from tests.models.checkpoints import WORDS, blip_processor, blip_vqa, byte_tokenizer, llava, picture
+from hooked_vlm.given import is_blank, unwritable
+from hooked_vlm.models.prompts import fewest_tokens
+from tests.models.checkpoints import (
+    WORDS,
+    blip_processor,
+    blip_vqa,
+    byte_tokenizer,
+    llava,
+    picture,
+    word_tokenizer,
+    wordpiece_tokenizer,
+)
 from tests.models.unchecked import unchecked
 
 EXAMPLES = settings(max_examples=50, deadline=None)
@@ -36,7 +48,7 @@ def llava_words() -> HookedLLaVA:
 
 
 @EXAMPLES
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip))
+@given(st.text(min_size=1, max_size=20).filter(lambda text: not is_blank(text) and not unwritable(text)))
 def test_byte_pairs_spell_every_text_again(llava_bytes: HookedLLaVA, text: str) -> None:
     assert llava_bytes.to_string(llava_bytes.to_tokens(text, prepend_bos=False)) == [text]
 
@@ -185,3 +197,97 @@ def test_pixels_are_those_of_the_processor_for_one_image_or_several(blip: Hooked
     assert torch.equal(blip.to_pixels(images), expected)
     assert torch.equal(blip.to_pixels(images[1]), expected[1:])
     assert torch.equal(blip.to_inputs(images, "is it red?").pixel_values, expected)
+
+
+# --- prompts ----------------------------------------------------------------------------------------
+
+UNSEEN = ["\u200b", " \u200b\u2060\ufeff ", "\u3164\u115f", "\u2800", "\u00ad\ufe0f", "\x00", "\x1b\x7f"]
+
+
+@pytest.mark.parametrize("text", UNSEEN, ids=ascii)
+@pytest.mark.parametrize("family", ["blip", "llava_bytes"])
+def test_a_question_that_cannot_be_seen_is_empty(family: str, text: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(family)
+    for call in (lambda: model.to_inputs(picture(), text), lambda: model.to_tokens(["red", text])):
+        with pytest.raises(TextError, match=r"text [01] is empty .*can be seen"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("is it\x00 red?", "text 0 has a NUL at character 5"),
+        ("is it \ud800 red?", r"text 0 has half of a surrogate pair, '\\ud800', at character 6"),
+    ],
+)
+def test_what_no_tokenizer_reads_is_refused_by_its_place(blip: HookedBLIP, text: str, message: str) -> None:
+    for call in (lambda: blip.to_inputs(picture(), text), lambda: blip.to_tokens(text)):
+        with pytest.raises(TextError, match=message):
+            call()
+
+
+CONTROLS = {
+    "blip": ["[SEP]", "[CLS]", "[PAD]", "[MASK]", "[UNK]", "<image>"],
+    "llava_bytes": ["</s>", "<s>", "<pad>", "<unk>"],
+    "llava_words": ["</s>", "<s>", "<pad>", "<unk>"],
+}
+
+
+@pytest.mark.parametrize(("family", "token"), [(name, token) for name, tokens in CONTROLS.items() for token in tokens])
+def test_a_control_token_in_a_prompt_is_refused_unless_it_is_allowed(
+    family: str, token: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
+    for text in (f"is it {token} red?", f"is it{token}", token):
+        with pytest.raises(TextError, match=rf"text 1 .* holds '{re.escape(token)}'.*allow_special_tokens=True"):
+            model.to_inputs(picture(), ["is it red?", text])
+        assert model.to_inputs(picture(), text, allow_special_tokens=True).input_ids.numel()
+        assert model.to_tokens(text).numel()
+
+
+def test_llavas_own_placeholder_and_words_that_nobody_knows_are_no_control_tokens(llava_words: HookedLLaVA) -> None:
+    by_template = llava_words.to_inputs(picture(), "is it purple?")
+    written = llava_words.to_inputs(picture(), "USER: <image>\nis it purple? ASSISTANT:")
+    assert torch.equal(by_template.input_ids, written.input_ids)
+    assert llava_words.processor.tokenizer.unk_token_id in written.input_ids
+
+
+# --- prompts beyond the context ---------------------------------------------------------------------
+
+TOKENIZERS = {"word pieces": wordpiece_tokenizer(), "words": word_tokenizer(), "byte pairs": byte_tokenizer()}
+PIECES = st.sampled_from([*WORDS.split(), *"?!.,'", " ", "\n", "reddish", "é", "一", "\u0301", "<pad>", "</s>", "zzz"])
+
+
+@EXAMPLES
+@given(st.sampled_from(sorted(TOKENIZERS)), st.lists(PIECES, min_size=1, max_size=60), st.sampled_from(["", " "]))
+def test_the_bound_is_never_above_the_number_of_tokens(name: str, pieces: list[str], between: str) -> None:
+    tokenizer, text = TOKENIZERS[name], between.join(pieces)
+    n_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert fewest_tokens(tokenizer, text, 10) <= n_tokens
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["is it red ? ", "red,blue;", "一 二 三 "], ids=ascii)
+def test_of_a_long_text_the_bound_exceeds_the_context(name: str, text: str) -> None:
+    assert fewest_tokens(TOKENIZERS[name], text * 100_000, 512) > 512
+
+
+@pytest.mark.parametrize("family", ["blip", "llava_bytes", "llava_words"])
+@pytest.mark.parametrize(
+    "text", ["is it red? " * 400_000, "a" * 5_000_000, " " * 5_000_000 + "red", "is it red? " * 20_000]
+)
+def test_a_prompt_beyond_the_context_is_refused_before_it_is_tokenized(
+    family: str, text: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = request.getfixturevalue(family)
+    monkeypatch.setattr(type(model.processor.tokenizer), "_encode_plus", None)
+    limit = model.stacks[model.prompt_stack].cfg.n_ctx
+    with pytest.raises(TextError, match=rf"text 1 .* has {len(text):,} characters.* context is {limit}: shorten"):
+        model.to_inputs(picture(), ["is it red?", text])
+
+
+def test_a_long_prompt_that_fits_is_read(llava_words: HookedLLaVA) -> None:
+    assert torch.equal(
+        llava_words.to_inputs(picture(), "is it" + " " * 200_000 + "red?").input_ids,
+        llava_words.to_inputs(picture(), "is it red?").input_ids,
+    )

@@ -68,6 +68,14 @@ def test_a_missing_file_is_named(copied: pathlib.Path) -> None:
         zoo.locate("blip-shapes")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors.index.json", "pytorch_model.bin", "modeling.py", "adapter/w.bin"])
+def test_a_file_that_was_not_shipped_is_refused(copied: pathlib.Path, file: str) -> None:
+    (copied / file).parent.mkdir(exist_ok=True)
+    (copied / file).touch()
+    with pytest.raises(zoo.DamagedCheckpointError, match=rf"holds {file.partition('/')[0]}, which was not shipped"):
+        zoo.locate("blip-shapes")
+
+
 def test_finding_a_checkpoint_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, json; from hooked_vlm import zoo; zoo.locate('blip-shapes'); "
     code += "print(json.dumps(sorted(sys.modules)))"

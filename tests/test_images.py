@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hooked_vlm.datasets.sources import source
 from hooked_vlm.errors import HookedVLMError, ImageError
-from hooked_vlm.models.images import to_rgb, to_rgb_list
+from hooked_vlm.images import read, size, to_rgb, to_rgb_list
 from tests.models.checkpoints import blip_processor, picture
 
 RGB = picture(3, height=10, width=14)
@@ -145,6 +147,10 @@ MODES = {
     "1-bit": (Image.new("1", (3, 2), 1), Image.new("RGB", (3, 2), "white")),
     "32-bit integers": (Image.new("I", (3, 2), 257 * 77), Image.new("RGB", (3, 2), (77, 77, 77))),
     "16-bit": (Image.fromarray(np.full((2, 3), 257 * 77, np.uint16)), Image.new("RGB", (3, 2), (77, 77, 77))),
+    "16-bit, the other end first": (
+        Image.frombytes("I;16B", (3, 2), np.full((2, 3), 257 * 77, ">u2").tobytes()),
+        Image.new("RGB", (3, 2), (77, 77, 77)),
+    ),
     "floats in 0..1": (Image.new("F", (3, 2), 77 / 255), Image.new("RGB", (3, 2), (77, 77, 77))),
 }
 
@@ -165,6 +171,34 @@ def test_float_pictures_beyond_one_are_refused_by_name(tmp_path: Path) -> None:
     Image.new("F", (3, 2), 40.0).save(tmp_path / "depth.tiff")
     with pytest.raises(ImageError, match=r"depth\.tiff.*floats from 40"):
         to_rgb(tmp_path / "depth.tiff")
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_deep_tiffs_are_the_same_picture_for_a_model_and_for_a_data_set(mode: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    array = ramp.astype(np.float32) if mode == "F" else (ramp * 65535).astype(np.int32)
+    Image.fromarray(array).save(tmp_path / "deep.tiff")
+    picture(9, 8, 8).save(tmp_path / "other.png")
+    lines = "image,corrupt_image,prompt,answer,wrong_answer\ndeep.tiff,other.png,a or b?,a,b\n"
+    (tmp_path / "pairs.csv").write_text(lines)
+    (row,) = source("folder", data=tmp_path).rows
+    assert same(row["image"], to_rgb(tmp_path / "deep.tiff")) and same(
+        row["image"], read((tmp_path / "deep.tiff").read_bytes())
+    )
+    grey = np.asarray(row["image"])[:, :, 0].astype(int)
+    assert np.abs(grey - ramp * 255).max() <= 1 and len(np.unique(grey)) == 64
+
+
+@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
+def test_integers_beyond_16_bits_are_refused_by_name(value: int, tmp_path: Path) -> None:
+    Image.new("I", (3, 2), value).save(tmp_path / "deep.tiff")
+    with pytest.raises(ImageError, match=rf"deep\.tiff.*integers from {value} to {value}; expected 0 to 65535"):
+        to_rgb(tmp_path / "deep.tiff")
+
+
+def test_a_mode_that_is_no_picture_is_named() -> None:
+    with pytest.raises(ImageError, match=r"image' has mode La, which Pillow does not turn into RGB"):
+        to_rgb(Image.new("La", (3, 2)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "1", "CMYK"])
@@ -192,6 +226,7 @@ def test_a_cameras_rotation_is_undone(orientation: int, tmp_path: Path) -> None:
     exif[0x0112] = orientation
     RGB.save(tmp_path / "photo.png", exif=exif)
     assert np.array_equal(to_rgb(tmp_path / "photo.png"), ORIENTED[orientation])
+    assert size(tmp_path / "photo.png") == to_rgb(tmp_path / "photo.png").size
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -216,8 +251,57 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=f"{tmp_path.name}.*cannot be read"):
+    with pytest.raises(ImageError, match=f"{tmp_path.name}.*is a directory and cannot be read"):
         to_rgb(tmp_path)
+
+
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for look in (to_rgb, read, size):
+        with pytest.raises(ImageError, match=r"pipe\.png' is a FIFO and cannot be read"):
+            look(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_a_device_is_refused(path: str) -> None:
+    with pytest.raises(ImageError, match=rf"{path}' is a device and cannot be read"):
+        to_rgb(path)
+
+
+def test_a_link_that_leads_nowhere_and_a_name_that_no_file_has_are_named(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(ImageError, match=r"no image file .*link\.png.*its link leads nowhere"):
+        to_rgb(tmp_path / "link.png")
+    for name in ("a\0b.png", "a" * 5000):
+        with pytest.raises(ImageError, match="cannot be read"):
+            to_rgb(name)
+
+
+def test_a_drawing_that_another_program_would_run_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "drawing.eps", encoded(RGB, "eps"))
+    with pytest.raises(ImageError, match=r"drawing\.eps' is EPS, which another program would have to draw"):
+        to_rgb(path)
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    for shape in ((0, 0), (0, 5), (5, 0)):
+        with pytest.raises(ImageError, match=rf"image 1' has {shape[0]} x {shape[1]} pixels"):
+            to_rgb_list([RGB, Image.new("RGB", shape)])
+
+
+def test_a_picture_far_longer_than_wide_is_refused() -> None:
+    assert to_rgb(Image.new("L", (500, 1))).size == (500, 1)
+    for image in (Image.new("L", (501, 1)), np.zeros((2000, 3), np.uint8)):
+        with pytest.raises(ImageError, match="one side is more than 500 times the other"):
+            to_rgb(image)
+
+
+def test_the_size_of_a_picture_is_read_from_its_head_alone(tmp_path: Path) -> None:
+    content = encoded(picture(0, 64, 48), "png")
+    path = written(tmp_path / "half.png", content[:200])
+    assert size(path) == size(content) == (48, 64)
+    with pytest.raises(ImageError, match=r"half\.png"):
+        read(path)
 
 
 def test_a_text_that_is_called_an_image_is_named(tmp_path: Path) -> None:
