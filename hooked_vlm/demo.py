@@ -121,7 +121,7 @@ def zeroed(model: HookedBLIP, pair: Pair) -> Group:
         source(zero_head)
         + "\nhook = partial(zero_head, head=head)\nmodel.run_with_hooks(inputs, fwd_hooks=[(name, hook)])",
         head_table(model, effect),
-        f"Change of the logit difference ({before:+.3f}) when a cross-attention head is zeroed.",
+        f"Change of the logit difference ({before:+.3f}) when a cross-attention head is zeroed at all positions.",
     )
 
 
@@ -142,7 +142,7 @@ def patched(model: HookedBLIP, pair: Pair) -> Group:
         + "\nmodel.run_with_hooks(corrupt, fwd_hooks=[(name, hook)])",
         head_table(model, restored),
         f"Clean image: it is {pair.right} ({high:+.3f}). Corrupt: it is {pair.wrong} ({low:+.3f}). Shown is the share "
-        "of the way back to clean that a single head restores.",
+        "of the way back to clean that a single head restores, patched at all positions.",
     )
 
 

@@ -6,7 +6,7 @@
 
 is `hooked-vlm notice zoo:blip-shapes --task colour --task shape --examples 24 --out runs/blip`. The parts serve alone:
 corruptions are hook functions, `ablate` and `score_example` take any model and any heads, `select` any table of
-effects, `summarise`, `report.write` and `compare` any run's directory.
+effects, `summarise`, `verdicts`, `report.write` and `compare` any run's directory.
 
 Nothing heavy is imported until a name is used.
 """
@@ -30,6 +30,7 @@ _PUBLIC = {
     "score_example": "functions",
     "select": "universal",
     "summarise": "summary",
+    "verdicts": "report.notebook",
 }
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hooked_vlm.notice.functions import score_example
     from hooked_vlm.notice.pipeline import run
     from hooked_vlm.notice.report.compare import compare
+    from hooked_vlm.notice.report.notebook import verdicts
     from hooked_vlm.notice.summary import summarise
     from hooked_vlm.notice.universal import Rule, select
 
@@ -61,6 +63,7 @@ __all__ = [
     "score_example",
     "select",
     "summarise",
+    "verdicts",
 ]
 
 

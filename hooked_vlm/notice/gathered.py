@@ -1,13 +1,13 @@
 """A run directory's parquet files, read one at a time into grids: what the summary is made from.
 
 Of each file only the columns that are used are read, and of its rows only what the summary needs is kept: of the
-effects those of single heads where heads are selected, and means by token role. Cost: a few milliseconds a file, and
-a few kilobytes an example. Knows no model.
+effects those of single heads where heads are selected, and means by token role: of each head over all examples, of all
+heads in each. Cost: a few milliseconds a file, and a few kilobytes an example. Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,31 @@ class Grid:
         return chosen
 
 
+class Moments:
+    """What `Grid` takes, added up: the mean of each cell over examples, in memory that does not grow with them."""
+
+    def __init__(self) -> None:
+        self._columns: dict[Any, int] = {}
+        self._sums = np.zeros((0, 4))  # of each cell: how many, their sum, that of their squares, of their sizes
+
+    def add(self, example: str, cells: Sequence[Any], values: Float[np.ndarray, "cell 1"]) -> None:
+        """One example's values; those that are not finite do not count."""
+        places = np.fromiter((self._columns.setdefault(cell, len(self._columns)) for cell in cells), np.int64)
+        grown = np.zeros((len(self._columns), 4))
+        grown[: len(self._sums)] = self._sums
+        value, known = np.nan_to_num(values[:, 0], posinf=0.0, neginf=0.0), np.isfinite(values[:, 0])
+        grown[places] += np.stack([known, value * known, (value * known) ** 2, np.abs(value * known)], 1)
+        self._sums = grown
+
+    def table(self) -> pd.DataFrame:
+        """A row a cell: cell, n, mean, sd (of the sample), mean_abs."""
+        n, total, squares, sizes = self._sums.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total / n
+            sd = np.sqrt(np.maximum(squares - n * mean**2, 0.0) / (n - 1))
+            return pd.DataFrame({"cell": list(self._columns), "n": n, "mean": mean, "sd": sd, "mean_abs": sizes / n})
+
+
 @dataclass
 class Gathered:
     """What the summary is made from.
@@ -92,6 +117,8 @@ class Gathered:
         heads: for each (corrupt, kind, task) a grid of `MEASURES`, cells (layer, head), at role `at`.
         roles: for each (corrupt, kind, task) a grid of effect and size (|effect|), cells (layer, role), each the mean
             over heads and positions.
+        places: for each (corrupt, kind, task) the moments of the effect of single heads at every role, cells (layer,
+            (head, role)).
         attention: for each kind a grid of `SCORES`, cells (layer, head).
         ablation: for each task a grid of correct and logit_diff, cells (selection, draw).
         sets: for each (task, selection, draw) its n_heads, and overlap where it was written.
@@ -104,6 +131,7 @@ class Gathered:
     examples: pd.DataFrame
     heads: dict[tuple[str, str, str], Grid] = field(default_factory=dict)
     roles: dict[tuple[str, str, str], Grid] = field(default_factory=dict)
+    places: dict[tuple[str, str, str], Moments] = field(default_factory=dict)
     attention: dict[str, Grid] = field(default_factory=dict)
     ablation: dict[str, Grid] = field(default_factory=dict)
     sets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
@@ -229,11 +257,14 @@ def _add_effects(found: Gathered, rows: pa.Table) -> None:
     measures = np.stack([_column(rows, name).astype(np.float64) for name in MEASURES], 1)
     size = np.stack([measures[:, 0], np.abs(measures[:, 0])], 1)
     family = corrupt * len(kinds) + kind
+    singly = [(each, role) for each in range(int(head.max()) + 1) for role in roles]
     at_heads = (role == roles.index(found.at)) & (head >= 0) if found.at in roles else np.zeros(len(role), bool)
-    for which, mine, parts, values, names, into in (
-        (at_heads, head, range(int(head.max()) + 1), measures, MEASURES, found.heads),
-        (np.ones(len(role), bool), role, roles, size, ["effect", "size"], found.roles),
-    ):
+    rows_of: tuple[tuple[Any, Any, Any, Any, Callable[[], Any], dict[tuple[str, str, str], Any]], ...] = (
+        (at_heads, head, range(int(head.max()) + 1), measures, lambda: Grid(*MEASURES), found.heads),
+        (np.ones(len(role), bool), role, roles, size, lambda: Grid("effect", "size"), found.roles),
+        (head >= 0, head * len(roles) + role, singly, measures[:, :1], Moments, found.places),
+    )
+    for which, mine, parts, values, made, into in rows_of:
         n = max(len(parts), 1)
         n_layers = int(layer.max()) + 1
         cells, means = _means(((family * n_layers + layer) * n + mine)[which], values[which])
@@ -241,7 +272,7 @@ def _add_effects(found: Gathered, rows: pa.Table) -> None:
             own = cells // (n_layers * n) == code
             places = [(int(cell) // n % n_layers, parts[int(cell) % n]) for cell in cells[own]]
             key = (corrupts[code // len(kinds)], kinds[code % len(kinds)], task)
-            into.setdefault(key, Grid(*names)).add(example, places, means[own])
+            into.setdefault(key, made()).add(example, places, means[own])
 
 
 def _add_attention(found: Gathered, rows: pa.Table) -> None:

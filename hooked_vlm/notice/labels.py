@@ -5,6 +5,7 @@ Cost: a few resamples of a matrix [example head] for each score. Knows no model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from hooked_vlm.notice import statistics
 from hooked_vlm.notice.functions import SCORES
 from hooked_vlm.notice.gathered import Grid
 
+SHARES = frozenset({"inside", "auc", "pointing", "outlier"})  # scores between 0 and 1 that are means of one an example
 OBJECT, SUPPRESSION, OUTLIER, NONE = "object detection", "object suppression", "outlier suppression", "none"
 
 
@@ -83,7 +85,8 @@ def labels_of(
         made: dict[str, Any] = {}
         for name in SCORES:
             values = grid.matrix(name)
-            low, high = statistics.bootstrap(values, times=times, seed=(seed, 4), level=level)
+            interval = statistics.of_scores if name in SHARES else statistics.bootstrap
+            low, high = interval(values, times=times, seed=(seed, 4), level=level)
             made |= {name: statistics.means(values), f"{name}_low": low, f"{name}_high": high}
         auc = grid.matrix("auc")
         flips = statistics.flips_needed(len(heads), alpha)
@@ -104,8 +107,17 @@ def labels_of(
 def _label(row: dict[str, float], majority: float, alpha: float) -> str:
     if row["outlier_low"] > majority:
         return OUTLIER
-    if row["q"] <= alpha and row["lift_low"] > 1 and row["auc_low"] > 0.5 and row["relative_inside_low"] > 0:
+    if row["q"] <= alpha and _low(row, "lift") > 1 and row["auc_low"] > 0.5 and _low(row, "relative_inside") > 0:
         return OBJECT
-    if row["q"] <= alpha and row["lift_high"] < 1 and row["auc_high"] < 0.5 and row["relative_inside_high"] < 0:
+    if row["q"] <= alpha and _high(row, "lift") < 1 and row["auc_high"] < 0.5 and _high(row, "relative_inside") < 0:
         return SUPPRESSION
     return NONE
+
+
+def _low(row: dict[str, float], score: str) -> float:
+    """The lower end of a score's interval; the score itself where examples are all alike and `q` alone has a say."""
+    return row[score] if math.isnan(row[f"{score}_low"]) else row[f"{score}_low"]
+
+
+def _high(row: dict[str, float], score: str) -> float:
+    return row[score] if math.isnan(row[f"{score}_high"]) else row[f"{score}_high"]

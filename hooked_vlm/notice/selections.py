@@ -58,3 +58,17 @@ def order(name: str) -> tuple[bool, bool, bool, str]:
     if match is None:
         return True, True, True, name
     return match["how"] != "universal", match["rule"] is not None, match["corrupt"] != "image", name
+
+
+def selection_name(selection: object) -> str:
+    """A set of ablated heads in words.
+
+    >>> selection_name("universal image, paper's rule"), selection_name("strongest 3 text")
+    ("universal heads (image, paper's rule)", '3 strongest heads (text)')
+    """
+    match = NAME.fullmatch(str(selection))
+    if match is None:
+        return f"heads of \u201c{selection}\u201d"
+    how, n, corrupt, rule = match["how"], match["n"], match["corrupt"], match["rule"]
+    which = "universal" if n is None else f"{n} {how}"
+    return f"{which} heads ({corrupt}{', ' + rule if rule else ''})"

@@ -5,9 +5,12 @@ example), and treats all columns in the same resamples, so that what examples ha
 means "not measured in this example" and is left out of its column. Cost: one matrix product a call,
 [resamples example] by [example cell], in chunks. Knows no model and no files.
 
-Sources: percentile bootstrap, Efron (1979) and Efron & Tibshirani (1993, ch. 13); sign flips, Fisher (1935), with
-the observed arrangement counted among the random ones as in Phipson & Smyth (2010); false discovery rate,
-Benjamini & Hochberg (1995).
+Resampling a sample that has no spread gives a point, which says nothing of how sure its value is. So a proportion has
+an exact interval instead (50 of 50 is [92.9 %, 100 %]), and any other mean that is the same in every resample has none.
+
+Sources: percentile bootstrap, Efron (1979) and Efron & Tibshirani (1993, ch. 13); proportions, Clopper & Pearson
+(1934); means from their moments, Student (1908); sign flips, Fisher (1935), with the observed arrangement counted among
+the random ones as in Phipson & Smyth (2010); false discovery rate, Benjamini & Hochberg (1995).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 ALPHA = 0.05
 BOOTSTRAP = 1000
+ROUNDING = 1e-12  # of a number: what adding the same numbers in another order changes
 _CHUNK = 2**20  # entries of a block of sign patterns, or of their sums
 
 
@@ -61,12 +65,15 @@ def means(values: Matrix, weights: Float[np.ndarray, "times example"] | None = N
         return total / (weights @ known.astype(np.float64))
 
 
-def interval(draws: Array, level: float = LEVEL) -> tuple[Array, Array]:
+def interval(draws: Array, level: float = LEVEL, *, points: bool = False) -> tuple[Array, Array]:
     """The percentile interval of a statistic from its values in resamples, [times cell] to two [cell].
+
+    NaN where all resamples agree: there was nothing to resample, which is no reason to be certain.
 
     Args:
         draws: NaN where a resample has no value.
         level: e.g. 0.95.
+        points: keep an interval that is a point, of a statistic that arithmetic can hold in place.
     """
     tail = 50 * (1 - level)
     if not draws.size:
@@ -76,6 +83,7 @@ def interval(draws: Array, level: float = LEVEL) -> tuple[Array, Array]:
     filled = np.where(bare, 0.0, draws)
     percentile = np.nanpercentile if np.isnan(filled).any() else np.percentile  # the first goes column by column
     low, high = percentile(filled, [tail, 100 - tail], axis=0)
+    bare |= (not points) & np.isclose(low, high, rtol=ROUNDING, atol=0)
     return np.where(bare, np.nan, low), np.where(bare, np.nan, high)
 
 
@@ -89,7 +97,9 @@ def bootstrap(
 ) -> tuple[Array, Array]:
     """Percentile interval over examples of every column's mean, or of a statistic of the means.
 
-    A single example has no spread to resample, so its interval is NaN, not a point.
+    A single example has no spread to resample, nor have equal ones, so their interval is NaN, not a point. A statistic
+    of several columns may be the same in every resample for another reason: where one head alone moves the answer, its
+    ratio to the average head is the number of heads. It keeps its point.
 
     Args:
         values: one row an example.
@@ -102,7 +112,7 @@ def bootstrap(
         Lower and upper ends, [cell].
     """
     draws = means(values, resamples(len(values), times, seed)) if len(values) else np.empty((0, values.shape[1]))
-    low, high = interval(draws if statistic is None else statistic(draws), level)
+    low, high = interval(draws if statistic is None else statistic(draws), level, points=statistic is not None)
     if statistic is None:
         alone = (~np.isnan(values)).sum(0) < 2
         return np.where(alone, np.nan, low), np.where(alone, np.nan, high)
@@ -110,14 +120,99 @@ def bootstrap(
     return (np.full_like(low, np.nan), np.full_like(high, np.nan)) if few else (low, high)
 
 
-def mean_with_interval(values: ArrayLike, times: int = BOOTSTRAP, seed: int = 0) -> dict[str, float]:
-    """The mean of some numbers, one an example, with its percentile interval: mean, low, high, n. NaN is left out."""
+def mean_with_interval(
+    values: ArrayLike, times: int = BOOTSTRAP, seed: int = 0, *, scores: bool = False
+) -> dict[str, float]:
+    """The mean of some numbers, one an example, with its interval: mean, low, high, n. NaN is left out.
+
+    Args:
+        values: the numbers.
+        times: resamples.
+        seed: which.
+        scores: they lie between 0 and 1, so `of_scores` has their interval.
+    """
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     if not len(known):
         return {"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    low, high = bootstrap(known[:, None], times=times, seed=(seed, 7))
+    low, high = (of_scores if scores else bootstrap)(known[:, None], times=times, seed=(seed, 7))
     return {"mean": float(known.mean()), "low": float(low[0]), "high": float(high[0]), "n": len(known)}
+
+
+def share(hits: ArrayLike, level: float = LEVEL) -> dict[str, float]:
+    """The share of hits among trials with its exact (Clopper-Pearson) interval: mean, low, high, n. NaN is left out.
+
+    >>> found = share([1.0] * 50)
+    >>> found["mean"], round(found["low"], 3), found["high"]
+    (1.0, 0.929, 1.0)
+
+    Args:
+        hits: 1 or 0, one an example.
+        level: e.g. 0.95.
+    """
+    known = np.asarray(hits, np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+    low, high = exact(int(known.sum()), len(known), level)
+    return {"mean": float(known.mean()), "low": low, "high": high, "n": len(known)}
+
+
+@lru_cache(maxsize=4096)
+def exact(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """The exact interval of a proportion (Clopper-Pearson).
+
+    >>> [round(end, 3) for end in exact(0, 50)]
+    [0.0, 0.071]
+    """
+    ends = stats.binomtest(hits, trials).proportion_ci(level, method="exact")
+    return float(ends.low), float(ends.high)
+
+
+def of_scores(
+    values: Matrix, *, times: int = BOOTSTRAP, seed: int | tuple[int, ...] = 0, level: float = LEVEL
+) -> tuple[Array, Array]:
+    """`bootstrap` of the means of scores that lie between 0 and 1.
+
+    A column of ones and zeros has the exact interval of a proportion. Where all examples agree on another score, the
+    share of examples that may still disagree is that of a proportion of which no case was seen, and they may lie at
+    either bound.
+
+    Args:
+        values: one row an example.
+        times: resamples.
+        seed: which.
+        level: e.g. 0.95.
+
+    Returns:
+        Lower and upper ends, [cell].
+    """
+    low, high = bootstrap(values, times=times, seed=seed, level=level)
+    n, mean = (~np.isnan(values)).sum(0), means(values)
+    for cell in np.flatnonzero(n > 0):
+        column = values[~np.isnan(values[:, cell]), cell]
+        if np.isin(column, (0.0, 1.0)).all():
+            low[cell], high[cell] = exact(int(column.sum()), len(column), level)
+        elif n[cell] > 1 and np.isnan(low[cell]):
+            unseen = exact(0, len(column), level)[1]
+            low[cell], high[cell] = mean[cell] * (1 - unseen), mean[cell] + (1 - mean[cell]) * unseen
+    return low, high
+
+
+def of_moments(n: Array, mean: Array, sd: Array, level: float = LEVEL) -> tuple[Array, Array]:
+    """Student's interval of means of which n, mean and sample SD were kept, and the numbers were not.
+
+    NaN where fewer than two numbers, or numbers without spread, went into a mean.
+
+    Args:
+        n: how many numbers.
+        mean: theirs.
+        sd: theirs.
+        level: e.g. 0.95.
+    """
+    known = (n > 1) & (sd > 1e-7 * np.abs(mean))  # the root of what rounding leaves of equal numbers' variance
+    reach = stats.t.ppf((1 + level) / 2, np.where(known, n - 1, 1)) * sd / np.sqrt(np.where(known, n, 1))
+    return np.where(known, mean - reach, np.nan), np.where(known, mean + reach, np.nan)
 
 
 def flips_needed(n_tests: int, alpha: float = ALPHA, fewest: int = 9999, most: int = 200_000) -> int:

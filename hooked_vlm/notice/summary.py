@@ -1,7 +1,8 @@
 """summary.json: every number that the report prints, made from a run directory's parquet files alone.
 
-Top-level keys; each is a list of flat records unless said. Intervals are percentile bootstrap over examples, 95 %;
-what cannot be computed is null.
+Top-level keys; each is a list of flat records unless said. Intervals are 95 %, over examples: exact (Clopper-Pearson)
+of shares, percentile bootstrap of the rest unless said. What cannot be computed is null; so is the interval of numbers
+that are all equal.
 
 - ``counts``: task, seen, answered (rows that the model gave an answer to), accuracy (of those, answered rightly),
   accuracy_low, accuracy_high, kept, reasons (dict, why rows were not kept: how many).
@@ -13,7 +14,10 @@ what cannot be computed is null.
   mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio, ratio_low,
   ratio_high, p, q, repeats, sound; p_all, q_all, repeats_all, paper_all, sound_all over all tasks), restoration (mean)
   and normalised (median, since a ratio of logit differences has no mean to rely on where they are near 0). Where the
-  selected token is several positions, an example's effect is their mean.
+  selected token is several positions, an example's effect is their mean. And what `places.best_places` gives: at (the
+  role these effects are of), best_at (the role at which the head moves the answer most), best, best_low, best_high,
+  best_abs (effect and |effect| there), elsewhere (true where it is strong there and not here).
+- ``strongest``: what `places.strongest` gives of them, by corrupt and task.
 - ``roles``: corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
   |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
 - ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "sound"), tasks,
@@ -22,17 +26,17 @@ what cannot be computed is null.
   significant, q, and every score of `functions.SCORES` with _low and _high; all tasks together.
   ``functions_by_task``: the same with task, since a head may look at the object in one task and away in another.
 - ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
-  accuracy, accuracy_low, accuracy_high (over examples), accuracy_random_mean, accuracy_random_low,
+  and accuracy, each also with _low and _high (over examples), accuracy_random_mean, accuracy_random_low,
   accuracy_random_high (2.5 and 97.5 % of random sets), the same for logit_diff, harm, harm_low, harm_high (mean logit
   difference under random sets less that under the selection, interval over examples), p (share of sets, the selection
-  among them, whose mean logit difference is no higher than the selection's), worse (true where harm_low is above 0 and
-  p at most 0.05, null where there are too few random sets for such a p, else false).
+  among them, whose mean logit difference is no higher than the selection's), worse (`claims.hurts_more`: true, false,
+  or null where that cannot be told).
 - ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads (those that either corruption
   moves by more than rounding: heads that no corruption reaches would agree by being 0), spearman (of mean |effect| over
   heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
-- ``figures``: file, kind, layer, head, example, caption. ``findings``: claim, holds (true, false, or null where the run
-  cannot tell), evidence. ``cautions``: sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as
-  in run.json.
+- ``figures``: file, kind, layer, head, example, caption. ``findings``: `claims.Verdict`s: about, claim, holds (true,
+  false, or null where the run cannot tell), told (a sentence), evidence, subject, parts (task: holds). ``cautions``:
+  sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as in run.json.
 
 Cost: some 10 ms an example to read, then seconds for the resamples. Knows no model.
 """
@@ -46,21 +50,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import findings, statistics, universal
-from hooked_vlm.notice.ablation import FULL, SELECTED
-from hooked_vlm.notice.answers import judged
+from hooked_vlm.notice import cautions, findings, places, statistics, tables, universal
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import RUN, SUMMARY, whole
 from hooked_vlm.notice.gathered import Gathered, gather
 from hooked_vlm.notice.labels import labels_of
-from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
 NAMES = 3  # of what was noted of the data, named in the report
-ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
-TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
 
 
 def summarise(
@@ -103,23 +102,25 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         for task, grids in data.attention_by_task().items()
     ]
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
-    tables = {
-        "counts": _as_asked(_counts(data, times, seed), asked),
+    made_of = {
+        "counts": _as_asked(tables.counts(data), asked),
         "noted": _as_asked(_noted(path), asked),
-        "behaviour": _as_asked(_behaviour(data, times, seed), asked),
-        "heads": _heads(data, selection),
-        "roles": _roles(data, times, seed),
+        "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
+        "heads": tables.heads(data, selection),
+        "roles": tables.roles(data, times, seed),
         "universal": chosen.to_dict("records"),
         "functions": functions.to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
-        "ablation": _as_asked(_ablation(data, times, seed), asked),
-        "noise": _as_asked(_noise(families, data, times, seed), asked),
+        "ablation": _as_asked(tables.ablation(data, times, seed), asked),
+        "noise": _as_asked(tables.noise(families, data, times, seed), asked),
     }
+    verdicts = findings.findings(data, made_of, significant, rule)
     summary: dict[str, Any] = {
-        **tables,
-        "disagreements": universal.disagreements(selection, rule),
-        "findings": findings.findings(data, tables, significant, times=times, seed=seed),
-        "cautions": notes + findings.cautions(data, tables, config, rule),
+        **made_of,
+        "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
+        "disagreements": universal.disagreements(selection, rule, at=data.at),
+        "findings": [verdict.to_record() for verdict in verdicts],
+        "cautions": notes + cautions.cautions(data, made_of, config, rule),
         "select_at": dict.fromkeys(data.head_kinds, data.at),
         "config": dict(config),
         "model": dict(model),
@@ -151,38 +152,7 @@ def _gathered(path: Path, at: str) -> tuple[Gathered, list[str]]:
     return data, []
 
 
-# --- tables -----------------------------------------------------------------------------------------
-
-
-def _named(name: str, values: np.ndarray, times: int, seed: int) -> dict[str, float]:
-    """A mean with its interval, as name, name_low and name_high."""
-    found = statistics.mean_with_interval(values, times, seed)
-    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-
-
-def _counts(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
-    records = []
-    for task, rows in data.examples.groupby("task", sort=False):
-        said = rows[rows["generated"].fillna("").astype(str) != ""]
-        right = [
-            float(bool(kept) or judged(str(text), str(answer), str(wrong)) == "")
-            for kept, text, answer, wrong in zip(
-                said["kept"], said["generated"], said["answer"], said["wrong_answer"], strict=True
-            )
-        ]
-        records.append(
-            {
-                "task": task,
-                "seen": len(rows),
-                "answered": len(said),
-                **_named("accuracy", np.array(right), times, seed),
-                "kept": int(rows["kept"].sum()),
-                "reasons": {
-                    str(k): int(n) for k, n in rows.loc[~rows["kept"].astype(bool), "reason"].value_counts().items()
-                },
-            }
-        )
-    return records
+# --- files ------------------------------------------------------------------------------------------
 
 
 def _noted(path: Path) -> list[dict[str, Any]]:
@@ -198,149 +168,6 @@ def _noted(path: Path) -> list[dict[str, Any]]:
         for task, found in of_tasks.items()
         for reason, n in found.get("skipped", {}).items()
     ]
-
-
-def _behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
-    records = []
-    kept = data.examples[data.examples["kept"].astype(bool)]
-    for task, rows in kept.groupby("task", sort=False):
-        for corrupt in CORRUPTIONS:
-            there = rows[rows[f"{corrupt}_logit_diff"].notna()]
-            if there.empty:
-                continue
-            after = there[f"{corrupt}_logit_diff"].to_numpy(np.float64)
-            clean = there["clean_logit_diff"].to_numpy(np.float64)
-            records.append(
-                {
-                    "task": task,
-                    "corrupt": corrupt,
-                    "n": len(there),
-                    **_named("clean_logit_diff", clean, times, seed),
-                    **_named("corrupt_logit_diff", after, times, seed),
-                    **_named("flipped", (after < 0).astype(np.float64), times, seed),
-                }
-            )
-    return records
-
-
-def _heads(data: Gathered, selection: pd.DataFrame) -> list[dict[str, Any]]:
-    if selection.empty:
-        return []
-    extra = []
-    for (corrupt, kind, task), grid in data.heads.items():
-        cells = grid.cells
-        normalised = grid.matrix("normalised")
-        bare = np.isnan(normalised).all(0)
-        part = pd.DataFrame(cells, columns=["layer", "head"]).assign(corrupt=corrupt, kind=kind, task=task)
-        part["restoration"] = statistics.means(grid.matrix("restoration"))
-        part["normalised"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalised), axis=0))
-        extra.append(part)
-    keys = ["corrupt", "kind", "task", "layer", "head"]
-    records: list[dict[str, Any]] = selection.merge(pd.concat(extra), on=keys, how="left").to_dict("records")
-    return records
-
-
-def _roles(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
-    records = []
-    for (corrupt, kind, task), grid in sorted(data.roles.items()):
-        cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
-        ends = [statistics.bootstrap(values, times=times, seed=(seed, 8)) for values in (effect, size)]
-        table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
-        table = table.assign(n=(~np.isnan(effect)).sum(0), mean=statistics.means(effect))
-        table = table.assign(ci_low=ends[0][0], ci_high=ends[0][1], mean_abs=statistics.means(size))
-        records += table.assign(abs_low=ends[1][0], abs_high=ends[1][1]).to_dict("records")
-    return records
-
-
-def _ablation(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
-    records = []
-    for task, grid in data.ablation.items():
-        for name in sorted({name for name, _ in grid.cells if name != FULL}):
-            sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
-            drawn = [(name, draw) for draw in sets]
-            about = [data.sets[task, name, draw] for draw in sets]
-            record: dict[str, Any] = {
-                "task": task,
-                "selection": name,
-                "n_heads": data.sets[task, name, SELECTED]["n_heads"],
-                "n": len(grid.examples),
-                "draws": len(sets),
-                "n_overlapping": sum(each.get("overlap", 0) > 0 for each in about),
-            }
-            for measure, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
-                full = grid.matrix(column, [(FULL, SELECTED)])[:, 0]
-                record[f"{measure}_full"] = statistics.mean_with_interval(full, times, seed)["mean"]
-                record |= _named(measure, grid.matrix(column, [(name, SELECTED)])[:, 0], times, seed)
-                means = statistics.means(grid.matrix(column, drawn)) if drawn else np.array([])
-                low, high = statistics.interval(means[:, None])
-                record[f"{measure}_random_mean"] = float(means.mean()) if len(means) else math.nan
-                record |= {f"{measure}_random_low": float(low[0]), f"{measure}_random_high": float(high[0])}
-            if drawn:
-                chosen = grid.matrix("logit_diff", [(name, SELECTED)])[:, 0]
-                others = grid.matrix("logit_diff", drawn)
-                record |= _named("harm", others.mean(1) - chosen, times, seed)
-                record["p"] = float((1 + (statistics.means(others) <= np.nanmean(chosen)).sum()) / (1 + len(drawn)))
-                record["worse"] = _worse(record["harm_low"], record["p"], len(drawn))
-            else:
-                record |= dict.fromkeys(("harm", "harm_low", "harm_high", "p"), math.nan) | {"worse": None}
-            records.append(record)
-    return records
-
-
-def _worse(harm_low: float, p: float, draws: int) -> bool | None:
-    """Whether a selection hurts more than random heads; None where there are too few random sets to tell."""
-    least = 1 / (1 + draws)
-    if harm_low > 0 and p <= least and least > statistics.ALPHA:
-        return None
-    return None if math.isnan(harm_low) else harm_low > 0 and p <= statistics.ALPHA
-
-
-def _noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
-    records = []
-    for corrupt, kind in sorted(families):
-        if (f"{corrupt}_noise", kind) not in families:
-            continue
-        heads = families[corrupt, kind][0]
-        for task in data.tasks:
-            grids = [data.heads.get((name, kind, task)) for name in (corrupt, f"{corrupt}_noise")]
-            if grids[0] is None or grids[1] is None:
-                continue
-            places = [{example: i for i, example in enumerate(grid.examples)} for grid in grids if grid is not None]
-            both = [example for example in places[0] if example in places[1]]
-            rows = [[place[example] for example in both] for place in places]
-            sizes = [np.abs(grid.matrix("effect", heads))[at] for grid, at in zip(grids, rows, strict=True) if grid]
-            moved = np.any([_moves(statistics.means(size)) for size in sizes], 0)
-            sizes = [size[:, moved] for size in sizes]
-            maps = [statistics.means(size) for size in sizes]
-            top = max(1, round(TOP_SHARE * int(moved.sum())))
-            weights = statistics.resamples(len(both), times, (seed, 9)) if len(both) > 1 else np.empty((0, len(both)))
-            drawn = statistics.spearman(*(statistics.means(size, weights) for size in sizes))
-            low, high = statistics.interval(drawn[:, None])
-            best = [set(np.argsort(-each, kind="stable")[:top].tolist()) for each in maps]
-            records.append(
-                {
-                    "task": task,
-                    "modality": corrupt,
-                    "kind": kind,
-                    "n": len(both),
-                    "n_heads": int(moved.sum()),
-                    "spearman": float(statistics.spearman(*(each[None] for each in maps))[0]),
-                    "ci_low": float(low[0]),
-                    "ci_high": float(high[0]),
-                    "top_overlap": len(best[0] & best[1]) / top,
-                    "top_k": top,
-                    "top_chance": top / max(1, int(moved.sum())),
-                }
-            )
-    return records
-
-
-def _moves(means: np.ndarray) -> np.ndarray:
-    """Which heads a patch moves the answer at, beyond rounding: those that no corruption reaches have no rank."""
-    return means > ROUNDING * np.nanmax(means, initial=0.0)
-
-
-# --- files ------------------------------------------------------------------------------------------
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

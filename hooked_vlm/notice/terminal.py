@@ -19,9 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hooked_vlm.models import placement
+from hooked_vlm.notice import places
+from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.selections import strongest
-from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, head_name
+from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, at_place, head_name, listed
+from hooked_vlm.notice.wording import percent, with_interval
+
+STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
 
 
 class Progress:
@@ -93,7 +98,7 @@ def show_ending(console: Console, directory: Path) -> None:
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
     for row in summary["counts"]:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
-        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.0%}"
+        accuracy = "" if row["accuracy"] is None else with_interval(row, "accuracy", percent)
         counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, row["kept"], reasons)))
     console.print(counts)
     for row in summary["noted"]:
@@ -105,12 +110,19 @@ def show_ending(console: Console, directory: Path) -> None:
     for corrupt in CORRUPT:
         heads = strongest(summary, corrupt)
         if heads:
-            console.print(Text(f"Strongest under {corrupt} corruption: {_listed(heads)}"))
+            read = listed(at_place(role) for role in dict.fromkeys(summary["select_at"].values()))
+            console.print(Text(f"Strongest under {corrupt} corruption, {read}: {_listed(heads)}"), soft_wrap=True)
+            for sentence in places.told(summary["strongest"], corrupt):
+                console.print(Text(f"  {sentence}"), soft_wrap=True)
     for rule in RULES if summary["heads"] else ():
         rows = [row for row in summary["universal"] if row["rule"] == rule]
         told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""
         console.print(Text(f"Universal by the {rule} rule{alone}: {', '.join(told) or 'none'}"))
+    found = Table("claim", "verdict", box=box.SIMPLE, pad_edge=False)
+    for verdict in verdicts_of(summary):
+        found.add_row(Text(verdict.claim), Text(verdict.word, style=STYLE[verdict.holds]))
+    console.print(found)
     config = json.loads((directory / RUN).read_text(encoding="utf-8"))["config"]
     console.print(Text(f"{config['model']} ran {placement.told(config['device'], config['dtype'])}"), soft_wrap=True)
     console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)

@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from hooked_vlm.errors import DataError
 from hooked_vlm.notice import statistics
-from hooked_vlm.notice.vocabulary import MODALITIES, MULTIMODAL, RULES, head_name
+from hooked_vlm.notice.vocabulary import MODALITIES, MULTIMODAL, RULES, at_place, head_name
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
 HEAD = ["kind", "layer", "head"]
@@ -288,12 +288,13 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
     return made.sort_values(["rule", "mean_abs"], ascending=[True, False], ignore_index=True)
 
 
-def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT) -> list[str]:
+def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT, at: str = "") -> list[str]:
     """Where the two rules part, in sentences: which head, in which task, and why.
 
     Args:
         selection: from `select`.
         rule: the numbers it was made with.
+        at: the token role at which the effects were read; "" not to name it.
 
     Returns:
         One sentence for each head and task that one rule selects and the other does not, the largest first; and
@@ -301,7 +302,9 @@ def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT) -> list[str]:
     """
     selection = selection[selection["corrupt"].isin(list(MODALITIES))]
     parted = selection[selection["paper"].astype(bool) != selection["sound"].astype(bool)]
-    said = [_cell_sentence(row, selection, rule) for row in _records(parted.sort_values("mean_abs", ascending=False))]
+    said = [
+        _cell_sentence(row, selection, rule, at) for row in _records(parted.sort_values("mean_abs", ascending=False))
+    ]
     heads = selection.drop_duplicates(["corrupt", *HEAD])
     for row in _records(heads[heads["paper_all"].astype(bool) & ~heads["sound_all"].astype(bool)]):
         cells = selection[_same(selection, row, ["corrupt", *HEAD])]
@@ -325,8 +328,8 @@ def _who(row: dict[str, Any]) -> str:
     return head_name(row["kind"], row["layer"], row["head"])
 
 
-def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule) -> str:
-    where = f"{_who(row)} in task {row['task']} ({row['corrupt']})"
+def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule, at: str) -> str:
+    where = f"{_who(row)} in task {row['task']} ({row['corrupt']}{', ' + at_place(at) if at else ''})"
     if row["paper"]:
         return f"{where}: the paper's rule selects it, the sound one does not: {'; '.join(_faults(row, rule))}."
     family = selection[_same(selection, row, ["corrupt", "kind", "task"])]

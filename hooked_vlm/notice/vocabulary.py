@@ -15,6 +15,11 @@ NOISES: Final = ("image_noise", "text_noise")  # the same modalities under Gauss
 CORRUPTIONS: Final = (*CORRUPT, *NOISES)
 MODALITIES: Final = {"image": "vision-only", "text": "text-only"}  # of heads that matter under one corruption alone
 MULTIMODAL: Final = "multimodal"  # of heads that matter under both
+MODALITY_NAME: Final = {
+    "vision-only": "image alone",
+    "text-only": "text alone",
+    MULTIMODAL: "image and text",
+}  # what they carry
 
 HEAD_KINDS: Final = ("cross_attn-heads", "attn-heads")
 MODULE_KINDS: Final = ("cross_attn", "attn", "mlp", "resid")
@@ -27,6 +32,22 @@ ROLES: Final = (
 
 RULES: Final = ("sound", "paper")
 FEW: Final = 30  # examples of a task, below which intervals are wide and what they show is a hint
+
+
+PLACE: Final = {
+    "subject": "the subject", "answer": "the answer's word", "wrong answer": "the wrong answer's word",
+    "other": "other words", "punctuation": "punctuation", "last": "the last token", "image": "image tokens",
+    "template": "the template's tokens", "special": "special tokens", EVERY: EVERY + " at once",
+}  # fmt: skip
+
+
+def at_place(role: object) -> str:
+    """Where something was patched, in words: an effect is the effect at a place.
+
+    >>> at_place("answer"), at_place("every position")
+    ("at the answer's word", 'at every position at once')
+    """
+    return f"at {PLACE.get(str(role), f'{role} tokens')}"
 
 
 def of_heads(kind: object) -> bool:

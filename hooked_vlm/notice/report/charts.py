@@ -13,22 +13,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.notice.report.page import DASH, Chart, chance, interval, known, number, percent
+from hooked_vlm.notice import places
+from hooked_vlm.notice.report.page import Chart
 from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
-from hooked_vlm.notice.vocabulary import ROLES, head_at
+from hooked_vlm.notice.vocabulary import ROLES, at_place, head_at
+from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
 PAPER, SOUND, BOTH, NEITHER = "the paper's rule", "the sound rule", "both rules", "neither rule"
 MARKS = {BOTH: "\u25cf", SOUND: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
 BARS = ("#b7c0ca", SHADES[0], SHADES[1])
 WRITTEN = 8  # cells a row, at most, in which there is room for a number
-# What hovering over a head shows. Six lines at most: plotly hides a label that is taller than its chart.
+ELSEWHERE = "\u25b8"  # a head that does little where heads are read, and much elsewhere
+LOWEST = 160  # pixels of a map: plotly hides a label that is taller than its chart
+# What hovering over a head shows.
 HOVER = (
-    "<b>layer %{y}, head %{x}</b><br>effect %{z:.3f} %{customdata[0]}<br>"
-    "p %{customdata[1]}, q %{customdata[2]}, %{customdata[3]} examples<br>"
+    "<b>layer %{y}, head %{x}</b>, %{customdata[3]} examples<br>%{z:.3f} %{customdata[0]} %{customdata[10]}<br>"
+    "p %{customdata[1]}, q %{customdata[2]}<br>"
     "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
     "restoration %{customdata[6]}, normalised %{customdata[7]}<br>"
-    "%{customdata[8]}, repeats in %{customdata[9]} of halves<extra></extra>"
+    "%{customdata[8]}, repeats in %{customdata[9]} of halves<br>"
+    "most: %{customdata[11]}<extra></extra>"
 )
 
 
@@ -45,7 +50,14 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
         number(row.get("normalised")),
         rule_of(row.get("paper"), row.get("sound")),
         percent(row.get("repeats")),
+        as_text(at_place(row["at"])) if isinstance(row.get("at"), str) else DASH,
+        as_text(strongest_place(row)),
     ]
+
+
+def strongest_place(row: Mapping[str, Any]) -> str:
+    """Where patching a head does most, and how much."""
+    return places.there(row) if known(row.get("best_abs")) else DASH
 
 
 def layout(**more: Any) -> dict[str, Any]:
@@ -115,7 +127,13 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
         effect = row.get("mean")
         values[layer][head] = effect
         marks[layer][head] = " ".join(
-            part for part in (number(effect, 2) if heads <= WRITTEN and known(effect) else "", mark) if part
+            part
+            for part in (
+                number(effect, 2) if heads <= WRITTEN and known(effect) else "",
+                mark,
+                ELSEWHERE if row.get("elsewhere") is True else "",
+            )
+            if part
         )
         more[layer][head] = hovered(row)
     data = {
@@ -130,7 +148,7 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
         **colours(bound),
     }
     axis = {"type": "category", "showgrid": False, "zeroline": False}
-    height = 78 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10)
+    height = max(LOWEST, 78 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10))
     drawn = layout(
         xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": ticks(heads)},
         yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": ticks(layers)},
@@ -207,8 +225,14 @@ def colours(bound: float) -> dict[str, Any]:
     }
 
 
-def lines(series: Mapping[str, pd.DataFrame], title: str) -> Chart:
-    """Lines over layers with intervals; each table has columns layer, mean, ci_low, ci_high."""
+def lines(series: Mapping[str, pd.DataFrame], title: str, at: str) -> Chart:
+    """Lines over layers with intervals; each table has columns layer, mean, ci_low, ci_high.
+
+    Args:
+        series: by name in the legend.
+        title: of the vertical axis.
+        at: the place that was patched, in words.
+    """
     data = []
     for i, (name, rows) in enumerate(series.items()):
         rows = rows.sort_values("layer")
@@ -223,7 +247,7 @@ def lines(series: Mapping[str, pd.DataFrame], title: str) -> Chart:
                 "error_y": {"type": "data", "array": high, "arrayminus": low, "thickness": 1, "width": 2},
                 "line": {"color": SHADES[i % len(SHADES)], "width": 2},
                 "marker": {"symbol": i, "size": 7},
-                "hovertemplate": "layer %{x}: %{y:.3f}",
+                "hovertemplate": f"layer %{{x}}: %{{y:.3f}} {as_text(at)}",
             }
         )
     drawn = layout(
@@ -287,8 +311,8 @@ def _apart(high: float | None, low: float | None) -> float | None:
     return None if high is None or low is None else high - low
 
 
-def scatter(rows: pd.DataFrame, x: str, y: str) -> Chart:
-    """Two effects of the same heads against one another; columns layer, head and the two named."""
+def scatter(rows: pd.DataFrame, x: str, y: str, at: str) -> Chart:
+    """Two effects of the same heads at one place against one another; columns layer, head and the two named."""
     far = (rows[x].abs() + rows[y].abs()).rank(ascending=False, method="first") <= 5
     names = [head_at(layer, head) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     data = {
@@ -302,7 +326,8 @@ def scatter(rows: pd.DataFrame, x: str, y: str) -> Chart:
         "textfont": {"size": 11, "color": FAINT},
         "cliponaxis": False,
         "marker": {"color": SHADES[0], "size": 7, "opacity": 0.75},
-        "hovertemplate": "<b>%{customdata}</b><br>semantic pair %{x:.3f}<br>noise %{y:.3f}<extra></extra>",
+        "hovertemplate": f"<b>%{{customdata}}</b>, {as_text(at)}<br>"
+        + "semantic pair %{x:.3f}<br>noise %{y:.3f}<extra></extra>",
     }
     drawn = layout(
         xaxis={"title": {"text": "effect under the semantic pair", "standoff": 4}},

@@ -13,38 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.report.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.maps import ordered
-from hooked_vlm.notice.report.page import (
-    DASH,
-    Child,
-    Part,
-    chance,
-    counted,
-    details,
-    interval,
-    number,
-    page,
-    paragraph,
-    percent,
-    section,
-    table,
-    tag,
-)
+from hooked_vlm.notice.report.maps import ordered, strongest_heads
+from hooked_vlm.notice.report.page import Child, Part, details, page, paragraph, section, table, tag
 from hooked_vlm.notice.report.words import (
     HEAD,
-    MODALITY,
     RULE,
     corruption_name,
     missing,
-    selection_name,
+    read_at,
     spread,
-    two,
     verdict,
 )
 from hooked_vlm.notice.report.writing import NAMED, put, setting
-from hooked_vlm.notice.vocabulary import NOISES, RULES, head_name, listed, module_of
+from hooked_vlm.notice.selections import selection_name
+from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, RULES, head_name, listed, module_of
+from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
@@ -151,7 +137,7 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
             for modality, part in rows.groupby("modality", sort=False):
                 rules = ordered(part["rule"], RULES)
                 by = "both rules" if len(rules) > 1 else RULE.get(rules[0], rules[0])
-                said.append(f"{MODALITY.get(str(modality), str(modality))}, {by}")
+                said.append(f"{MODALITY_NAME.get(str(modality), str(modality))}, {by}, {read_at(one.run)}")
             key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
@@ -188,19 +174,17 @@ def the_runs(runs: Sequence[Named]) -> list[Child]:
 
 def findings(runs: Sequence[Named]) -> list[Child]:
     """Claims by run: whether each holds there, and on what evidence."""
-    verdicts: dict[str, dict[str, dict[str, Any]]] = {}
+    verdicts: dict[str, dict[str, Verdict]] = {}
     for one in runs:
-        for row in one.run.table("findings").to_dict("records"):
-            verdicts.setdefault(str(row["claim"]), {})[one.name] = row
+        for found in one.run.verdicts:
+            verdicts.setdefault(found.claim, {})[one.name] = found
     if not verdicts:
         return [missing("No run has a claim that could be tested.")]
     rows: list[list[Child]] = []
     evidence: list[list[Child]] = []
     for claim, by_run in verdicts.items():
-        rows.append(
-            [claim, *(verdict(by_run[one.name]["holds"]) if one.name in by_run else "not tested" for one in runs)]
-        )
-        evidence += [[claim, name, str(row["evidence"])] for name, row in by_run.items()]
+        rows.append([claim, *(verdict(by_run[one.name]) if one.name in by_run else "not tested" for one in runs)])
+        evidence += [[claim, name, found.evidence] for name, found in by_run.items()]
     shown = table(["claim", *(one.name for one in runs)], rows, caption="Whether a claim holds, by run", prose=True)
     return [
         shown,
@@ -210,9 +194,10 @@ def findings(runs: Sequence[Named]) -> list[Child]:
 
 def recurring(runs: Sequence[Named]) -> list[Child]:
     """Universal heads of each checkpoint, by run."""
+    strongest = strongest_heads([(one.name, one.run) for one in runs])
     found = selections(runs)
     if not found:
-        return [missing("No head is universal in any of these runs.")]
+        return [missing("No head is universal in any of these runs."), *strongest]
     told: list[Child] = [
         paragraph(
             "A head is the same head only within one checkpoint: L1.H2 of one model has nothing to do with L1.H2 "
@@ -227,6 +212,7 @@ def recurring(runs: Sequence[Named]) -> list[Child]:
     return [
         *told,
         table(header, rows, caption="Heads that are universal in at least one run, those of most runs first"),
+        *strongest,
     ]
 
 
@@ -240,7 +226,7 @@ def behaviour(runs: Sequence[Named]) -> list[Child]:
     """Share of answers that each corruption flips, by run."""
     rows = [
         [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), two(row["clean_logit_diff"]),
-         two(row["corrupt_logit_diff"]), percent(row["flipped"])]
+         two(row["corrupt_logit_diff"]), with_interval(row, "flipped", percent)]
         for name, row in records(runs, "behaviour")
         if row["corrupt"] not in NOISES
     ]  # fmt: skip
@@ -254,13 +240,24 @@ def ablation(runs: Sequence[Named]) -> list[Child]:
     """Accuracy without the selected heads, against random heads, by run."""
     rows = [
         [name, selection_name(row["selection"]), str(row["task"]), number(row["n_heads"]),
-         percent(row["accuracy_full"]), percent(row["accuracy"]), percent(row["accuracy_random_mean"]),
+         with_interval(row, "accuracy_full", percent), with_interval(row, "accuracy", percent),
+         percent(row["accuracy_random_mean"]),
          interval(row["accuracy_random_low"], row["accuracy_random_high"], percent), chance(row["p"])]
         for name, row in records(runs, "ablation")
     ]  # fmt: skip
     if not rows:
         return [missing("Nothing was ablated in any of these runs.")]
-    header = ["run", "removed", "task", "heads", "all heads", "without them", "without random ones", "interval", "p"]
+    header = [
+        "run",
+        "removed",
+        "task",
+        "heads",
+        "all heads",
+        "without them",
+        "without random ones",
+        "range over sets",
+        "p",
+    ]
     return [table(header, rows, caption="Accuracy under mean ablation", numeric=(3, 4, 5, 6, 8))]
 
 

@@ -12,33 +12,11 @@ from typing import Any, Final
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import grid, in_order, legend, ordered
-from hooked_vlm.notice.report.page import (
-    Child,
-    chance,
-    chart,
-    counted,
-    details,
-    image,
-    interval,
-    known,
-    number,
-    paragraph,
-    percent,
-    table,
-    tag,
-)
-from hooked_vlm.notice.report.words import (
-    HEAD,
-    ablated,
-    corruption_name,
-    head_label,
-    missing,
-    scored,
-    selection_name,
-    two,
-    with_interval,
-)
+from hooked_vlm.notice.report.page import Child, chart, details, image, paragraph, table, tag
+from hooked_vlm.notice.report.words import HEAD, ablated, corruption_name, head_label, missing, read_at, scored
+from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import CORRUPT, listed, module_of
+from hooked_vlm.notice.wording import chance, counted, interval, known, number, percent, two, with_interval
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
@@ -60,6 +38,7 @@ WITHOUT_MASKS: Final = (
     "The data has no masks of the objects asked about, so detection and suppression of objects cannot be scored. "
     "What remains is the share of image attention on a few high-norm background patches (outlier)."
 )
+PAPER: Final = 100  # rows, above which a table of all heads stays folded on paper
 SHOWN: Final = 8  # heads in the first table of labels, at least
 FUNCTION_COLUMNS: Final = {
     "inside": "inside",
@@ -93,7 +72,7 @@ def functions(run: Loaded) -> list[Child]:
     header = [
         "head",
         "universal",
-        "effect",
+        f"effect {read_at(run)}",
         "label",
         "score and interval",
         "n",
@@ -105,7 +84,7 @@ def functions(run: Loaded) -> list[Child]:
     told.append(table(header, cells[:shown], caption=f"Heads and their labels{part}", numeric=right))
     if part:
         whole = table(header, cells, caption="All heads and their labels", numeric=right)
-        told.append(details(f"All {counted(len(cells), 'head')}", whole))
+        told.append(details(f"All {counted(len(cells), 'head')}", whole, on_paper=len(cells) <= PAPER))
     return [*told, *_overlays(run)]
 
 
@@ -198,8 +177,9 @@ def ablation(run: Loaded) -> list[Child]:
             figure = charts.bars(tasks, groups, {GROUPS[1]: spans}, axis)
             plots.append(chart(figure, f"{selection_name(selection)}, {sizes}: {axis}", height=260))
     header = [
-        "removed", "task", "heads", "accuracy, all heads", "without them", "without random ones",
-        "logit difference, all heads", "without them", "without random ones", "worse than random by", "p",
+        "removed", "task", "heads", "accuracy, all heads", "without them",
+        "without random ones (range over sets)", "logit difference, all heads", "without them",
+        "without random ones (range over sets)", "worse than random by", "p",
     ]  # fmt: skip
     order = ablated(run)
     records = sorted(
@@ -223,7 +203,8 @@ def _removed(row: dict[str, Any]) -> list[Child]:
 
     return [
         selection_name(row["selection"]), str(row["task"]), number(row["n_heads"]),
-        percent(row["accuracy_full"]), percent(row["accuracy"]), drawn("accuracy", percent),
+        with_interval(row, "accuracy_full", percent), with_interval(row, "accuracy", percent),
+        drawn("accuracy", percent),
         number(row["logit_diff_full"]), number(row["logit_diff"]), drawn("logit_diff", number),
         with_interval(row, "harm"), chance(row["p"]),
     ]  # fmt: skip
@@ -272,7 +253,7 @@ def noise(run: Loaded) -> list[Child]:
         table(
             header,
             cells,
-            caption="Rank correlation of head effects, semantic pair against Gaussian noise",
+            caption=f"Rank correlation of head effects {read_at(run)}, semantic pair against Gaussian noise",
             numeric=(3, 5, 6, 7, 8),
         ),
     ]
@@ -283,8 +264,8 @@ def noise(run: Loaded) -> list[Child]:
             measured[measured["corrupt"] == f"{modality}_noise"], on=key, suffixes=("", "_noise")
         )
         for (kind, task), part in pairs.groupby(["kind", "task"], sort=False):
-            title = f"{task}, {module_of(kind)}: {corruption_name(modality)}"
-            plots.append(chart(charts.scatter(part, "mean", "mean_noise"), title, height=290))
+            title = f"{task}, {module_of(kind)}: {corruption_name(modality)}, {read_at(run)}"
+            plots.append(chart(charts.scatter(part, "mean", "mean_noise", read_at(run)), title, height=290))
     if plots:
         told.append(details(f"Head by head: {counted(len(plots), 'scatter plot')}", grid(plots), open=len(plots) <= 6))
     return told

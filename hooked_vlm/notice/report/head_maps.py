@@ -12,10 +12,11 @@ import pandas as pd
 
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.maps import grid, ordered, titled
-from hooked_vlm.notice.report.page import Child, Markup, chart, known, number, paragraph, tag
-from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.report.maps import grid, head_map, ordered, titled
+from hooked_vlm.notice.report.page import Child, Markup, chart, paragraph, tag
+from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing, read_at
 from hooked_vlm.notice.vocabulary import CORRUPT, HEAD_KINDS, NOISES
+from hooked_vlm.notice.wording import known, number
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Named:
 
 @dataclass(frozen=True)
 class HeadMap:
-    """The mean effects of all heads of one kind, in one run, task and corruption."""
+    """The mean effects of all heads of one kind, in one run, task and corruption, read at one place."""
 
     run: str
     task: str
@@ -36,6 +37,7 @@ class HeadMap:
     kind: str
     corrupt: str
     shape: tuple[int, int]
+    at: str
     rows: pd.DataFrame
 
     @property
@@ -61,7 +63,9 @@ def head_maps(runs: Sequence[Named]) -> list[HeadMap]:
                 for task in one.run.tasks:
                     part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt) & (rows["task"] == task)]
                     if len(part):
-                        found.append(HeadMap(one.name, task, one.run.name, kind, corrupt, shape, part))
+                        found.append(
+                            HeadMap(one.name, task, one.run.name, kind, corrupt, shape, read_at(one.run), part)
+                        )
     return found
 
 
@@ -84,7 +88,8 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
         ),
         paragraph(
             f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone."
+            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone. "
+            f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]
     for (kind, corrupt), part in groups(maps).items():
@@ -94,9 +99,8 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
             bound = charts.limit(pd.concat([one.values for one in own]))
             plots = []
             for one in own:
-                figure, height = charts.head_map(one.rows, one.shape, bound)
-                plots.append(chart(figure, one.task, height=height))
-            told += [tag("h4", f"{run} (\u00b1{number(bound, 2)})"), grid(plots)]
+                plots.append(head_map(one.rows, one.task, one.shape, bound))
+            told += [tag("h4", f"{run}, {own[0].at} (\u00b1{number(bound, 2)})"), grid(plots)]
     return told
 
 
@@ -134,9 +138,9 @@ def alike(maps: Sequence[HeadMap]) -> list[Child]:
         return [missing("No two head maps have the same shape, so there is nothing to correlate.")]
     return [
         paragraph(
-            "Spearman's rank correlation of the mean effects of all heads: 1 if two maps rank the heads alike, 0 "
-            "if one says nothing of the other. Between different checkpoints heads do not correspond, so expect "
-            "0 there."
+            "Spearman's rank correlation of the mean effects of all heads, each read where its run reads heads: 1 if "
+            "two maps rank the heads alike, 0 if one says nothing of the other. Between different checkpoints heads do "
+            "not correspond, so expect 0 there."
         ),
         grid(plots, wide=True),
     ]

@@ -16,6 +16,7 @@ from typing import Any, Final
 import pandas as pd
 
 from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice.claims import Verdict, verdicts_of
 from hooked_vlm.notice.directory import RUN, SUMMARY
 
 # Columns that a table has even where summary.json has no row of it.
@@ -28,7 +29,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     ),
     "heads": (
         "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper sound repeats restoration "
-        "normalised"
+        "normalised at best_at best best_low best_high best_abs elsewhere"
     ),
     "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high abs_low abs_high n",
     "universal": "kind layer head modality rule tasks mean_abs q repeats",
@@ -37,13 +38,12 @@ COLUMNS: Final[Mapping[str, str]] = {
         "relative_inside"
     ),
     "ablation": (
-        "task selection n_heads draws accuracy_full accuracy accuracy_random_mean accuracy_random_low "
-        "accuracy_random_high logit_diff_full logit_diff logit_diff_random_mean logit_diff_random_low "
-        "logit_diff_random_high harm harm_low harm_high p worse"
+        "task selection n_heads draws accuracy_full accuracy_full_low accuracy_full_high accuracy accuracy_low "
+        "accuracy_high accuracy_random_mean accuracy_random_low accuracy_random_high logit_diff_full logit_diff "
+        "logit_diff_random_mean logit_diff_random_low logit_diff_random_high harm harm_low harm_high p worse"
     ),
     "noise": "task modality kind spearman ci_low ci_high n n_heads top_overlap top_k top_chance",
     "figures": "file kind layer head example caption",
-    "findings": "claim holds evidence",
 }
 
 
@@ -94,6 +94,11 @@ class Loaded:
             place = {task: i for i, task in enumerate(self.tasks)}
             rows = rows.sort_values("task", key=lambda tasks: tasks.map(place), kind="stable", ignore_index=True)
         return rows
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """What the run shows."""
+        return verdicts_of(self.summary)
 
     def sentences(self, name: str) -> list[str]:
         """The sentences of summary.json under `name`."""

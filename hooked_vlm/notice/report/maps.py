@@ -9,11 +9,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from hooked_vlm.notice import places
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.page import Child, Markup, chart, details, known, number, paragraph, tag
+from hooked_vlm.notice.report.page import Child, Markup, chart, details, paragraph, table, tag
 from hooked_vlm.notice.report.style import SHADES
-from hooked_vlm.notice.report.words import because_nothing_kept, corruption_name, kind_name, kind_title, missing
+from hooked_vlm.notice.report.words import (
+    because_nothing_kept,
+    corruption_name,
+    kind_name,
+    kind_title,
+    missing,
+    read_at,
+)
 from hooked_vlm.notice.vocabulary import (
     CORRUPT,
     CORRUPTIONS,
@@ -22,10 +30,13 @@ from hooked_vlm.notice.vocabulary import (
     KINDS,
     MODULE_KINDS,
     NOISES,
-    listed,
-    of_heads,
+    at_place,
+    head_at,
+    head_name,
 )
+from hooked_vlm.notice.wording import known, number, two
 
+ELSEWHERE = 3  # heads that do much more elsewhere, named under a map
 CROWDED = 16  # heads a layer, above which a map needs more room
 
 
@@ -81,14 +92,15 @@ def heads(run: Loaded) -> list[Child]:
         return [missing(f"No head was patched in this run{because_nothing_kept(run)}, so there is no map of heads.")]
     told: list[Child] = [
         paragraph(
-            f"Each cell is one head. The run is corrupted, the head's clean output is put back{_place(run)}, and "
+            f"Each cell is one head. The run is corrupted, the head's clean output is put back {read_at(run)}, and "
             "the cell shows how far the logit difference between the right and the wrong answer moves back. Red "
             "restores the right answer, blue pushes away from it. Hover or tap for interval, p, q and the number "
             "of examples."
         ),
         paragraph(
             f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption."
+            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
+            f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]
     shape = run.shape(rows)
@@ -99,26 +111,48 @@ def heads(run: Loaded) -> list[Child]:
             bound = charts.limit(part["mean"].astype(float))
             maps = []
             for task in in_order(run, part):
-                figure, height = charts.head_map(part[part["task"] == task], shape, bound)
-                maps.append(chart(figure, task, height=height))
+                maps.append(head_map(part[part["task"] == task], task, shape, bound))
             block = [
                 titled(kind_title(kind), corruption_name(corrupt)),
-                scale(bound),
+                scale(bound, f"mean effect {read_at(run)}"),
                 grid(maps, wide=shape[1] > CROWDED),
             ]
             (noisy if corrupt in NOISES else told).extend(block)
+    told += strongest_heads([("", run)])
     if noisy:
         told.append(details("The same maps under Gaussian noise", noisy))
     return told
 
 
-def _place(run: Loaded) -> str:
-    """Where heads were patched for their map: " at the answer position"."""
-    where = run.summary.get("select_at") or {}
-    places = {str(place) for kind, place in where.items() if of_heads(kind)}
-    if places == {EVERY}:
-        return " at every position at once"
-    return f" at the {listed(sorted(places))} position" if places else ""
+def head_map(rows: pd.DataFrame, title: str, shape: tuple[int, int], bound: float) -> Markup:
+    """A map of one corruption, task and kind, with a line on the heads that do much more elsewhere."""
+    figure, height = charts.head_map(rows, shape, bound)
+    others = places.stronger_elsewhere(rows.to_dict("records"))
+    named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:ELSEWHERE]]
+    more = [f"{len(others) - ELSEWHERE} more"] if len(others) > ELSEWHERE else []
+    note = f"{charts.ELSEWHERE} {'; '.join([*named, *more])}." if others else None
+    return chart(figure, title, note, height=height)
+
+
+def strongest_heads(runs: Sequence[tuple[str, Loaded]]) -> list[Child]:
+    """A table of the strongest head of each task: where heads were read, and where another one does more.
+
+    Args:
+        runs: each with the name that tells it from others; "" for a run alone.
+    """
+    rows: list[list[Child]] = []
+    for name, run in runs:
+        for record in run.summary.get("strongest") or []:
+            about: list[Child] = [name] if name else []
+            about += [str(record["task"]), corruption_name(record["corrupt"])]
+            head = head_name(record["kind"], record["layer"], record["head"])
+            read = f"{two(record['here'])} {at_place(record['at'])}"
+            rows.append([*about, head, f"{places.effect(record)} {at_place(record['role'])}", read])
+    if not rows:
+        return []
+    header = ["task", "corruption", "head", "mean effect, and where", "where the run reads heads"]
+    header = ["run", *header] if len(rows[0]) > len(header) else header
+    return [table(header, rows, caption="Strongest heads: where heads are read, and those that do more elsewhere")]
 
 
 def roles(run: Loaded) -> list[Child]:
@@ -153,7 +187,8 @@ def _together(run: Loaded, rows: pd.DataFrame) -> list[Child]:
         for task in in_order(run, part):
             of_task = part[part["task"] == task]
             series = {kind_name(kind): of_task[of_task["kind"] == kind] for kind in kinds}
-            plots.append(chart(charts.lines(series, "mean effect of a head"), task, height=230))
+            figure = charts.lines(series, "mean effect of a head", at_place(EVERY))
+            plots.append(chart(figure, f"{task}, {at_place(EVERY)}", height=230))
         told += [titled(corruption_name(corrupt)), legend([kind_name(kind) for kind in kinds], SHADES), grid(plots)]
     return told
 
@@ -182,7 +217,8 @@ def modules(run: Loaded) -> list[Child]:
             of_task = part[part["task"] == task]
             role = strongest_role(of_task)
             series = {kind_name(kind): of_task[(of_task["kind"] == kind) & (of_task["role"] == role)] for kind in kinds}
-            plots.append(chart(charts.lines(series, "mean effect"), f"{task}, at \u201c{role}\u201d", height=230))
+            figure = charts.lines(series, "mean effect", at_place(role))
+            plots.append(chart(figure, f"{task}, {at_place(role)}", height=230))
         told += [
             titled(corruption_name(corrupt)),
             legend([kind_name(kind) for kind in kinds], SHADES),

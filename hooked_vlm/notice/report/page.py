@@ -18,8 +18,6 @@ from typing import Any
 from hooked_vlm.notice.report.style import SCRIPT, STYLE
 
 VOID = frozenset({"meta", "img", "br", "hr"})
-DASH = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
 
 Child = str | None | Iterable[Any]  # of children
 Chart = dict[str, Any]
@@ -69,9 +67,16 @@ def section(id: str, title: str, *children: Child) -> Markup:
     return tag("section", tag("h2", title), *children, id=id)
 
 
-def details(summary: str, *children: Child, open: bool = False) -> Markup:
-    """What only some readers want, folded away."""
-    return tag("details", tag("summary", summary), *children, open=open)
+def details(summary: str, *children: Child, open: bool = False, on_paper: bool = True) -> Markup:
+    """What only some readers want, folded away.
+
+    Args:
+        summary: what it is.
+        children: what is in it.
+        open: unfolded to begin with.
+        on_paper: unfolded where the page is printed.
+    """
+    return tag("details", tag("summary", summary), *children, open=open, data_screen=not on_paper)
 
 
 def paragraph(*children: Child, class_: str | None = None) -> Markup:
@@ -130,9 +135,7 @@ def table(
 def image(png: bytes, caption: str) -> Markup:
     """A PNG inside the page, with its caption, which is also its alternative text."""
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return tag(
-        "figure", tag("img", src=source, alt=caption, loading="lazy"), tag("figcaption", caption), class_="overlay"
-    )
+    return tag("figure", tag("img", src=source, alt=caption), tag("figcaption", caption), class_="overlay")
 
 
 def chart(figure: Chart, title: Child, note: Child = None, *, height: int) -> Markup:
@@ -231,59 +234,3 @@ def page(title: str, subtitle: str, top: Markup, parts: Sequence[Part], foot: Ma
             "",
         ]
     )
-
-
-# --- numbers in words ------------------------------------------------------------------------------------
-
-
-def known(value: Any) -> bool:
-    """Whether there is a number: neither None nor NaN nor infinite."""
-    return value is not None and not isinstance(value, str) and math.isfinite(value)
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number with a real minus sign, or a dash where there is none.
-
-    >>> number(-0.12345), number(float("nan")), number(12)
-    ('\N{MINUS SIGN}0.123', '\N{EN DASH}', '12')
-    """
-    if not known(value):
-        return DASH
-    if isinstance(value, int):
-        return str(value).replace("-", MINUS)
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
-
-
-def percent(share: Any) -> str:
-    """A share of one as per cent, a decimal only where it says something.
-
-    >>> percent(0.98).replace("\N{NO-BREAK SPACE}", " "), percent(None)
-    ('98 %', '\N{EN DASH}')
-    """
-    return f"{100 * share:.1f}".removesuffix(".0").replace("-", MINUS) + "\N{NO-BREAK SPACE}%" if known(share) else DASH
-
-
-def interval(low: Any, high: Any, written: Any = number) -> str:
-    """An interval in brackets, or nothing where there is none."""
-    return f"[{written(low)},\N{NO-BREAK SPACE}{written(high)}]" if known(low) and known(high) else ""
-
-
-def chance(p: Any) -> str:
-    """A p-value (or q-value) as it is usually written.
-
-    >>> chance(0.0004), chance(0.031)
-    ('< 0.001', '0.031')
-    """
-    if not known(p):
-        return DASH
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def counted(n: int, one: str, many: str | None = None) -> str:
-    """A count with its noun.
-
-    >>> counted(1, "head"), counted(3, "head")
-    ('1 head', '3 heads')
-    """
-    return f"{n:,} {one if n == 1 else many or one + 's'}"

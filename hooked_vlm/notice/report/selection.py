@@ -12,16 +12,17 @@ import pandas as pd
 
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered
-from hooked_vlm.notice.report.page import Child, Markup, details, items, number, paragraph, table, tag
+from hooked_vlm.notice.report.page import Child, Markup, details, items, paragraph, table, tag
 from hooked_vlm.notice.report.words import (
-    MODALITY,
     RULE,
     because_nothing_kept,
     head_label,
     missing,
+    read_at,
     scored,
 )
-from hooked_vlm.notice.vocabulary import CORRUPT, RULES, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, MODALITY_NAME, RULES, head_name, listed
+from hooked_vlm.notice.wording import number
 
 DISAGREEMENTS: Final = 6  # shown before the rest is folded away
 
@@ -108,7 +109,7 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
         cells.append(
             [
                 head_label(run, kind, layer, head),
-                MODALITY.get(str(modality), str(modality)),
+                MODALITY_NAME.get(str(modality), str(modality)),
                 listed([RULE.get(rule, rule) for rule in rules]),
                 listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),
                 number(row["mean_abs"]),
@@ -116,7 +117,15 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
                 scored(known_function),
             ]
         )
-    header = ["head", "corruption", "selected by", "tasks", "mean |effect|", "label", "score and interval"]
+    header = [
+        "head",
+        "corruption",
+        "selected by",
+        "tasks",
+        f"mean |effect| {read_at(run)}",
+        "label",
+        "score and interval",
+    ]
     return table(header, cells, caption="Universal heads, strongest first", numeric=(4,))
 
 
@@ -137,7 +146,7 @@ def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
         rows.append(
             [
                 head_name(head.kind, head.layer, head.head),
-                MODALITY[head.modality] if head.modality else "not stated",
+                MODALITY_NAME[head.modality] if head.modality else "not stated",
                 head.label or "not stated",
                 "; ".join(ranks) or "not measured",
                 listed(rules) or "neither rule",
@@ -148,7 +157,7 @@ def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
         "published head",
         "modality there",
         "function there",
-        "rank by mean |effect| here",
+        f"rank by mean |effect| {read_at(run)} here",
         "universal here by",
         "label here",
     ]

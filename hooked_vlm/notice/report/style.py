@@ -114,29 +114,64 @@ footer {{ margin-top: 40px; padding-top: 14px; border-top: 1px solid var(--line)
   dl.facts {{ display: block; }}
   dl.facts dt {{ margin-top: 8px; }}
 }}
-@media print {{
+@media print {{  /* paper has a width of its own, and nothing is drawn again for it: charts scale as pictures do */
+  * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
+  body {{ font-size: 13px; }}
+  main {{ display: block; max-width: none; padding: 0; }}
   .contents {{ display: none; }}
-  section, figure {{ break-inside: avoid-page; }}
-  main {{ display: block; }}
+  .answer {{ font-size: 15px; }}
+  p, .answer p {{ max-width: none; }}
+  .tiles, .grid {{ grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 8px 12px; }}
+  .grid.wide {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
+  .plot {{ position: relative; height: auto !important; overflow: visible; }}
+  .plot .svg-container {{ position: static !important; }}
+  .plot .main-svg {{ position: absolute; inset: 0; width: 100% !important; height: 100% !important; }}
+  .scroll {{ overflow: visible; }}
+  table {{ font-size: 11px; width: 100%; }}
+  th, td, th.number, td.number {{ white-space: normal; min-width: 0 !important; padding-right: 8px; }}
+  tbody th {{ min-width: 7em !important; }}
+  pre, .chart .note {{ font-size: 11px; }}
+  figure, tr, li {{ break-inside: avoid; }}
+  h2, h3, h4, .scale, .legend, caption, thead {{ break-after: avoid; }}
+  .missing, .note {{ orphans: 3; widows: 3; }}
 }}
 """
 
 SCRIPT: Final = """
 (function () {
   "use strict";
+  var folded = [];
+  function each(what, act, root) { Array.prototype.forEach.call((root || document).querySelectorAll(what), act); }
   function shown(box) { return !box.dataset.drawn && box.offsetParent !== null; }
+  function waiting(root) { return Array.prototype.filter.call(root.querySelectorAll(".plot"), shown); }
+  function scalable(box) {  // on paper, where the style sheet makes it as wide as its column
+    var size = box.querySelector(".main-svg");
+    if (!size) { return; }
+    var wide = size.getAttribute("width"), high = size.getAttribute("height");
+    box.style.aspectRatio = wide + " / " + high;
+    each(".main-svg", function (svg) { svg.setAttribute("viewBox", "0 0 " + wide + " " + high); }, box);
+  }
   function draw(box) {
     box.dataset.drawn = "yes";
     var figure = JSON.parse(box.querySelector("script").textContent);
     Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displayModeBar: false, scrollZoom: false });
+    box.on("plotly_afterplot", function () { scalable(box); });
+    scalable(box);
   }
   function some(root) {  // a few at a time, from the top, so that the page answers meanwhile
-    var boxes = Array.prototype.filter.call(root.querySelectorAll(".plot"), shown).slice(0, 4);
+    var boxes = waiting(root).slice(0, 4);
     boxes.forEach(draw);
     if (boxes.length) { setTimeout(some, 0, root); }
   }
-  document.querySelectorAll("details").forEach(function (part) {  // what is folded away has no width to draw in
+  each("details", function (part) {  // what is folded away has no width to draw in
     part.addEventListener("toggle", function () { if (part.open) { some(part); } });
+  });
+  addEventListener("beforeprint", function () {  // paper cannot be unfolded, nor wait for what is not drawn yet
+    each("details:not([open]):not([data-screen])", function (part) { part.open = true; folded.push(part); });
+    waiting(document).forEach(draw);
+  });
+  addEventListener("afterprint", function () {
+    folded.splice(0).forEach(function (part) { part.open = false; });
   });
   some(document);
 })();

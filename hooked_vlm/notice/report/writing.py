@@ -17,20 +17,7 @@ from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import REPORT, whole
 from hooked_vlm.notice.report import evidence, maps, selection
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.page import (
-    Child,
-    Markup,
-    Part,
-    details,
-    facts,
-    number,
-    page,
-    paragraph,
-    percent,
-    section,
-    table,
-    tag,
-)
+from hooked_vlm.notice.report.page import Child, Markup, Part, details, facts, page, paragraph, section, table, tag
 from hooked_vlm.notice.report.words import (
     answer,
     because_nothing_kept,
@@ -38,11 +25,10 @@ from hooked_vlm.notice.report.words import (
     kind_name,
     missing,
     tiles,
-    two,
     verdict,
-    with_interval,
 )
 from hooked_vlm.notice.vocabulary import KINDS, listed
+from hooked_vlm.notice.wording import number, percent, two, with_interval
 
 # Of the command, by name in the configuration; batch is left out, since it changes no number.
 OPTIONS: Final = {
@@ -52,6 +38,10 @@ OPTIONS: Final = {
     "device": "--device", "dtype": "--dtype", "revision": "--revision",
 }  # fmt: skip
 LONG: Final = 330  # letters of evidence, above which it is folded away
+CLAIMS: Final = (
+    "A claim holds where its interval, or its test, lies on its side, and does not hold where the interval lies on the "
+    "other. Where neither is so, the run cannot tell: that is no evidence against the claim."
+)
 NAMED: Final = {
     "examples": "examples wanted a task",
     "seed": "seed",
@@ -284,16 +274,14 @@ def behaviour(run: Loaded) -> list[Child]:
 
 def findings(run: Loaded) -> list[Child]:
     """Claims, whether they hold, and the evidence."""
-    rows = run.table("findings").to_dict("records")
-    if not rows:
+    if not run.verdicts:
         return [missing(f"No claim could be tested{because_nothing_kept(run)}.")]
     entries = []
-    for row in rows:
-        evidence = str(row["evidence"])
-        said = paragraph(evidence, class_="note")
-        told = details("The evidence", said) if len(evidence) > LONG else said
-        entries.append(tag("li", verdict(row["holds"]), tag("div", paragraph(tag("strong", str(row["claim"]))), told)))
-    return [tag("ul", entries, class_="findings")]
+    for found in run.verdicts:
+        said = paragraph(found.evidence, class_="note")
+        shown = details("The evidence", said) if len(found.evidence) > LONG else said
+        entries.append(tag("li", verdict(found), tag("div", paragraph(tag("strong", found.claim)), shown)))
+    return [paragraph(CLAIMS), tag("ul", entries, class_="findings")]
 
 
 def cautions(run: Loaded) -> list[Child]:
@@ -323,7 +311,11 @@ def terms() -> list[Child]:
                     "p: sign-flip permutation over examples; q: p after Benjamini and Hochberg's correction over "
                     "all heads.",
                 ),
-                ("Interval", "95 %, by resampling examples, unless a caption says otherwise."),
+                (
+                    "Interval",
+                    "95 %, over examples: exact (Clopper and Pearson) for shares; Student's for a head elsewhere than "
+                    "where it is read; by resampling for the rest. None where all examples gave the same number.",
+                ),
                 ("LX.HY", "layer X, head Y, both counted from 0."),
                 ("Source", "Golovanevsky et al., What Do VLMs NOTICE?, NAACL 2025."),
             ]

@@ -60,7 +60,7 @@ def test_only_settings_that_differ_are_shown(page):
 def test_heads_recur_within_a_checkpoint_and_not_across(page):
     rows = {(row["head"], row["model"]): row for row in page.table("Heads that are universal")}
     assert rows["cross_attn L1.H2", "zoo:blip-shapes"]["runs"] == "2 of 2"
-    assert rows["cross_attn L1.H2", "zoo:blip-shapes"][NAMES[1]] == "image and text, both rules"
+    assert rows["cross_attn L1.H2", "zoo:blip-shapes"][NAMES[1]] == "image and text, both rules, at the answer's word"
     assert rows["attn L1.H1", "zoo:llava-shapes"]["runs"] == "1 of 1"
     assert rows["attn L1.H1", "zoo:llava-shapes"][NAMES[0]] == "other model"
     assert "attn L1.H1 of blip-shapes" in page.text[: page.text.index("The runs")]

@@ -1,0 +1,137 @@
+"""What the reader of a run should be careful about, in sentences. Costs nothing; knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hooked_vlm.notice.findings import Records
+from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.labels import NONE
+from hooked_vlm.notice.universal import Rule
+from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, head_name, listed, module_of
+from hooked_vlm.notice.wording import percent, with_interval
+
+
+def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
+    """What to be careful about in this run, in sentences; the weightiest first."""
+    said = []
+    kept = {row["task"]: row["kept"] for row in tables["counts"]}
+    fewest = rule.fewest_examples
+    if lacking := [task for task, n in kept.items() if n < fewest]:
+        said.append(
+            f"{listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a "
+            "half: it can select nothing."
+        )
+    if thin := [f"{task} ({n})" for task, n in kept.items() if fewest <= n < FEW]:
+        said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")
+    if short := [f"{task} ({n} of {config['examples']})" for task, n in kept.items() if n < config.get("examples", 0)]:
+        said.append(f"Fewer examples than asked for were kept: {listed(short)}. The counts say why.")
+    for row in tables["counts"]:
+        if row["seen"] and row["kept"] < row["seen"] / 2:
+            said.append(
+                f"{row['task']}: only {row['kept']} of {row['seen']} examples were kept; what follows holds of those, "
+                "which may be the easy ones."
+            )
+    for row in tables["behaviour"]:
+        if row["flipped"] < 0.5 and row["corrupt"] in CORRUPT:
+            said.append(
+                f"{row['task']}: {row['corrupt']} corruption turns the answer round in "
+                f"{with_interval(row, 'flipped', percent)} of the examples only, so patching has little to restore "
+                "in the others."
+            )
+    said += _about_heads(data, tables, rule)
+    said += _about_scope(data, tables, config)
+    return said
+
+
+def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> list[str]:
+    said = []
+    for kind in data.head_kinds:
+        n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
+        most = (n - 1) / math.sqrt(n) if n else 0.0
+        what = module_of(kind)
+        if n and most <= rule.sds:
+            said.append(
+                f"{what}: with {n} heads none can lie {rule.sds:g} SD above the mean; the paper's rule is void."
+            )
+        elif n < 50:
+            said.append(
+                f"{what}: among {n} heads none can lie more than {most:.2f} SD above the mean, and at most "
+                f"{_most_above(n, rule.sds)} can pass mean + {rule.sds:g} SD together: the paper's rule was made for "
+                "models of 144 heads and more."
+            )
+    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and not math.isnan(row["p"])])
+    if n_tests:
+        said.append(
+            f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
+            f"{rule.alpha:g} in each corruption and kind of heads, not over the whole report; the paper's rule "
+            "corrects for nothing."
+        )
+        said.append(f"Heads are read {at_place(data.at)}, and selected, ablated and drawn by that alone.")
+    if len({row["task"] for row in tables["heads"]}) == 1:
+        said.append("There is one task: 'universal' says no more than that a head stands out in it.")
+    corrupts = {row["corrupt"] for row in tables["heads"]} & set(CORRUPT)
+    if len(corrupts) == 1:
+        (one,) = corrupts
+        said.append(f"Only {one} corruption was run: the other modality was not tested, whatever a head is called.")
+    return said
+
+
+def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[str, Any]) -> list[str]:
+    said = []
+    if tables["ablation"]:
+        said.append(
+            "Heads are ablated on the examples that they were selected on, which favours them a little over random "
+            "heads; and on those that the model had answered rightly, where accuracy can only fall."
+        )
+        few: dict[str, str] = {}
+        for row in tables["ablation"]:  # the sets are the same in every task
+            if 0 < row["draws"] < int(config.get("random_draws") or 0):
+                few[f"{row['selection']} ({row['draws']})"] = ""
+            if row["n_overlapping"]:
+                few[f"{row['selection']} ({row['draws']})"] = (
+                    " Some random sets hold some of the selected heads, since their layers have too few others."
+                )
+        if few:
+            said.append(
+                f"Few other sets of as many heads are in the layers of a selection: {listed(few)}. No p can be less "
+                f"than 1 / (sets + 1).{max(few.values())}"
+            )
+    if tables["functions"]:
+        masked = any(not math.isnan(row["lift"]) for row in tables["functions"])
+        said.append(
+            "Labels say where attention goes, not why: a head that looks at whatever stands out, or always at the "
+            "middle, overlaps objects that stand out or stand there."
+            if masked
+            else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
+        )
+    said += _about_labels(tables["functions_by_task"])
+    if config.get("noise"):
+        said.append("Gaussian noise takes the model off its data: its effects and those of pairs differ in scale.")
+    return said
+
+
+def _about_labels(rows: Records) -> list[str]:
+    """Heads that are called one thing in one task and another in another."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row["label"] != NONE:
+            of_head = found.setdefault(head_name(row["kind"], row["layer"], row["head"]), {})
+            of_head.setdefault(row["label"], []).append(str(row["task"]))
+    parted = [
+        f"{head}: {listed(f'{label} in {listed(tasks)}' for label, tasks in of_head.items())}"
+        for head, of_head in found.items()
+        if len(of_head) > 1
+    ]
+    return (
+        [f"Labels are of all tasks together, and some heads differ between tasks. {'; '.join(parted)}."]
+        if parted
+        else []
+    )
+
+
+def _most_above(n: int, sds: float) -> int:
+    """How many of `n` equal outliers can lie `sds` sample SDs above the mean: z = sqrt((n - k)(n - 1) / (n k))."""
+    return max((k for k in range(1, n) if math.sqrt((n - k) * (n - 1) / (n * k)) > sds), default=0)

@@ -1,0 +1,46 @@
+"""What a run shows, for a notebook: its verdicts as a list that prints itself, as text or as a table.
+
+Reads summary.json alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hooked_vlm.notice.claims import Verdict, headlines
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.page import paragraph, table, tag
+from hooked_vlm.notice.report.words import strongest, verdict
+
+
+class Verdicts(list[Verdict]):
+    """The verdicts of a run: a list, with the sentences that the report opens with."""
+
+    def __init__(self, run: Loaded) -> None:
+        super().__init__(run.verdicts)
+        self.name = run.name
+        self.sentences = [*strongest(run), *(found.told for found in headlines(self))]
+
+    def __repr__(self) -> str:
+        wide = max((len(found.word) for found in self), default=0)
+        return "\n".join([self.name, *(f"{found.word:>{wide}}  {found.claim}" for found in self), *self.sentences])
+
+    def _repr_html_(self) -> str:
+        rows = [[found.claim, verdict(found), found.evidence] for found in self]
+        shown = table(["claim", "verdict", "evidence"], rows, caption=f"What {self.name} shows", prose=True)
+        return str(tag("div", paragraph(" ".join(self.sentences)), shown))
+
+
+def verdicts(directory: str | Path) -> Verdicts:
+    """The verdicts of a finished run, as its report, the terminal and a comparison give them.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        A list of `claims.Verdict`s that shows itself in a notebook.
+
+    Raises:
+        RunDirectoryError: There is no finished run.
+    """
+    return Verdicts(Loaded.read(directory))

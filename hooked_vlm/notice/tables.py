@@ -1,0 +1,199 @@
+"""The tables of a run's summary, from its grids: counts, behaviour, heads, roles, ablation, noise.
+
+Shares have exact intervals and means percentile bootstrap ones, `statistics` says why. Cost: seconds for the resamples.
+Knows no model and no file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hooked_vlm.notice import claims, places, statistics
+from hooked_vlm.notice.ablation import FULL, SELECTED
+from hooked_vlm.notice.answers import judged
+from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.vocabulary import CORRUPTIONS
+
+ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
+TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
+
+
+def _named(name: str, values: np.ndarray, times: int, seed: int) -> dict[str, float]:
+    """A mean with its interval, as name, name_low and name_high."""
+    found = statistics.mean_with_interval(values, times, seed)
+    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def _share(name: str, hits: np.ndarray) -> dict[str, float]:
+    """A share with its interval, as name, name_low and name_high."""
+    found = statistics.share(hits)
+    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def counts(data: Gathered) -> list[dict[str, Any]]:
+    """Rows seen, answered rightly and kept, and why others went, of each task."""
+    records = []
+    for task, rows in data.examples.groupby("task", sort=False):
+        said = rows[rows["generated"].fillna("").astype(str) != ""]
+        right = [
+            float(bool(kept) or judged(str(text), str(answer), str(wrong)) == "")
+            for kept, text, answer, wrong in zip(
+                said["kept"], said["generated"], said["answer"], said["wrong_answer"], strict=True
+            )
+        ]
+        records.append(
+            {
+                "task": task,
+                "seen": len(rows),
+                "answered": len(said),
+                **_share("accuracy", np.array(right)),
+                "kept": int(rows["kept"].sum()),
+                "reasons": {
+                    str(k): int(n) for k, n in rows.loc[~rows["kept"].astype(bool), "reason"].value_counts().items()
+                },
+            }
+        )
+    return records
+
+
+def behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+    """Clean and corrupt logit differences of kept examples, and the share of answers that flip."""
+    records = []
+    kept = data.examples[data.examples["kept"].astype(bool)]
+    for task, rows in kept.groupby("task", sort=False):
+        for corrupt in CORRUPTIONS:
+            there = rows[rows[f"{corrupt}_logit_diff"].notna()]
+            if there.empty:
+                continue
+            after = there[f"{corrupt}_logit_diff"].to_numpy(np.float64)
+            clean = there["clean_logit_diff"].to_numpy(np.float64)
+            records.append(
+                {
+                    "task": task,
+                    "corrupt": corrupt,
+                    "n": len(there),
+                    **_named("clean_logit_diff", clean, times, seed),
+                    **_named("corrupt_logit_diff", after, times, seed),
+                    **_share("flipped", after < 0),
+                }
+            )
+    return records
+
+
+def heads(data: Gathered, selection: pd.DataFrame) -> list[dict[str, Any]]:
+    """What `universal.select` gives, with restoration and the place at which each head is strongest."""
+    if selection.empty:
+        return []
+    extra = []
+    for (corrupt, kind, task), grid in data.heads.items():
+        cells = grid.cells
+        normalised = grid.matrix("normalised")
+        bare = np.isnan(normalised).all(0)
+        part = pd.DataFrame(cells, columns=["layer", "head"]).assign(corrupt=corrupt, kind=kind, task=task)
+        part["restoration"] = statistics.means(grid.matrix("restoration"))
+        part["normalised"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalised), axis=0))
+        extra.append(part)
+    table = selection.merge(pd.concat(extra), on=places.KEY, how="left")
+    table = table.merge(places.best_places(data), on=places.KEY, how="left")
+    records: list[dict[str, Any]] = table.to_dict("records")
+    return records
+
+
+def roles(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+    """Effects by layer and token role, over heads where a kind has heads."""
+    records = []
+    for (corrupt, kind, task), grid in sorted(data.roles.items()):
+        cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
+        ends = [statistics.bootstrap(values, times=times, seed=(seed, 8)) for values in (effect, size)]
+        table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
+        table = table.assign(n=(~np.isnan(effect)).sum(0), mean=statistics.means(effect))
+        table = table.assign(ci_low=ends[0][0], ci_high=ends[0][1], mean_abs=statistics.means(size))
+        records += table.assign(abs_low=ends[1][0], abs_high=ends[1][1]).to_dict("records")
+    return records
+
+
+def ablation(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+    """Accuracy and logit difference without each set of heads and without random ones, task by task."""
+    records = []
+    for task, grid in data.ablation.items():
+        for name in sorted({name for name, _ in grid.cells if name != FULL}):
+            sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
+            drawn = [(name, draw) for draw in sets]
+            about = [data.sets[task, name, draw] for draw in sets]
+            record: dict[str, Any] = {
+                "task": task,
+                "selection": name,
+                "n_heads": data.sets[task, name, SELECTED]["n_heads"],
+                "n": len(grid.examples),
+                "draws": len(sets),
+                "n_overlapping": sum(each.get("overlap", 0) > 0 for each in about),
+            }
+            for measure, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
+                for which, cell in ((f"{measure}_full", (FULL, SELECTED)), (measure, (name, SELECTED))):
+                    values = grid.matrix(column, [cell])[:, 0]
+                    shares = column == "correct"
+                    record |= _share(which, values) if shares else _named(which, values, times, seed)
+                means = statistics.means(grid.matrix(column, drawn)) if drawn else np.array([])
+                low, high = statistics.interval(means[:, None])
+                record[f"{measure}_random_mean"] = float(means.mean()) if len(means) else math.nan
+                record |= {f"{measure}_random_low": float(low[0]), f"{measure}_random_high": float(high[0])}
+            record |= dict.fromkeys(("harm", "harm_low", "harm_high", "p"), math.nan)
+            if drawn:
+                chosen = grid.matrix("logit_diff", [(name, SELECTED)])[:, 0]
+                others = grid.matrix("logit_diff", drawn)
+                record |= _named("harm", others.mean(1) - chosen, times, seed)
+                hits = (statistics.means(others) <= np.nanmean(chosen)).sum()
+                record["p"] = float((1 + hits) / (1 + len(drawn)))
+            record["worse"] = claims.hurts_more(record["harm_low"], record["harm_high"], record["p"], len(drawn))
+            records.append(record)
+    return records
+
+
+def noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+    """How alike semantic pairs and Gaussian noise rank the heads."""
+    records = []
+    for corrupt, kind in sorted(families):
+        if (f"{corrupt}_noise", kind) not in families:
+            continue
+        heads = families[corrupt, kind][0]
+        for task in data.tasks:
+            grids = [data.heads.get((name, kind, task)) for name in (corrupt, f"{corrupt}_noise")]
+            if grids[0] is None or grids[1] is None:
+                continue
+            places = [{example: i for i, example in enumerate(grid.examples)} for grid in grids if grid is not None]
+            both = [example for example in places[0] if example in places[1]]
+            rows = [[place[example] for example in both] for place in places]
+            sizes = [np.abs(grid.matrix("effect", heads))[at] for grid, at in zip(grids, rows, strict=True) if grid]
+            moved = np.any([_moves(statistics.means(size)) for size in sizes], 0)
+            sizes = [size[:, moved] for size in sizes]
+            maps = [statistics.means(size) for size in sizes]
+            top = max(1, round(TOP_SHARE * int(moved.sum())))
+            weights = statistics.resamples(len(both), times, (seed, 9)) if len(both) > 1 else np.empty((0, len(both)))
+            drawn = statistics.spearman(*(statistics.means(size, weights) for size in sizes))
+            low, high = statistics.interval(drawn[:, None])
+            best = [set(np.argsort(-each, kind="stable")[:top].tolist()) for each in maps]
+            records.append(
+                {
+                    "task": task,
+                    "modality": corrupt,
+                    "kind": kind,
+                    "n": len(both),
+                    "n_heads": int(moved.sum()),
+                    "spearman": float(statistics.spearman(*(each[None] for each in maps))[0]),
+                    "ci_low": float(low[0]),
+                    "ci_high": float(high[0]),
+                    "top_overlap": len(best[0] & best[1]) / top,
+                    "top_k": top,
+                    "top_chance": top / max(1, int(moved.sum())),
+                }
+            )
+    return records
+
+
+def _moves(means: np.ndarray) -> np.ndarray:
+    """Which heads a patch moves the answer at, beyond rounding: those that no corruption reaches have no rank."""
+    return means > ROUNDING * np.nanmax(means, initial=0.0)

@@ -1,0 +1,78 @@
+"""Numbers in words, as report, terminal, notebook and findings write them: shares, p-values, intervals, counts.
+
+Costs nothing; knows no run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+DASH: Final = "\N{EN DASH}"
+MINUS: Final = "\N{MINUS SIGN}"
+UNIT: Final = "\N{NO-BREAK SPACE}%"
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number: neither None nor NaN nor infinite."""
+    return value is not None and not isinstance(value, str) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with a real minus sign, or a dash where there is none.
+
+    >>> number(-0.12345), number(float("nan")), number(12)
+    ('\N{MINUS SIGN}0.123', '\N{EN DASH}', '12')
+    """
+    if not known(value):
+        return DASH
+    if isinstance(value, int):
+        return str(value).replace("-", MINUS)
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def percent(share: Any) -> str:
+    """A share of one as per cent, a decimal only where it says something.
+
+    >>> percent(0.98).replace("\N{NO-BREAK SPACE}", " "), percent(None)
+    ('98 %', '\N{EN DASH}')
+    """
+    return f"{100 * share:.1f}".removesuffix(".0").replace("-", MINUS) + "\N{NO-BREAK SPACE}%" if known(share) else DASH
+
+
+def interval(low: Any, high: Any, written: Any = number) -> str:
+    """An interval in brackets, or nothing where there is none."""
+    return f"[{written(low)},\N{NO-BREAK SPACE}{written(high)}]" if known(low) and known(high) else ""
+
+
+def chance(p: Any) -> str:
+    """A p-value (or q-value) as it is usually written.
+
+    >>> chance(0.0004), chance(0.031)
+    ('< 0.001', '0.031')
+    """
+    if not known(p):
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "head"), counted(3, "head")
+    ('1 head', '3 heads')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def with_interval(row: Mapping[str, Any], column: str, written: Callable[[Any], str] = number) -> str:
+    """A number followed by its interval, where summary.json has one."""
+    span = interval(row.get(f"{column}_low"), row.get(f"{column}_high"), written) if known(row.get(column)) else ""
+    return f"{written(row.get(column))} {span}".strip()
+
+
+def two(value: Any) -> str:
+    """A number with two decimals."""
+    return number(value, 2)

@@ -1,0 +1,115 @@
+"""Intervals that can be believed: a sample without spread does not make a number certain."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from hooked_vlm.notice import report, statistics, summary
+from hooked_vlm.notice.report.compare import compare
+from tests.notice.made import run_directory
+from tests.notice.report.parsed import Page
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A run in which all that can be constant is: all right, all flipped, a head that always has the same effect."""
+    path = tmp_path_factory.mktemp("alike") / "run"
+    run_directory(path, kept=50, dropped=0, tasks=("colour",), kinds=["attn-heads"], layers=2, heads=3)
+    for file in (path / "effects").glob("*.parquet"):
+        rows = pd.read_parquet(file)
+        rows.loc[rows["head"] == 0, "effect"] = 1.5
+        rows.loc[rows["head"] == 1, "effect"] = 0.0
+        rows.to_parquet(file)
+    for file in (path / "attention").glob("*.parquet"):
+        rows = pd.read_parquet(file)
+        rows.assign(pointing=1.0, inside=0.4, lift=2.5, outlier=(rows["head"] == 2).astype(float)).to_parquet(file)
+    for file in (path / "ablation").glob("*.parquet"):
+        rows = pd.read_parquet(file)
+        rows.assign(correct=rows["draw"] >= 0, logit_diff=np.where(rows["draw"] < 0, 1.0, 3.0)).to_parquet(file)
+    summary.summarise(path)
+    report.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def test_fifty_of_fifty_are_not_certain(made):
+    (counts,), behaviour = made["counts"], made["behaviour"]
+    assert (counts["accuracy"], counts["accuracy_high"]) == (1.0, 1.0)
+    assert counts["accuracy_low"] == pytest.approx(0.929, abs=5e-4)
+    for row in behaviour:
+        assert (row["flipped"], row["flipped_high"]) == (1.0, 1.0)
+        assert row["flipped_low"] == pytest.approx(0.929, abs=5e-4)
+    for row in made["ablation"]:
+        assert (row["accuracy"], row["accuracy_low"]) == (0.0, 0.0)
+        assert row["accuracy_high"] == pytest.approx(0.071, abs=5e-4)
+    for row in made["functions"]:
+        assert row["pointing_low"] == pytest.approx(0.929, abs=5e-4)
+
+
+def test_no_interval_of_a_summary_is_a_point(made):
+    seen = 0
+    for name, rows in made.items():
+        for row in rows if isinstance(rows, list) and rows and isinstance(rows[0], dict) else ():
+            for key, low in row.items():
+                high = row.get(f"{key.removesuffix('_low')}_high") if key.endswith("_low") else None
+                if low is not None and high is not None and key != "ratio_low":  # to the average: held by arithmetic
+                    seen += 1
+                    assert low < high, (name, key, row)
+    assert seen > 100
+
+
+def test_no_interval_that_is_printed_is_a_point(directory, made, tmp_path):
+    other = run_directory(tmp_path / "other", kept=4, tasks=("colour",), kinds=["attn-heads"], layers=2, heads=3)
+    compared = compare([directory, other], tmp_path / "compared.html")
+    for page in (Page(path.read_text(encoding="utf-8")) for path in (directory / "report.html", compared)):
+        hovered = [str(cell) for _, chart in page.charts for one in chart["data"] for cell in one.get("customdata", ())]
+        for text in (page.text, " ".join(hovered).replace("\\xa0", " ")):
+            pairs = re.findall(r"\[([^\[\],']+),\s([^\[\],']+)\]", text)
+            assert pairs and not [pair for pair in pairs if pair[0].strip() == pair[1].strip()]
+
+
+@given(st.integers(1, 300), st.data())
+def test_a_share_has_the_exact_interval(n, data):
+    hits = data.draw(st.integers(0, n))
+    found = statistics.share([1.0] * hits + [0.0] * (n - hits))
+    ends = stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
+    assert (found["mean"], found["n"]) == (hits / n, n)
+    assert (found["low"], found["high"]) == (pytest.approx(ends.low), pytest.approx(ends.high))
+    assert found["low"] < found["high"]
+
+
+@given(st.integers(2, 60), st.floats(0.01, 0.99))
+def test_equal_scores_leave_room_for_what_was_not_seen(n, value):
+    """Between those of n of n and none of n hits, which are its ends at 1 and at 0."""
+    low, high = statistics.of_scores(np.full((n, 1), value))
+    unseen = statistics.share([0.0] * n)["high"]
+    assert low[0] == pytest.approx(value * (1 - unseen))
+    assert high[0] == pytest.approx(value + (1 - value) * unseen)
+
+
+@given(st.integers(2, 40), st.floats(-5, 5))
+def test_equal_numbers_have_no_interval(n, value):
+    low, high = statistics.bootstrap(np.full((n, 1), value), times=50)
+    assert np.isnan([low, high]).all()
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30))
+def test_intervals_of_moments_are_students(values):
+    x = np.array(values)
+    if np.ptp(x) < 1e-3:
+        return
+    low, high = statistics.of_moments(np.array([float(len(x))]), np.array([x.mean()]), np.array([x.std(ddof=1)]))
+    ends = stats.ttest_1samp(x, 0.0).confidence_interval(0.95)
+    assert (low[0], high[0]) == (pytest.approx(ends.low), pytest.approx(ends.high))

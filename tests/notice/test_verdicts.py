@@ -1,0 +1,154 @@
+"""One verdict, in every place that tells it: the report's first screen and list, terminal, notebook and comparison.
+
+The evidence is drawn: how much worse the chosen heads are than random ones in each task, and how many random sets there
+are. Verdicts are made from parquet files, as for a real run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hooked_vlm import notice
+from hooked_vlm.notice import report, summary, terminal
+from hooked_vlm.notice.ablation import FULL, SELECTED
+from hooked_vlm.notice.report.compare import compare
+from tests.notice.made import run_directory
+from tests.notice.report.parsed import Page
+
+SMALL = {"kinds": ["attn-heads"], "corrupt": ["image"], "layers": 2, "heads": 3, "dropped": 0}
+TASKS = ("colour", "place")
+SELECTION = "strongest 3 image"
+CLAIM = re.compile(r"^Ablating the .*strongest.*heads")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run whose ablation is rewritten for each draw, and another to compare with."""
+    root = tmp_path_factory.mktemp("runs")
+    first = run_directory(root / "run", tasks=TASKS, kept=6, strong=False, noise=False, masks=False, **SMALL)
+    return first, shutil.copytree(first, root / "other")
+
+
+def write_ablation(path, harms, draws, seed):
+    """Ablation files: in each task the chosen heads cost so much more than random ones do, on average."""
+    draw = np.random.default_rng(seed)
+    shutil.rmtree(path / "ablation", ignore_errors=True)
+    (path / "ablation").mkdir()
+    for task, harm in zip(TASKS, harms, strict=True):
+        for number in range(6):
+            key = {"task": task, "example": f"{task}-{number}", "group": "g", "overlap": 0}
+            rows = [{**key, "selection": FULL, "draw": SELECTED, "n_heads": 0, "correct": True, "logit_diff": 6.0}]
+            for which in range(SELECTED, draws):
+                left = 5.0 - (harm if which == SELECTED else 0.0) + draw.normal(0, 0.4)
+                rows.append(
+                    {
+                        **key,
+                        "selection": SELECTION,
+                        "draw": which,
+                        "n_heads": 3,
+                        "correct": left > 0,
+                        "logit_diff": left,
+                    }
+                )
+            pd.DataFrame(rows).to_parquet(path / "ablation" / f"{task}-{number:06d}.parquet")
+
+
+def of_headline(text):
+    """The verdict that the report's first screen gives on the ablated heads."""
+    first = text[: text.index("What was tested")]
+    (told,) = re.findall(r"[^.:]*[Rr]emoving the 3 strongest heads[^.:;]*", first)
+    if "undecided whether" in told or "may hurt" in told:
+        return "undecided"
+    return "does not hold" if " not " in told else "holds"
+
+
+def of_list(source):
+    found = re.findall(r'class="verdict \w+">([^<]+)</span><div><p><strong>([^<]+)', source)
+    return {claim: word for word, claim in found}
+
+
+def of_comparison(path, other, out):
+    rows = Page(compare([path, other], out).read_text(encoding="utf-8")).table("Whether a claim holds")
+    return {row["claim"]: row[next(name for name in row if "(run)" in name)] for row in rows}
+
+
+def of_terminal(path, claims):
+    shown = io.StringIO()
+    terminal.show_ending(Console(file=shown, width=300), path)
+    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    return {claim: line.removeprefix(claim).strip() for claim in claims for line in lines if line.startswith(claim)}
+
+
+harm = st.sampled_from([-3.0, -0.3, 0.0, 0.3, 3.0])
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(harms=(-0.3, 3.0), draws=3, seed=0)  # LLaVA's layers of four heads
+@example(harms=(3.0, 3.0), draws=20, seed=1)
+@example(harms=(3.0, -3.0), draws=20, seed=2)
+@given(st.tuples(harm, harm), st.sampled_from([0, 1, 3, 18, 19, 25]), st.integers(0, 99))
+def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws, seed):
+    path, other = runs
+    write_ablation(path, harms, draws, seed)
+    found = summary.summarise(path)["findings"]
+    source = report.write(path).read_text(encoding="utf-8")
+    words = {True: "holds", False: "does not hold", None: "undecided"}
+    verdicts = {row["claim"]: words[row["holds"]] for row in found}
+    (of_heads,) = [word for claim, word in verdicts.items() if CLAIM.match(claim)]
+    compared = of_comparison(path, other, tmp_path_factory.mktemp("out") / "both.html")
+    assert of_list(source) == compared == verdicts
+    if draws:
+        assert of_headline(Page(source).text) == of_heads
+    if draws < 19:
+        assert of_heads == "undecided"  # no p below 0.05 can be had
+    assert of_terminal(path, verdicts) == verdicts
+    told = notice.verdicts(path)
+    assert {verdict.claim: verdict.word for verdict in told} == verdicts
+    assert all(sentence in Page(source).text for sentence in told.sentences)
+    assert all(claim in told._repr_html_() and claim in repr(told) for claim in verdicts)
+
+
+def test_three_random_sets_leave_it_undecided_everywhere(runs):
+    """A LLaVA's report said "may hurt more, too few to tell" on its first screen, and "does not hold" in its list."""
+    path, _ = runs
+    write_ablation(path, (-0.3, 3.0), 3, 0)
+    summary.summarise(path)
+    source = report.write(path).read_text(encoding="utf-8")
+    (listed,) = [word for claim, word in of_list(source).items() if CLAIM.match(claim)]
+    assert of_headline(Page(source).text) == listed == "undecided"
+
+
+@settings(max_examples=5)
+@given(st.tuples(harm, harm), st.integers(19, 25), st.integers(0, 99))
+def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws, seed):
+    path, _ = runs
+    write_ablation(path, harms, draws, seed)
+    made = summary.summarise(path)
+    wanted = []
+    for row in made["ablation"]:
+        spans = row["harm_low"] <= 0 <= row["harm_high"]
+        wanted.append(None if spans or (row["harm_low"] > 0 and row["p"] > 0.05) else row["harm_low"] > 0)
+    (found,) = [row for row in made["findings"] if CLAIM.match(row["claim"])]
+    assert found["holds"] is (False if False in wanted else None if None in wanted else True)
+
+
+def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):
+    """With fewer than twelve examples the sound rule selects no head, whatever there is."""
+    bare = {"tasks": ("colour",), "noise": False, "masks": False, "strong": False, **SMALL}
+    few, enough = (run_directory(tmp_path / str(n), kept=n, **bare) for n in (11, 12))
+    for path, holds in ((few, None), (enough, False)):
+        findings = json.loads((path / "summary.json").read_text())["findings"]
+        (found,) = [row for row in findings if row["claim"].endswith("by the sound rule")]
+        assert found["holds"] is holds
+    text = Page(report.write(few).read_text(encoding="utf-8")).text
+    assert "It is undecided whether any of 6 heads" in text[: text.index("What was tested")]
