@@ -31,8 +31,9 @@ MOMENTS = ("before", "middle", "after")  # of a line of the manifest or of a fil
 
 def config_of(task: str, **changes: Any) -> NoticeConfig:
     """The configuration that is run."""
-    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 4, "batch": 2, "kinds": ("attn-heads",)}
-    return NoticeConfig(model="blip", tasks=(task,), **options | changes)
+    options = {"noise": True, "bootstrap": 20, "random_draws": 2, "examples": 4, "batch": 2}
+    of_heads = {"kinds": ("cross_attn-heads",), "corrupt": ("image",)}  # those that see the image, so that it is drawn
+    return NoticeConfig(model="blip", tasks=(task,), **options | of_heads | changes)
 
 
 class Server:

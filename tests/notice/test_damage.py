@@ -103,9 +103,7 @@ def files(run: Path) -> list[str]:
     return [str(path.relative_to(run)) for path in sorted(run.rglob("*")) if path.is_file()]
 
 
-def test_every_file_that_is_harmed_is_made_again_or_named(
-    task: str, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_every_file_that_is_harmed_is_made_again_or_named(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
     """Each file in one way, the ways in turn; below, each in every way."""
     for place, name in enumerate(files(runs[0])):
         refuse_harm(task, runs, name, HARMS[place % len(HARMS)], tmp_path / str(place))
@@ -113,9 +111,7 @@ def test_every_file_that_is_harmed_is_made_again_or_named(
 
 @pytest.mark.slow(reason="every file in every way")
 @pytest.mark.parametrize("harm", HARMS)
-def test_every_file_may_be_harmed_in_every_way(
-    harm: str, task: str, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_every_file_may_be_harmed_in_every_way(harm: str, task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
     for place, name in enumerate(files(runs[0])):
         refuse_harm(task, runs, name, harm, tmp_path / str(place))
 

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 from hooked_vlm import HookedVLM
 from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import HookedVLMError, InputsError, MissingExtraError, ResumeError, TaskSchemaError
-from hooked_vlm.notice import effects, examples, fingerprint, pipeline, rows
+from hooked_vlm.notice import effects, fingerprint, pipeline, rows
 from hooked_vlm.notice.config import NoticeConfig
 from tests.models import checkpoints
 from tests.models.unchecked import unchecked
@@ -44,6 +45,14 @@ def nothing_computed(patched: pytest.MonkeyPatch) -> None:
     """Fail where a model would be asked anything of an example."""
     for module, name in ((pipeline, "prepared"), (effects, "sweep_all")):
         patched.setattr(module, name, lambda *args, **options: pytest.fail("an example is computed"))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A task's file, and a run on it; whoever spoils the file mends it."""
+    path = tmp_path_factory.mktemp("begun")
+    task = written(path / "some.parquet", questions("blip", 8))
+    return task, examples_of(config_of(task), small("blip"), path / "run")
 
 
 # --- the model --------------------------------------------------------------------------------------------
@@ -82,18 +91,16 @@ def other_template(model: HookedVLM) -> None:
     ],
 )
 def test_another_model_is_refused_by_what_differs(
-    change: Callable[[HookedVLM], None], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[HookedVLM], None], named: str, begun: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = answerable("blip", tmp_path / "some.parquet")
-    models = [HookedVLM.from_hf(*checkpoints.blip_vqa()) for _ in range(2)]
-    assert fingerprint.of_model(models[0]) == fingerprint.of_model(models[1])  # made alike, apart from each other
-    examples_of(config_of(task), models[0], tmp_path / "run")
-    before = fingerprint.of_model(models[0])
-    change(models[1])
-    assert fingerprint.differences(before, fingerprint.of_model(models[1])) == [named]
+    model, (task, run) = HookedVLM.from_hf(*checkpoints.blip_vqa()), begun
+    before = fingerprint.of_model(model)
+    assert before == fingerprint.of_model(small("blip"))  # made alike, apart from each other
+    change(model)
+    assert fingerprint.differences(before, fingerprint.of_model(model)) == [named]
     nothing_computed(monkeypatch)
     with pytest.raises(ResumeError, match=rf"a model with other {named}: take another directory, or the model that"):
-        examples_of(config_of(task), models[1], tmp_path / "run")
+        examples_of(config_of(task), model, run)
 
 
 def test_a_model_that_was_used_is_the_same_model() -> None:
@@ -117,10 +124,10 @@ def test_a_checkpoint_on_disk_has_the_fingerprint_of_the_model_it_holds(tmp_path
 
 
 def test_other_packages_are_refused_by_name_and_accepted_on_demand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, model, version = answerable("blip", tmp_path / "some.parquet"), small("blip"), importlib.metadata.version
-    examples_of(config_of(task), model, tmp_path / "run")
+    model, version, task = small("blip"), importlib.metadata.version, begun[0]
+    shutil.copytree(begun[1], tmp_path / "run")
     there = version("transformers")
     with monkeypatch.context() as patched:
         patched.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "transformers" else version(name))
@@ -152,7 +159,7 @@ def changed_picture(rows: list[dict]) -> list[dict]:
 
 
 def new(rows: list[dict]) -> list[dict]:
-    return [rows[0], rows[1] | {"id": "another"}, *rows[1:]]
+    return [rows[0], rows[1] | {"id": "another"}, *rows[2:]]
 
 
 def turned(rows: list[dict]) -> list[dict]:
@@ -165,23 +172,23 @@ def turned(rows: list[dict]) -> list[dict]:
         (gone, "'{}' is gone"),
         (changed_text, "'{}' is changed"),
         (changed_picture, "'{}' is changed"),
-        (new, "'another' is new"),
+        (new, "'{}' is gone; 'another' is new"),
         (turned, "they stand in another order"),
     ],
 )
 def test_other_rows_are_refused_by_name(
-    change: Callable[[list[dict]], list[dict]], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[list[dict]], list[dict]], named: str, begun: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, path = questions("blip", 8), tmp_path / "some.parquet"
-    task = written(path, rows)
-    examples_of(config_of(task), small("blip"), tmp_path / "run")
-    written(path, change(rows))
-    nothing_computed(monkeypatch)
+    rows, (task, run) = questions("blip", 8), begun
     told = named.format(rows[1]["id"])
-    with pytest.raises(ResumeError, match=rf"a run on other rows of .*some\.parquet \({told}\): take another directory"):
-        examples_of(config_of(task), small("blip"), tmp_path / "run")
-    written(path, rows)
-    examples_of(config_of(task), small("blip"), tmp_path / "run")
+    nothing_computed(monkeypatch)
+    try:
+        written(Path(task), change(rows))
+        with pytest.raises(ResumeError, match=rf"on other rows of .*some\.parquet \({told}\): take another directory"):
+            examples_of(config_of(task), small("blip"), run)
+    finally:
+        written(Path(task), rows)
+    examples_of(config_of(task), small("blip"), run)  # the way out
 
 
 def test_a_picture_deleted_from_a_folder_shifts_no_example(tmp_path: Path) -> None:
@@ -206,9 +213,7 @@ def test_a_picture_deleted_from_a_folder_shifts_no_example(tmp_path: Path) -> No
     examples_of(config, small("blip"), tmp_path / "run")
 
 
-def test_rows_that_change_while_the_run_reads_them_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_change_while_the_run_reads_them_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_there, path = questions("blip", 8), tmp_path / "some.parquet"
     task, verify = written(path, rows_there), pipeline.RunDirectory.verify
 
@@ -222,11 +227,9 @@ def test_rows_that_change_while_the_run_reads_them_are_refused(
         examples_of(config_of(task), small("blip"), tmp_path / "run")
 
 
-def test_the_rows_of_a_run_are_those_that_its_files_name(tmp_path: Path) -> None:
+def test_the_rows_of_a_run_are_those_that_its_files_name(begun: tuple[str, Path]) -> None:
     """By number, id and fingerprint."""
-    rows_there = questions("blip", 8)
-    task = written(tmp_path / "some.parquet", rows_there)
-    run = examples_of(config_of(task), small("blip"), tmp_path / "run")
+    task, run = begun
     place = pipeline.RunDirectory(run).opened()
     for number in place.numbers("examples", task):
         found = place.example(task, number)
@@ -310,11 +313,8 @@ def test_what_is_refused_is_refused_again(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_a_directory_is_refused_before_a_row_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = answerable("blip", tmp_path / "some.parquet")
-    examples_of(config_of(task), small("blip"), tmp_path / "run")
     monkeypatch.setattr(rows, "rows_of", lambda *args: pytest.fail("a row is read"))
     with pytest.raises(ResumeError, match="examples was 2 and is 3"):
-        examples_of(dataclasses.replace(config_of(task), examples=3), small("blip"), tmp_path / "run")
-    assert examples.UNUSABLE
+        examples_of(dataclasses.replace(config_of(begun[0]), examples=3), small("blip"), begun[1])

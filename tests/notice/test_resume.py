@@ -134,7 +134,7 @@ def test_no_example_is_double_or_lost(task: str, whole: Path) -> None:
     assert not rows["example"].duplicated().any() and rows["kept"].sum() == 4
     assert sorted(rows["number"]) == list(range(len(rows)))
     kept = set(rows.loc[rows["kept"], "example"])
-    for kind in ("effects", "ablation"):
+    for kind in KINDS[1:]:
         assert set(pd.concat([pd.read_parquet(path) for path in (whole / kind).iterdir()])["example"]) == kept
 
 
