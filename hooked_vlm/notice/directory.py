@@ -20,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,16 @@ class RunDirectory(ListedFiles):
         except ValueError:
             found = None
         kept = [found, *(entry["run"] for entry in reversed(entries) if "run" in entry)]
-        for record in kept:
-            if isinstance(record, dict) and record.get("version") == VERSION and record == sealed(record):
-                return record
+        good = [
+            record
+            for record in kept
+            if isinstance(record, dict) and record.get("version") == VERSION and record == sealed(record)
+        ]
+        if len({record["id"] for record in good}) > 1:  # one of the two files is another run's
+            own = self._run_of_results()
+            good = [record for record in good if record["id"] == own] or good
+        if good:
+            return good[0]
         if isinstance(found, dict) and found.get("version") not in (None, VERSION):
             raise RunDirectoryError(
                 f"{self.path / RUN} has version {found['version']!r} and this package writes {VERSION}: the run cannot "
@@ -202,6 +209,13 @@ class RunDirectory(ListedFiles):
             self._refuse_another(path, path.read_bytes())
             raise RunDirectoryError(f"{self.path / name} is not on the run's list of files: {AGAIN}, or remove it")
         return self
+
+    def _run_of_results(self) -> Any:
+        """The run that the first whole file of results says it is of; None where there is none."""
+        for _, path in self._files():
+            with suppress(ValueError):
+                return Packed(path.read_bytes()).about.get("run")
+        return None
 
     def _run_json(self) -> Any:
         try:

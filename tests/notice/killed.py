@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.notice import pipeline, storage
+from hooked_vlm.notice import pipeline
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.report import compare  # noqa: F401  imported before the first fork
 from tests.notice.models import small
@@ -81,6 +81,8 @@ class Server:
 
 def dying(die_at: int | None, moment: str) -> list[int]:
     """Let this process kill itself at a line of a manifest or a move of a file; how many there were, in a list."""
+    from hooked_vlm.notice import storage
+
     counted, replace, add = [0], os.replace, storage.Manifest.add
 
     def die() -> None:
@@ -98,7 +100,7 @@ def dying(die_at: int | None, moment: str) -> list[int]:
         if now:
             die()
 
-    def added(self: storage.Manifest, entry: Mapping[str, Any]) -> None:
+    def added(self: Any, entry: Mapping[str, Any]) -> None:
         now = here()
         if now and moment == "middle":
             with self.path.open("ab") as file:

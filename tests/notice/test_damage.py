@@ -65,7 +65,7 @@ def harmed(run: Path, name: str, harm: str, other: Path) -> list[str]:
     elif harm == "swapped":
         names = [str(each.relative_to(run)) for each in sorted(run.rglob("*")) if each.is_file()]
         near = [each for each in names if each.endswith(path.suffix) and each not in (name, ".lock")]
-        second = near[names.index(name) % len(near)] if near else "run.json"
+        second = near[names.index(name) % len(near)] if near else "sources.json"
         path.write_bytes((run / second).read_bytes())
         (run / second).write_bytes(data)
         return [name, second]

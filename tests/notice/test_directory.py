@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import storage
-from hooked_vlm.notice.directory import VERSION, RunDirectory
+from hooked_vlm.notice.directory import VERSION, RunDirectory, sealed
 
 TABLE = pa.table({"kept": [True], "word": ["red"]})
 RECORD = {"version": VERSION, "id": "a" * 64, "block": 16, "config": {"model": "naïve"}}
@@ -157,14 +157,15 @@ def test_a_directory_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) ->
 # --- of which run it is -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", ["gone", "empty", "cut off", "one bit", "another run's", "no object"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "cut off", "one bit", "another run's", "half", "no object"])
 def test_a_damaged_run_json_is_written_anew(harm: str, tmp_path: Path) -> None:
     place = begun(tmp_path)
     place.add("examples", "colour", {0: TABLE})
     path, text = tmp_path / "run.json", (tmp_path / "run.json").read_bytes()
-    other = {"version": 2, "id": "b", "block": 16}
+    other = sealed(RECORD | {"id": "b" * 64})
+    half = RECORD | {"version": 2, "id": "b"}
     harmed = {"empty": b"", "cut off": text[:40], "one bit": text.replace(b"na", b"nb"), "no object": b"[]"}
-    path.write_bytes(harmed.get(harm, json.dumps(other).encode()))
+    path.write_bytes(harmed.get(harm, json.dumps(half if harm == "half" else other).encode()))
     if harm == "gone":
         path.unlink()
     assert RunDirectory(tmp_path).opened().record == place.record  # the manifest holds it too

@@ -19,7 +19,7 @@ import pytest
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import effects, pipeline
-from hooked_vlm.notice.directory import RunDirectory, block_size
+from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.report.loaded import Loaded
 from tests.notice.killed import MOMENTS, Server, config_of
 from tests.notice.models import answerable, small
@@ -141,6 +141,8 @@ def test_no_example_is_double_or_lost(task: str, whole: Path) -> None:
 def test_a_block_is_a_file_and_not_an_example(whole: Path) -> None:
     """A paper's 18,000 files are 1,100."""
     assert all(len(list((whole / kind).iterdir())) == 1 for kind in KINDS)
+    from hooked_vlm.notice.directory import block_size
+
     assert block_size(1) == block_size(16) == 16 and block_size(7) == 21 and block_size(20) == 20
 
 
