@@ -136,6 +136,9 @@ def notice(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples swept together; by the model's size if left out.")] = None,
+    accept_versions: Annotated[
+        bool, typer.Option("--accept-versions", help="Go on although packages have other versions; run.json notes it.")
+    ] = False,
 ) -> None:
     """Run NOTICE: patch clean activations into corrupted runs, select heads, ablate them, and write a report.
 
@@ -176,7 +179,7 @@ def notice(
         torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
     try:
-        directory = run(config, out)
+        directory = run(config, out, accept_versions=accept_versions)
     except KeyboardInterrupt as stopped:
         typer.echo(f"hooked-vlm: {str(stopped) or 'stopped'}", err=True)
         raise typer.Exit(130) from None

@@ -18,8 +18,10 @@ from hooked_vlm.notice import ablation, directory
 from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, restored, rows_of, stacked
+from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, restored, stacked
 from hooked_vlm.notice.functions import image_attention
+from hooked_vlm.notice.rows import Survey
+from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.vocabulary import Head, head_name, module_of, of_heads
 
 
@@ -27,6 +29,7 @@ def ablate_kept(
     place: RunDirectory,
     config: NoticeConfig,
     model: Any,
+    surveys: Mapping[str, Survey],
     sets: Mapping[str, Sequence[Head]],
     go_on: Callable[[], None],
 ) -> None:
@@ -36,43 +39,46 @@ def ablate_kept(
         place: the run's.
         config: the run's, resolved.
         model: a `HookedVLM`.
+        surveys: the rows of each task.
         sets: heads by name.
         go_on: called between batches; raises if the run is to stop.
     """
     kinds = [kind for kind in config.kinds if of_heads(kind)]
+    asked = digest_of({name: [list(head) for head in heads] for name, heads in sets.items()})
     for task in config.tasks if sets else ():
         kept = place.numbers(directory.EFFECTS, task)
-        missing = set(kept) - set(place.numbers(directory.ABLATION, task))
+        missing = set(kept) - set(place.numbers(directory.ABLATION, task, asked))
         if not missing:
             continue
         means = ablation.ReferenceMeans(model, kinds)
-        for group in _again(place, config, model, task, kept):
+        for group in _again(place, config, model, surveys[task], kept):
             means.add(stacked(group))
             go_on()
-        for group in _again(place, config, model, task, kept):
+        for group in _again(place, config, model, surveys[task], kept):
             if missing.isdisjoint(example.number for example in group):
                 continue
             right, wrong = ([getattr(e.tokens, side) for e in group] for side in ("right", "wrong"))
             table = ablation.ablate(
                 model, stacked(group), right, wrong, sets, means, draws=config.random_draws, seed=config.seed
             )
+            tables = {}
             for i, example in enumerate(group):
                 about = {"task": file_name(task), "example": example.row["id"]}
-                place.write_table(directory.ABLATION, task, example.number, own_rows(table, i, about))
+                tables[example.number] = own_rows(table, i, about)
+            place.add(directory.ABLATION, task, tables, asked)
             go_on()
 
 
 def _again(
-    place: RunDirectory, config: NoticeConfig, model: Any, task: str, kept: Sequence[int]
+    place: RunDirectory, config: NoticeConfig, model: Any, rows: Survey, kept: Sequence[int]
 ) -> Iterator[list[Example]]:
     """The kept examples of a task once more, with their clean inputs, in batches of equal length."""
-    wanted = set(kept)
-    rows = ((number, row) for number, row in enumerate(rows_of(config, model, task).rows) if number in wanted)
+    drawn = rows.again(config, model, frozenset(kept))
     assert config.batch is not None
-    while block := list(islice(rows, config.batch)):
+    while block := list(islice(drawn, config.batch)):
         examples = given(model, config, block)
         for example in examples:
-            record = place.example(task, example.number)
+            record = place.example(rows.task, example.number)
             tokens = Scored(record["right_token"], record["wrong_token"], tuple(record["shared_tokens"]))
             restored(model, example, tokens)
         yield from grouped(examples, lambda e: (e.clean.input_ids.shape[1], len(e.tokens.shared)))
@@ -85,6 +91,7 @@ def draw_attention(
     place: RunDirectory,
     config: NoticeConfig,
     model: Any,
+    surveys: Mapping[str, Survey],
     heads: Sequence[Head],
     query: Callable[[Example], list[int]],
     go_on: Callable[[], None],
@@ -95,6 +102,7 @@ def draw_attention(
         place: the run's.
         config: the run's, resolved.
         model: a `HookedVLM`.
+        surveys: the rows of each task.
         heads: which.
         query: an example's positions from which is looked.
         go_on: called between figures; raises if the run is to stop.
@@ -108,8 +116,8 @@ def draw_attention(
         numbers = place.numbers(directory.EFFECTS, task)
         if not numbers:
             continue
-        row = next(islice(rows_of(config, model, task).rows, numbers[0], None))
-        (example,) = prepared(model, config, [(numbers[0], row)])
+        ((number, row),) = surveys[task].again(config, model, numbers[:1])
+        (example,) = prepared(model, config, [(number, row)])
         kinds = list(dict.fromkeys(kind for kind, _, _ in heads))
         found, _ = image_attention(model, example.clean, kinds, query(example))
         picture = row["image"]
@@ -134,7 +142,7 @@ def draw_attention(
                 )
             except MissingExtraError:
                 return []
-            place.write_figure(name, figure)
+            place.write_figure(f"{directory.FIGURES}/{name}", figure)
             caption = f"{head_name(kind, layer, head)}: {row['prompt']} ({row['answer']})"
             about = {"file": f"{directory.FIGURES}/{name}", "kind": kind, "layer": layer, "head": head}
             records.append({**about, "example": row["id"], "caption": caption})

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ _CHOICE: dict[str, tuple[str | None, ...]] = {
     "select_at": SELECT_AT,
     "region": (None, *REGIONS),
 }
-_WHOLE = ("examples", "seed", "random_draws", "bootstrap", "batch")
-_ABOVE_ZERO = ("examples", "noise_scale", "bootstrap")
+_AT_LEAST = {"examples": 1, "seed": 0, "random_draws": 0, "bootstrap": 1, "batch": 1}  # whole numbers
+_LEFT_OUT = ("batch", "data", "region", "prompt_template", "device", "dtype", "revision")  # None is a value of them
+_TEXTS = ("model", "positions", "select_at", "data", "region", "prompt_template", "device", "dtype", "revision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,13 @@ class NoticeConfig:
     batch: int | None = None
 
     def __post_init__(self) -> None:
+        self._refuse_other_types()
         for name in ("tasks", "corrupt", "kinds"):
             given = getattr(self, name)
-            if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+            names = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+            if names is None or not all(isinstance(each, str) and _sayable(each) for each in names):
                 raise InputsError(f"{name} is {given!r}; expected a sequence of names")
+            given = names
             object.__setattr__(self, name, tuple(given))
             if len(set(given)) < len(given) or (not given and name != "kinds"):
                 raise InputsError(f"{name} is {tuple(given)}; expected each name once, and at least one")
@@ -99,16 +104,6 @@ class NoticeConfig:
                 _refuse_unknown(name, each, known)
         for name, values in _CHOICE.items():
             _refuse_unknown(name, getattr(self, name), values)
-        for name in _WHOLE:
-            if isinstance(given := getattr(self, name), bool) or not isinstance(given, int | None):
-                raise InputsError(f"{name} is {given!r}; expected a whole number")
-        for name in _ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise InputsError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if self.random_draws < 0 or (self.batch is not None and self.batch < 1):
-            raise InputsError(
-                f"random_draws is {self.random_draws} and batch {self.batch}; expected 0 or more, 1 or more"
-            )
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
             raise InputsError(f"prompt_template is {self.prompt_template!r}; expected a text with {{prompt}} in it")
         if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, EVERY):
@@ -123,6 +118,28 @@ class NoticeConfig:
         if len(set(stems := [file_name(task) for task in self.tasks])) < len(stems):
             raise InputsError(f"tasks {self.tasks} would be written to files of the same names: rename one")
 
+    def _refuse_other_types(self) -> None:
+        """Raise InputsError if an option is of another type than its values, or a number out of its range."""
+        for name in _TEXTS:
+            given = getattr(self, name)
+            if not isinstance(given, str) and not (given is None and name in _LEFT_OUT):
+                raise InputsError(f"{name} is {given!r}; expected a text")
+            if given is not None and ((not given.isprintable() and name != "prompt_template") or not _sayable(given)):
+                raise InputsError(f"{name} is {given!r}; expected a text that can be written and read")
+        if not isinstance(self.noise, bool):
+            raise InputsError(f"noise is {self.noise!r}; expected True or False")
+        for name, least in _AT_LEAST.items():
+            given = getattr(self, name)
+            if given is None and name in _LEFT_OUT:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise InputsError(f"{name} is {given!r}; expected a whole number")
+            if given < least:
+                raise InputsError(f"{name} is {given}; expected {least} or more")
+        scale = self.noise_scale
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise InputsError(f"noise_scale is {scale!r}; expected a number above 0")
+
     def resolved(self, model: Any) -> NoticeConfig:
         """The same with "auto" and empty choices decided by a model.
 
@@ -132,12 +149,20 @@ class NoticeConfig:
         Raises:
             InputsError: if the model's prompt stack has no such kind.
             TextError: if the model cannot read the prompt template.
+            MissingExtraError: if a package is needed that is not installed.
         """
-        if self.prompt_template is not None:
-            from PIL import Image
+        from PIL import Image
 
+        picture = Image.new("RGB", (8, 8))
+        if self.prompt_template is not None:
             prompt = self.prompt_template.replace("{prompt}", "is it?")
-            model.to_inputs(Image.new("RGB", (8, 8)), prompt, allow_special_tokens=True)
+            model.to_inputs(picture, prompt, allow_special_tokens=True)
+        if self.region is not None:
+            from hooked_vlm.notice.corruption import RegionCorruption
+
+            mask = Image.new("L", (8, 8))
+            mask.paste(255, (2, 2, 6, 6))
+            RegionCorruption(picture, mask, self.region).pictures()  # type: ignore[arg-type]
         there = available(model)
         for kind in self.kinds:
             if kind not in there:
@@ -217,6 +242,15 @@ def file_name(task: str) -> str:
     """A task's name in file names."""
     stem = Path(task).stem if task.endswith(".parquet") else task
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in stem)
+
+
+def _sayable(text: str) -> bool:
+    """Whether a text has no half of a character, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_unknown(name: str, value: Any, known: Any) -> None:

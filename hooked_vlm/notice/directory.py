@@ -1,48 +1,54 @@
-"""The directory of a run: what is in it, written so that it is whole or not there, by one process at a time.
+"""The directory of a run: what is in it, and the proof that it is this run's, whole, and where it belongs.
 
-A file is written beside its place (`.part`) and moved into it. An example is done when its file in `examples/` is
-there, and that one is written last: a process may be killed at any moment, and what is there is right. The lock is
-the operating system's and goes with the process that holds it.
+`run.json` says of which model, rows, options and packages the run is, under a checksum; `manifest.jsonl` has a line
+with the digest of every other file, written before the file is put in place, and run.json's content once more. The
+tables of results lie in `examples/`, `effects/`, `attention/` and `ablation/`, in blocks of some rows: a block's file
+is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any moment and
+loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and block it is
+of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped or renamed
+is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary, a
+report, a comparison) goes by the manifest, which also knows what is missing.
 
-Costs one small file each for what an example gave. Knows no model and no numbers.
+One process writes at a time; the lock is the operating system's and goes with the process that holds it.
+
+Costs two digests of what is there when a run begins (1 s for 1 GB). Knows no model and no numbers.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice import storage
 from hooked_vlm.notice.config import file_name
+from hooked_vlm.notice.files import AGAIN, MANIFEST, ListedFiles, text_of
+from hooked_vlm.notice.storage import PART, Packed, digest, digest_of, packed, refuse_link, whole
 
-VERSION = 1
+VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
-EXAMPLES, EFFECTS, ATTENTION, ABLATION, FIGURES = "examples", "effects", "attention", "ablation", "figures"
+EXAMPLES, EFFECTS, ATTENTION, ABLATION = "examples", "effects", "attention", "ablation"
+FIGURES, ROWS = "figures", "rows"
+MEASURED = (EFFECTS, ATTENTION)  # of every example that is kept
+RESULTS = (*MEASURED, ABLATION, EXAMPLES)
+BLOCK = 16  # rows of a task in one file of results, at least: a paper's 4,500 rows are 1,100 files
 _LOCK = ".lock"
+_NAME = re.compile(r"(?P<task>.+)-(?P<block>[0-9]{6,})\.parquet")
 
 
-def whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a file beside its place and move it into it, so that it is whole or not there; nothing is left behind."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-    return path
+def block_size(batch: int) -> int:
+    """Rows in a file of results: whole batches, and `BLOCK` at least."""
+    return batch * -(-BLOCK // batch)
 
 
-class RunDirectory:
+class RunDirectory(ListedFiles):
     """A run's directory.
 
     Args:
@@ -50,7 +56,9 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        super().__init__(path)
+        self.record: dict[str, Any] = {}
+        self._blocks: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}  # what each file says of itself
 
     # --- opening it -----------------------------------------------------------------------------------
 
@@ -59,19 +67,20 @@ class RunDirectory:
         """While it is open, no other process writes here; the directory is made if need be.
 
         Raises:
-            RunDirectoryError: if another process is at it, it cannot be written, or what is in it is no run.
+            RunDirectoryError: if another process is at it, it cannot be written, it holds symbolic links, or what is
+                in it is no run.
         """
         with self._reported("cannot be made or written"):
+            refuse_link(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
-            lock = (self.path / _LOCK).open("a+", encoding="utf-8")
+            descriptor = storage.opened(self.path / _LOCK, os.O_RDWR)
         import fcntl  # not on Windows, where finished runs can be reported and compared all the same
 
-        with lock:
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                lock.seek(0)
                 raise RunDirectoryError(
                     f"{self.path} is being written by another process ({lock.read().strip() or 'unknown'}): wait for "
                     "it, or take another directory"
@@ -80,64 +89,246 @@ class RunDirectory:
                 lock.truncate(0)
                 lock.write(f"pid {os.getpid()}")
                 lock.flush()
-                for part in self.path.rglob("*.part"):  # of a process that was killed
-                    part.unlink()
+                for folder in (self.path, *(self.path / name for name in (*RESULTS, FIGURES, ROWS))):
+                    for part in folder.glob(f"*{PART}") if folder.is_dir() else ():  # of a process that was killed
+                        part.unlink()
             yield self
 
     def _refuse_strangers(self) -> None:
-        names = {entry.name for entry in self.path.iterdir()} - {_LOCK}
-        if names and RUN not in names and not all(name.endswith(".part") for name in names):
+        entries = list(self.path.iterdir())
+        for entry in entries:
+            refuse_link(entry)
+        names = {entry.name for entry in entries} - {_LOCK}
+        if names and not names & {RUN, MANIFEST} and not all(name.endswith(PART) for name in names):
             raise RunDirectoryError(
                 f"{self.path} is no run: it holds {', '.join(sorted(names)[:3])} and no {RUN}. Take an empty or a new "
                 "directory"
             )
 
+    def stored(self) -> dict[str, Any] | None:
+        """What `run.json` says, or, where that is damaged, what the manifest says that it said; None for no run.
+
+        Raises:
+            RunDirectoryError: if neither can be read, or it is of another version.
+        """
+        with self._reported("cannot be read"):
+            entries = self._manifest.read()
+            text = storage.read(self.path / RUN) if (self.path / RUN).exists() else None
+        try:
+            found = None if text is None else json.loads(text)
+        except ValueError:
+            found = None
+        kept = [found, *(entry["run"] for entry in reversed(entries) if "run" in entry)]
+        good = [
+            record
+            for record in kept
+            if isinstance(record, dict) and record.get("version") == VERSION and record == sealed(record)
+        ]
+        if len({record["id"] for record in good}) > 1:  # one of the two files is another run's
+            own = self._run_of_results()
+            good = [record for record in good if record["id"] == own] or good
+        if good:
+            return good[0]
+        if isinstance(found, dict) and found.get("version") not in (None, VERSION):
+            raise RunDirectoryError(
+                f"{self.path / RUN} has version {found['version']!r} and this package writes {VERSION}: the run cannot "
+                "go on. Take another directory; the same command runs there from the beginning"
+            )
+        if text is None and not any((self.path / kind).exists() for kind in RESULTS):
+            return None  # killed before anything was done
+        raise RunDirectoryError(
+            f"{self.path / RUN} is damaged, and {MANIFEST} does not say what it was: of which run the rest is cannot "
+            "be known. Take another directory; the same command runs there from the beginning"
+        )
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Say of which run this directory is, or say it anew; its `id` is that of every file of results.
+
+        Args:
+            record: what `run.json` is to hold.
+        """
+        self.record = sealed(record)
+        with self._reported("cannot be written"):
+            self._manifest.add({"run": self.record})
+            whole(self.path / RUN, text_of(self.record))
+
+    # --- what is there --------------------------------------------------------------------------------
+
+    def verify(self, tasks: Collection[str]) -> None:
+        """Look at every file of results; remove what is damaged or out of place, so that it is computed again.
+
+        Args:
+            tasks: of the run.
+
+        Raises:
+            RunDirectoryError: if a file is another run's, nobody's, or a symbolic link.
+        """
+        with self._reported("cannot be read or mended"):
+            self.read_list()
+            self._blocks = {}
+            if self.record != self._run_json():
+                whole(self.path / RUN, text_of(self.record))
+            for kind, path in self._files():
+                name = f"{kind}/{path.name}"
+                data = path.read_bytes()
+                if self._place(kind, path.name, data, tasks):
+                    self._digests.setdefault(name, []).append(digest(data))
+                    continue
+                self._refuse_another(path, data)
+                path.unlink()
+            listed = {name: digests for name, digests in self._digests.items() if self._is(name, digests)}
+            self._digests = listed
+            files = [{"file": name, "digest": digests[-1]} for name, digests in sorted(listed.items())]
+            self._manifest.rewrite([{"run": self.record}, *files])
+
+    def opened(self) -> RunDirectory:
+        """For reading: every file of results is there, whole, as it was written last, and there is no other.
+
+        Raises:
+            RunDirectoryError: if one is missing, damaged, cut off, renamed, another run's or nobody's; or no run.
+        """
+        if not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is no directory: give the --out of a `hooked-vlm notice` run")
+        record = self.stored()
+        if record is None:
+            raise RunDirectoryError(
+                f"there is no {self.path / RUN}: it is no run; give the --out of a `hooked-vlm notice` run"
+            )
+        self.record = record
+        with self._reported("cannot be read"):
+            self.read_list()
+            self._blocks = {}
+            there = {f"{kind}/{path.name}": (kind, path) for kind, path in self._files()}
+        for name in sorted(self._digests):
+            if name.partition("/")[0] in RESULTS:
+                data = self.content(name)
+                kind, path = there.pop(name)
+                if not self._place(kind, path.name, data, None):
+                    raise RunDirectoryError(f"{path} does not say that it is what its name says: {AGAIN}")
+        for name, (_, path) in there.items():
+            self._refuse_another(path, path.read_bytes())
+            raise RunDirectoryError(f"{self.path / name} is not on the run's list of files: {AGAIN}, or remove it")
+        return self
+
+    def _run_of_results(self) -> Any:
+        """The run that the first whole file of results says it is of; None where there is none."""
+        for _, path in self._files():
+            with suppress(ValueError):
+                return Packed(path.read_bytes()).about.get("run")
+        return None
+
+    def _run_json(self) -> Any:
+        try:
+            return json.loads(storage.read(self.path / RUN))
+        except (OSError, ValueError):
+            return None
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """Every file in the folders of results, which are ordinary ones and have a result's name."""
+        for kind in RESULTS:
+            folder = self.path / kind
+            refuse_link(folder)
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                refuse_link(path)
+                if path.name.endswith(PART):
+                    continue
+                if not path.is_file() or not _NAME.fullmatch(path.name):
+                    raise RunDirectoryError(
+                        f"{path} was not written by this run: move it away, and the same command goes on"
+                    )
+                yield kind, path
+
+    def _place(self, kind: str, name: str, data: bytes, tasks: Collection[str] | None) -> bool:
+        """Whether a file says that it is what its name says; if so, it is taken into the index."""
+        match = _NAME.fullmatch(name)
+        assert match is not None
+        task, block = match["task"], int(match["block"])
+        try:
+            found = Packed(data)
+        except ValueError:
+            return False
+        said = dict(found.about)
+        given = said.pop("given", "")
+        if said != self._about(kind, task, block) or (tasks is not None and task not in map(file_name, tasks)):
+            return False
+        if not all(number // self.record["block"] == block for number in found.numbers):
+            return False
+        self._blocks.setdefault((kind, task), {})[block] = {"numbers": found.numbers, "given": given}
+        return True
+
+    def _about(self, kind: str, task: str, block: int) -> dict[str, Any]:
+        return {"run": self.record["id"], "kind": kind, "task": task, "block": block}
+
+    def _refuse_another(self, path: Path, data: bytes) -> None:
+        """Raise RunDirectoryError if a file is whole and another run's: it may be the only copy."""
+        try:
+            run = Packed(data).about.get("run")
+        except ValueError:
+            return
+        if run != self.record["id"]:
+            raise RunDirectoryError(
+                f"{path} is of another run ({str(run)[:12]}; this one is {self.record['id'][:12]}): move it to where "
+                "it belongs, and the same command computes this run's"
+            )
+
     # --- reading --------------------------------------------------------------------------------------
 
-    def stored(self) -> dict[str, Any] | None:
-        """What `run.json` says; None where no run has begun.
+    @property
+    def n_examples(self) -> int:
+        """How many examples are on the disk."""
+        done = [of for (kind, _), of in self._blocks.items() if kind == EXAMPLES]
+        return sum(len(block["numbers"]) for of in done for block in of.values())
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have results, by their name in files, sorted."""
+        return sorted({task for _, task in self._blocks})
+
+    def numbers(self, kind: str, task: str, given: str | None = None) -> list[int]:
+        """The examples of a task that have a table of a kind, in order.
+
+        Args:
+            kind: one of `RESULTS`.
+            task: as the configuration or a file names it.
+            given: only those that were made from this; None for all.
+        """
+        blocks = self._blocks.get((kind, file_name(task)), {})
+        return sorted(n for each in blocks.values() if given in (None, each["given"]) for n in each["numbers"])
+
+    def tables(
+        self, kind: str, task: str, columns: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The tables of a kind of a task, one example after another; one block of them is in memory.
+
+        Args:
+            kind: one of `RESULTS`.
+            task: as the configuration or a file names it.
+            columns: which.
+            optional: more of them, where they are there.
 
         Raises:
-            RunDirectoryError: if it is damaged, or of another version.
+            RunDirectoryError: if a file is damaged, or lacks a column.
         """
-        found = self.read_json(RUN)
-        if found is not None and found.get("version") != VERSION:
-            raise RunDirectoryError(
-                f"{self.path / RUN} has version {found.get('version')!r} and this package writes {VERSION}: take "
-                "another directory"
-            )
-        return found
+        for block in sorted(self._blocks.get((kind, file_name(task)), {})):
+            path, found = self._packed(kind, task, block)
+            if missing := [name for name in columns if name not in found.columns]:
+                raise RunDirectoryError(f"{path} has no column {', '.join(missing)}: it was not written by a run")
+            chosen = [*columns, *(name for name in optional if name in found.columns)]
+            yield from self._read(path, found, chosen).items()
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A file's values; None where there is none.
+    def kept(self, task: str) -> list[int]:
+        """The examples of a task that were kept, in order.
 
         Raises:
-            RunDirectoryError: if it cannot be read.
+            RunDirectoryError: if what was measured of one is not there.
         """
-        path = self.path / name
-        if not path.exists():
-            return None
-        with self._reported("cannot be read"):
-            text = path.read_text(encoding="utf-8")
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise RunDirectoryError(f"{path} is damaged ({error}): take another directory") from error
-        if not isinstance(found, dict):
-            raise RunDirectoryError(f"{path} is no run's: it holds a {type(found).__name__}")
+        rows = self.tables(EXAMPLES, task, ["kept"])
+        found = [number for number, table in rows if table.column("kept")[0].as_py()]
+        for kind in MEASURED:
+            if missing := sorted(set(found) - set(self.numbers(kind, task))):
+                lost = self._name(kind, task, missing[0] // self.record["block"])
+                raise RunDirectoryError(f"{self.path / lost} has nothing of example {missing[0]}: {AGAIN}")
         return found
-
-    def done(self, task: str) -> dict[int, bool]:
-        """Of each example of a task that is done, whether it was kept."""
-        return {number: bool(self.example(task, number)["kept"]) for number in self.numbers(EXAMPLES, task)}
-
-    def numbers(self, kind: str, task: str) -> list[int]:
-        """The examples of a task that have a file of a kind, in order."""
-        prefix = f"{file_name(task)}-"
-        folder = self.path / kind
-        stems = [path.stem for path in folder.glob("*.parquet")] if folder.is_dir() else []
-        own = [stem.removeprefix(prefix) for stem in stems if stem.startswith(prefix)]
-        return sorted(int(number) for number in own if number.isdecimal())
 
     def example(self, task: str, number: int) -> dict[str, Any]:
         """An example's row.
@@ -145,75 +336,53 @@ class RunDirectory:
         Raises:
             RunDirectoryError: if its file is damaged.
         """
-        path = self.file(EXAMPLES, task, number)
-        try:
-            (row,) = pq.read_table(path).to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise RunDirectoryError(
-                f"{path} is damaged ({error}): delete it, and the same command makes it anew"
-            ) from error
-        found: dict[str, Any] = row
-        return found
+        path, found = self._packed(EXAMPLES, task, number // self.record["block"])
+        (row,) = self._read(path, found)[number].to_pylist()
+        example: dict[str, Any] = row
+        return example
 
-    def file(self, kind: str, task: str, number: int) -> Path:
-        """Where an example's file of a kind is."""
-        return self.path / kind / f"{file_name(task)}-{number:06d}.parquet"
+    def _packed(self, kind: str, task: str, block: int) -> tuple[Path, Packed]:
+        path = self.path / self._name(kind, task, block)
+        try:
+            return path, Packed(self.content(self._name(kind, task, block)))
+        except ValueError as error:
+            raise RunDirectoryError(f"{path} is damaged ({error}): {AGAIN}") from error
+
+    def _read(self, path: Path, found: Packed, columns: Sequence[str] | None = None) -> dict[int, pa.Table]:
+        try:
+            return found.tables(columns)
+        except ValueError as error:
+            raise RunDirectoryError(f"{path} is damaged ({error}): {AGAIN}") from error
+
+    def _name(self, kind: str, task: str, block: int) -> str:
+        return f"{kind}/{file_name(task)}-{block:06d}.parquet"
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def write_json(self, name: str, values: dict[str, Any]) -> Path:
-        """Write a file of values.
+    def add(self, kind: str, task: str, tables: Mapping[int, pa.Table], given: str = "") -> None:
+        """Write tables of examples into the blocks that they belong to; what was there of them is replaced.
 
-        Raises:
-            RunDirectoryError: as `write_table`.
-        """
-        text = json.dumps(values, indent=1, ensure_ascii=False)
-        return self._into_place(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
-
-    def write_table(self, kind: str, task: str, number: int, table: pa.Table) -> Path:
-        """Write an example's table of a kind.
+        Args:
+            kind: one of `RESULTS`.
+            task: as the configuration names it.
+            tables: by the number of the example.
+            given: a digest of what they were made from beside the run's configuration; a block holds tables of one.
 
         Raises:
             RunDirectoryError: if the disk is full or refuses; it says what was kept.
         """
-        path = self.file(kind, task, number)
-        return self._into_place(path, lambda part: pq.write_table(table, part, compression="zstd"))
+        for block in sorted({number // self.record["block"] for number in tables}):
+            of = self._blocks.setdefault((kind, file_name(task)), {})
+            before: dict[int, pa.Table] = {}
+            if block in of and of[block]["given"] == given:
+                before = self._read(*self._packed(kind, task, block))
+            now = before | {n: table for n, table in tables.items() if n // self.record["block"] == block}
+            about = self._about(kind, file_name(task), block) | {"given": given}
+            self._write(self._name(kind, task, block), packed(now, about))
+            of[block] = {"numbers": sorted(now), "given": given}
 
-    def write_figure(self, name: str, figure: Any) -> Path:
-        """Write a matplotlib figure as PNG.
 
-        Raises:
-            RunDirectoryError: as `write_table`.
-        """
-
-        def save(part: Path) -> None:
-            figure.savefig(part, format="png", dpi=100, bbox_inches="tight")
-
-        return self._into_place(self.path / FIGURES / name, save)
-
-    def _into_place(self, path: Path, write: Callable[[Path], Any]) -> Path:
-        with self._reported("cannot be written"):
-            path.parent.mkdir(exist_ok=True)
-            return whole(path, write)
-
-    @contextmanager
-    def _reported(self, what: str) -> Iterator[None]:
-        """Turn an error of the operating system into one that says what was kept."""
-        try:
-            yield
-        except RunDirectoryError:
-            raise
-        except OSError as error:
-            try:
-                n = len(list((self.path / EXAMPLES).glob("*.parquet")))
-            except OSError:
-                n = 0
-            reason = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            way_out = "make room on the disk" if full else "make it writable"
-            if n:
-                done = "1 example that is done is" if n == 1 else f"{n} examples that are done are"
-                way_out = f"the {done} kept; {way_out}, and the same command goes on"
-            else:
-                way_out = f"{way_out}, or take another directory"
-            raise RunDirectoryError(f"{error.filename or self.path} {what} ({reason}): {way_out}") from error
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its content."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return content | {"checksum": digest_of(content)}

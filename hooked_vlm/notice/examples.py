@@ -18,12 +18,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hooked_vlm.datasets.sources import Source, source
 from hooked_vlm.errors import HookedVLMError, ReplacementError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice import answers
 from hooked_vlm.notice.answers import Scored
-from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
+from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.corruption import GaussianNoise, RegionCorruption, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.notice.roles import roles
 from hooked_vlm.patching.metrics import with_answer
@@ -85,13 +84,6 @@ class Example:
     def where(self, role: str) -> list[int]:
         """Its positions of a role."""
         return [place for place, found in enumerate(self.roles) if found == role]
-
-
-def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
-    """A task's rows, as many as a run looks at; row number k is always the same."""
-    tokenizer = getattr(model.processor, "tokenizer", None)
-    n = SEEN_FOR_EACH * config.examples
-    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer, warn=False)
 
 
 def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:

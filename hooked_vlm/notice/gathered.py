@@ -1,13 +1,14 @@
-"""A run directory's parquet files, read one at a time into grids: what the summary is made from.
+"""A run directory's parquet files, read one block at a time into grids: what the summary is made from.
 
-Of each file only the columns that are used are read, and of its rows only what the summary needs is kept: of the
-effects those of single heads where heads are selected, and means by token role: of each head over all examples, of all
-heads in each. Cost: a few milliseconds a file, and a few kilobytes an example. Knows no model.
+Every file is one that the run wrote, whole and in its place, or an error names it (`RunDirectory.opened`). Of each only
+the columns that are used are read, and of its rows only what the summary needs is kept: of the effects those of single
+heads where heads are selected, and means by token role: of each head over all examples, of all heads in each. Cost: a
+few milliseconds and a few kilobytes an example. Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.functions import SCORES
 from hooked_vlm.notice.vocabulary import CORRUPTIONS
 
@@ -171,57 +171,35 @@ class Gathered:
         return families
 
 
-def gather(directory: Path, at: str) -> Gathered:
-    """Read a run directory; an example counts once its file in examples/ is there.
+def gather(directory: Path | RunDirectory, at: str) -> Gathered:
+    """Read a run directory; an example counts once its row in examples/ is there.
 
     Args:
-        directory: of the run.
+        directory: of the run; one that is open already is not looked through again.
         at: role of the tokens at which heads are selected; `EVERY` takes the sites that are every position at once.
 
     Raises:
-        RunDirectoryError: if a file cannot be read or lacks a column.
+        RunDirectoryError: if a file is missing, damaged or another run's, or lacks a column.
     """
-    done, tables = set(), []
-    for path in _files(directory / "examples"):
-        table = _read(path, EXAMPLE_COLUMNS)
-        done.add(path.name)
-        tables.append(table)
+    place = directory if isinstance(directory, RunDirectory) else RunDirectory(directory).opened()
+    tables = [table for task in place.tasks for _, table in place.tables(EXAMPLES, task, EXAMPLE_COLUMNS)]
     examples = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
     if len(examples):
         examples = examples.sort_values(["task", "number"], ignore_index=True, kind="stable")
         order = {task: i for i, task in enumerate(dict.fromkeys(examples["task"]))}
         examples = examples.sort_values("task", key=lambda each: each.map(order), kind="stable", ignore_index=True)
     found = Gathered(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
-    for path in _files(directory / "effects", done):
-        _add_effects(found, _read(path, EFFECT_COLUMNS))
-    for path in _files(directory / "attention", done):
-        _add_attention(found, _read(path, ATTENTION_COLUMNS))
-    for path in _files(directory / "ablation", done):
-        _add_ablation(found, _read(path, ABLATION_COLUMNS, optional=["overlap"]))
+    for task in place.tasks:
+        done = set(place.kept(task))
+        for kind, columns, add in (
+            (EFFECTS, EFFECT_COLUMNS, _add_effects),
+            (ATTENTION, ATTENTION_COLUMNS, _add_attention),
+            (ABLATION, ABLATION_COLUMNS, _add_ablation),
+        ):
+            for number, table in place.tables(kind, task, columns, optional=["overlap"]):
+                if number in done:
+                    add(found, table)
     return found
-
-
-def _files(folder: Path, among: Collection[str] | None = None) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in sorted(folder.glob("*.parquet")) if among is None or path.name in among)
-
-
-def _read(path: Path, columns: list[str], optional: list[str] | None = None) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            there = set(file.schema_arrow.names)
-            if not file.metadata.num_rows:
-                return pa.table({name: pa.array([], pa.string()) for name in columns})
-            if missing := [name for name in columns if name not in there]:
-                raise RunDirectoryError(f"{path} has no column {', '.join(missing)}: it was not written by a run")
-            extra = [name for name in optional or [] if name in there]
-            return file.read(columns=[*columns, *extra], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, RunDirectoryError):
-            raise
-        raise RunDirectoryError(
-            f"{path} cannot be read ({error}): delete it and its namesake in examples/, and run the same command again"
-        ) from error
 
 
 def _column(rows: pa.Table, name: str) -> np.ndarray:

@@ -6,20 +6,19 @@ on disk before the next block of examples begins, and nothing of it is kept in m
 than 50. A run that is killed at any moment goes on with the same command, without doing an example twice; blocks of
 examples depend on the rows' numbers alone, so that its numbers are those of a run that was never stopped.
 
-Costs two forwards and a sweep an example and corruption. Knows no model but through its public face.
+Costs two forwards and a sweep an example and corruption, and a look at every row first. Knows no model but through
+its public face.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,24 @@ from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.effects import Effects, measured, n_sites
-from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, rows_of, stacked
+from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
 from hooked_vlm.notice.functions import score_batch
+from hooked_vlm.notice.identity import begun, started
+from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.terminal import Progress
 from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY
 
-PACKAGES = ("hooked-vlm", "torch", "transformers", "transformer-lens", "numpy", "pandas", "pyarrow")
 Rows = Sequence[tuple[int, dict[str, Any]]]
 
 
-def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = True, model: Any = None) -> Path:
+def run(
+    config: NoticeConfig,
+    out: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+    model: Any = None,
+    accept_versions: bool = False,
+) -> Path:
     """Run NOTICE, or go on with a run that was stopped.
 
     Args:
@@ -48,72 +55,38 @@ def run(config: NoticeConfig, out: str | os.PathLike[str], *, progress: bool = T
         out: the run's directory; a new or empty one, or one that holds the same configuration's run.
         progress: show sites per second and time left.
         model: a `HookedVLM` to use in place of loading `config.model`.
+        accept_versions: go on although packages have other versions than when the run began; run.json notes it.
 
     Returns:
         The run's directory, which holds `report.html`.
 
     Raises:
-        ResumeError: if the directory holds another configuration's run.
+        ResumeError: if the directory holds another configuration's run, or a run of other weights, tokenizer, rows or
+            package versions; it names what differs.
         RunDirectoryError: if it cannot be written, another process writes it, or it holds something else.
         KeyboardInterrupt: if Ctrl-C was pressed, when the examples in flight are done; it says what is kept.
-        DataError: if there is no such task, or its data is not as it should be.
+        DataError, TaskSchemaError: if there is no such task, or a row of it is not as it should be.
         CheckpointError, UnknownCheckpointError, StackError, ...: as loading the model raises.
     """
     place = RunDirectory(out)
     with place.locked(), _interruptible() as stop:
-        config = _begun(place, config)
+        config = begun(place, config)
         if model is None:
             model = load(config)
-        config = _started(place, config, model)
         with Progress(len(config.tasks), config.examples, shown=progress) as bar:
+            bar.say("reading the rows")
+            config, surveys = started(place, config, model, accept_versions=accept_versions)
             bar.tell(f"{config.model} runs {placement.told(config.device, config.dtype)}")
             for task in config.tasks:
-                _task(place, config, model, task, bar, stop)
+                _task(place, config, model, surveys[task], bar, stop)
             bar.say("summarising")
-            _conclude(place, config, model, bar, lambda: refuse_to_go_on(place, stop))
+            _conclude(place, config, model, surveys, bar, lambda: refuse_to_go_on(place, stop))
     return place.path
 
 
 def load(config: NoticeConfig) -> Any:
     """The model of a configuration."""
     return HookedVLM.from_pretrained(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
-
-
-# --- beginning --------------------------------------------------------------------------------------------
-
-
-def _begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
-    """Refuse another configuration's directory before anything is loaded."""
-    stored = place.stored()
-    if stored is not None:
-        before = NoticeConfig.from_json(stored["config"])
-        config = config.decided_as(before)
-        before.refuse_another(config, place.path)
-    return config
-
-
-def _started(place: RunDirectory, config: NoticeConfig, model: Any) -> NoticeConfig:
-    config = config.resolved(model)
-    for task in config.tasks:
-        rows_of(config, model, task)  # raises where there is no such task or data, before anything is written
-    if place.stored() is None:
-        cfg = model.stacks[model.prompt_stack].cfg
-        record = {
-            "version": directory.VERSION,
-            "config": config.to_json(),
-            "model": {
-                "name": config.model,
-                "class": type(model).__name__,
-                "stack": model.prompt_stack,
-                "layers": cfg.n_layers,
-                "heads": cfg.n_heads,
-                "d_model": cfg.d_model,
-            },
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        place.write_json(directory.RUN, record)
-    return config
 
 
 @contextmanager
@@ -140,7 +113,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def refuse_to_go_on(place: RunDirectory, stop: Callable[[], bool]) -> None:
     """Raise KeyboardInterrupt, which says what is kept, if Ctrl-C was pressed."""
     if stop():
-        n = sum(1 for _ in (place.path / directory.EXAMPLES).glob("*.parquet"))
+        n = place.n_examples
         done = "1 example is" if n == 1 else f"{n} examples are"
         raise KeyboardInterrupt(f"stopped; {done} in {place.path}, and the same command goes on from there")
 
@@ -149,33 +122,56 @@ def refuse_to_go_on(place: RunDirectory, stop: Callable[[], bool]) -> None:
 
 
 def _task(
-    place: RunDirectory, config: NoticeConfig, model: Any, task: str, bar: Progress, stop: Callable[[], bool]
+    place: RunDirectory, config: NoticeConfig, model: Any, rows: Survey, bar: Progress, stop: Callable[[], bool]
 ) -> None:
-    """Run one task's examples until as many are kept as were asked for, or its rows are at an end."""
-    finished = place.read_json(directory.SOURCES) or {}
-    done = place.done(task)
-    bar.begin(task, sum(done.values()))
-    if task in finished:
-        bar.end(task)
-        return
-    drawn = rows_of(config, model, task)
-    numbered = enumerate(drawn.rows)
-    kept = seen = 0
-    while kept < config.examples and (block := list(islice(numbered, config.batch))):
-        names = [number for number, _ in block]
-        if not _whole(names, done, config.examples - kept):
-            done |= _block(place, config, model, task, block, config.examples - kept, done, bar, stop)
-        for number in names:
+    """Run one task's examples until as many are kept as were asked for, or its rows are at an end.
+
+    Which examples are done is what the directory's files prove, and nothing else.
+    """
+    done = _done(place, rows)
+    assert config.batch is not None
+    bar.begin(rows.task, sum(done.values()))
+    batches = [range(start, min(start + config.batch, len(rows))) for start in range(0, len(rows), config.batch)]
+    drawn = rows.again(config, model, range(len(rows)))
+    kept = 0
+    for numbers in batches:
+        if kept >= config.examples:
+            break
+        if not _whole(numbers, done, config.examples - kept):
+            batch = _of(drawn, numbers)
+            done |= _batch(place, config, model, rows, batch, config.examples - kept, done, bar)
+        for number in numbers:
             if kept < config.examples:
-                kept, seen = kept + done[number], number + 1
+                kept += done[number]
         refuse_to_go_on(place, stop)
-    skipped = {"seen": seen, "kept": kept, "skipped": dict(drawn.skipped), "named": drawn.named}
-    place.write_json(directory.SOURCES, finished | {task: skipped})
-    bar.end(task)
+    bar.end(rows.task)
 
 
-def _whole(numbers: list[int], done: dict[int, bool], wanted: int) -> bool:
-    """True if nothing of a block is left to do: each example is done, or comes after the last that is wanted."""
+def _of(drawn: Iterator[tuple[int, dict[str, Any]]], numbers: range) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of some numbers, out of a stream that stands before them."""
+    found = []
+    for number, row in drawn:
+        if number in numbers:
+            found.append((number, row))
+        if number == numbers[-1]:
+            break
+    return found
+
+
+def _done(place: RunDirectory, rows: Survey) -> dict[int, bool]:
+    """Of each example that is done, whether it was kept: its row is this one, and every table of it is there."""
+    measured_too = set(place.numbers(directory.EFFECTS, rows.task)) & set(place.numbers(directory.ATTENTION, rows.task))
+    found = {}
+    for number, table in place.tables(directory.EXAMPLES, rows.task, ["example", "fingerprint", "kept"]):
+        (row,) = table.to_pylist()
+        same = number < len(rows) and (row["example"], row["fingerprint"]) == (rows.ids[number], rows.prints[number])
+        if same and (not row["kept"] or number in measured_too):
+            found[number] = bool(row["kept"])
+    return found
+
+
+def _whole(numbers: Sequence[int], done: Mapping[int, bool], wanted: int) -> bool:
+    """True if nothing of a batch is left to do: each example is done, or comes after the last that is wanted."""
     for number in numbers:
         if number not in done:
             return False
@@ -185,42 +181,45 @@ def _whole(numbers: list[int], done: dict[int, bool], wanted: int) -> bool:
     return True
 
 
-def _block(
+def _batch(
     place: RunDirectory,
     config: NoticeConfig,
     model: Any,
-    task: str,
-    block: Rows,
+    surveyed: Survey,
+    rows: Rows,
     wanted: int,
-    done: dict[int, bool],
+    done: Mapping[int, bool],
     bar: Progress,
-    stop: Callable[[], bool],
 ) -> dict[int, bool]:
-    """Run a block of rows and write what is not written yet; which of them are kept.
+    """Run a batch of rows and write what is not written yet; which of them are kept.
 
     What is computed together depends on the rows alone and not on what is done: so an example has the same numbers
-    whenever it is run.
+    whenever it is run. Its row is written last, behind what was measured of it.
     """
-    examples = prepared(model, config, [(number, {**row, "task": file_name(task)}) for number, row in block])
+    task = surveyed.task
+    examples = prepared(model, config, [(number, {**row, "task": file_name(task)}) for number, row in rows])
     kept_so_far = list(accumulate(example.kept for example in examples))
     examples = [each for each, n in zip(examples, kept_so_far, strict=True) if n - each.kept < wanted]
-    for example in examples:
-        if not example.kept and example.number not in done:
-            place.write_table(directory.EXAMPLES, task, example.number, _record(example, None))
+    tables: dict[str, dict[int, pa.Table]] = {kind: {} for kind in directory.MEASURED}
+    found: dict[int, Effects] = {}
     for group in grouped([example for example in examples if example.kept], _shape):
-        missing = [example for example in group if example.number not in done]
-        if not missing:
+        if all(example.number in done for example in group):
             continue
-        effects = measured(model, config, group)
-        attention = _attention(model, config, group)
-        for example, found, scores in zip(group, effects, attention, strict=True):
-            if example.number in done:
-                continue
-            place.write_table(directory.EFFECTS, task, example.number, found.table)
-            place.write_table(directory.ATTENTION, task, example.number, scores)
-            place.write_table(directory.EXAMPLES, task, example.number, _record(example, found))
-            bar.advance(n_sites(model, config.kinds, len(example.positions)) * len(found.corrupt))
-        refuse_to_go_on(place, stop)
+        scores = _attention(model, config, group)
+        for example, effects, scored in zip(group, measured(model, config, group), scores, strict=True):
+            found[example.number] = effects
+            tables[directory.EFFECTS][example.number] = effects.table
+            tables[directory.ATTENTION][example.number] = scored
+    tables[directory.EXAMPLES] = {
+        example.number: _row(example, surveyed.prints[example.number], found.get(example.number))
+        for example in examples
+        if example.number in found or not example.kept
+    }
+    for kind, made in tables.items():
+        place.add(kind, task, {number: table for number, table in made.items() if number not in done})
+    for example in examples:
+        if example.number in found and example.number not in done:
+            bar.advance(n_sites(model, config.kinds, len(example.positions)) * len(found[example.number].corrupt))
     return {example.number: example.kept for example in examples}
 
 
@@ -248,13 +247,14 @@ def query(config: NoticeConfig, example: Example) -> list[int]:
     return example.where(config.select_at)
 
 
-def _record(example: Example, found: Effects | None) -> pa.Table:
+def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
     """An example's row of `examples/*.parquet`."""
     row, scored = example.row, example.scored
     record: dict[str, Any] = {
         "task": row["task"],
         "example": row["id"],
         "number": example.number,
+        "fingerprint": print_,
         "group": row["group"] or "",
         "prompt": row["prompt"],
         "corrupt_prompt": row.get("corrupt_prompt"),
@@ -285,17 +285,26 @@ _TYPES = {
 # --- the end ----------------------------------------------------------------------------------------------
 
 
-def _conclude(place: RunDirectory, config: NoticeConfig, model: Any, bar: Progress, go_on: Callable[[], None]) -> None:
+def _conclude(
+    place: RunDirectory,
+    config: NoticeConfig,
+    model: Any,
+    surveys: Mapping[str, Survey],
+    bar: Progress,
+    go_on: Callable[[], None],
+) -> None:
     """Select heads, ablate them, summarise, draw, and write the report.
 
     A model that answers nothing rightly has nothing to restore: the report then says so, and why each row went.
     """
-    found = summary.summarise(place.path, config=config)
+    found = summary.made(place, config.to_json(), place.record["model"])
     bar.say("ablating")
-    conclusion.ablate_kept(place, config, model, selections.to_ablate(found), go_on)
+    conclusion.ablate_kept(place, config, model, surveys, selections.to_ablate(found), go_on)
     bar.say("drawing")
     heads = list(dict.fromkeys(head for c in config.corrupt for head in selections.strongest(found, c)))
-    figures = conclusion.draw_attention(place, config, model, heads, lambda example: query(config, example), go_on)
+    figures = conclusion.draw_attention(
+        place, config, model, surveys, heads, lambda example: query(config, example), go_on
+    )
     bar.say("summarising")
     summary.summarise(place.path, config=config, figures=figures)
     report.write(place.path)

@@ -51,10 +51,9 @@ from typing import Any
 
 import numpy as np
 
-from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import cautions, findings, places, statistics, tables, universal
 from hooked_vlm.notice.config import file_name
-from hooked_vlm.notice.directory import RUN, SUMMARY, whole
+from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.gathered import Gathered, gather
 from hooked_vlm.notice.labels import labels_of
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
@@ -73,20 +72,20 @@ def summarise(
         figures: records of the figures; None keeps those of a summary.json that is there.
 
     Raises:
-        RunDirectoryError: if run.json or a parquet file cannot be read, or summary.json cannot be written.
+        RunDirectoryError: if a file of the run is missing, damaged or another run's, or summary.json cannot be
+            written.
     """
-    path = Path(directory)
-    run = _read_json(path / RUN)
-    asked = _plain(config) if config is not None else dict(run.get("config") or {})
-    summary = made(path, asked, dict(run.get("model") or {}))
-    summary["figures"] = figures if figures is not None else _figures(path)
-    _write(path / SUMMARY, summary)
+    place = RunDirectory(directory).opened()
+    asked = _plain(config) if config is not None else dict(place.record["config"])
+    summary = made(place, asked, dict(place.record["model"]))
+    summary["figures"] = figures if figures is not None else _figures(place)
+    place.write_json(SUMMARY, summary)
     return summary
 
 
-def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a run directory, without its figures; nothing is written."""
-    data, notes = _gathered(path, str(config["select_at"]))
+def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a run directory that is open, without its figures; nothing is written."""
+    data, notes = _gathered(place, str(config["select_at"]))
     rule = _rule(config)
     seed, times = rule.seed, rule.bootstrap
     families = data.families("effect")
@@ -104,7 +103,7 @@ def made(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dic
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
     made_of = {
         "counts": _as_asked(tables.counts(data), asked),
-        "noted": _as_asked(_noted(path), asked),
+        "noted": _as_asked(_noted(place), asked),
         "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
         "heads": tables.heads(data, selection),
         "roles": tables.roles(data, times, seed),
@@ -140,11 +139,11 @@ def _rule(config: Mapping[str, Any]) -> universal.Rule:
     )
 
 
-def _gathered(path: Path, at: str) -> tuple[Gathered, list[str]]:
+def _gathered(place: RunDirectory, at: str) -> tuple[Gathered, list[str]]:
     """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
-    data = gather(path, at)
+    data = gather(place, at)
     if data.n_effects and not data.heads and at != EVERY:
-        again = gather(path, EVERY)
+        again = gather(place, EVERY)
         if again.heads:
             return again, [
                 f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."
@@ -155,9 +154,8 @@ def _gathered(path: Path, at: str) -> tuple[Gathered, list[str]]:
 # --- files ------------------------------------------------------------------------------------------
 
 
-def _noted(path: Path) -> list[dict[str, Any]]:
-    place = path / "sources.json"
-    of_tasks = _read_json(place) if place.is_file() else {}
+def _noted(place: RunDirectory) -> list[dict[str, Any]]:
+    of_tasks = place.values(SOURCES) if place.lists(SOURCES) else {}
     return [
         {
             "task": file_name(task),
@@ -170,33 +168,18 @@ def _noted(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(path: Path) -> list[dict[str, Any]]:
+def _figures(place: RunDirectory) -> list[dict[str, Any]]:
     """Figures that an earlier summary.json names and that are still there."""
-    if not (path / SUMMARY).is_file():
+    if not place.has(SUMMARY):
         return []
-    try:
-        before = _read_json(path / SUMMARY).get("figures") or []
-    except RunDirectoryError:
-        return []
-    return [record for record in before if (path / str(record.get("file"))).is_file()]
+    before = place.values(SUMMARY).get("figures") or []
+    return [record for record in before if place.has(str(record.get("file")))]
 
 
 def _plain(config: Any) -> dict[str, Any]:
     given = config.to_json() if hasattr(config, "to_json") else vars(config) if hasattr(config, "__dict__") else config
     plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
     return plain
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{path} cannot be read ({error.strerror}): is {path.parent} a run's directory?"
-        ) from error
-    except ValueError as error:
-        raise RunDirectoryError(f"{path} is no JSON ({error}); run the same command again to write it anew") from error
-    return dict(content)
 
 
 def _without_nan(value: Any) -> Any:
@@ -208,11 +191,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, summary: Mapping[str, Any]) -> None:
-    text = json.dumps(summary, indent=1, allow_nan=False)
-    try:
-        whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be written ({error.strerror}): the parquet files are kept") from error

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.directory import RUN, VERSION, RunDirectory, block_size
+from hooked_vlm.notice.gathered import ABLATION_COLUMNS, ATTENTION_COLUMNS
+from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.vocabulary import HEAD_KINDS, MODULE_KINDS
 
@@ -29,6 +33,7 @@ POSITIONS = (
     ("wrong answer", "blue"),
     ("last", "?"),
 )
+COLUMNS = {"attention": ATTENTION_COLUMNS, "ablation": ABLATION_COLUMNS}  # where nothing was measured
 DRAWS = 20  # random sets of heads
 STRONG = {
     ("cross_attn-heads", 1, 2): ("image", "text"),
@@ -72,20 +77,6 @@ def run_directory(
     """
     draw = np.random.default_rng(seed)
     every = [*corrupt, *(f"{modality}_noise" for modality in corrupt if noise)]
-    written = set()
-    for task in tasks:
-        for number in range(kept + dropped):
-            key = {"task": task, "example": f"{task}-{number}", "group": f"g{number % 2}"}
-            good = number < kept
-            tables = {"examples": pd.DataFrame([_example(key, number, good, every)])}
-            if good:
-                tables["effects"] = pd.DataFrame(_effects(key, every, kinds, layers, heads, strong, draw))
-                tables["attention"] = pd.DataFrame(_attention(key, kinds, layers, heads, masks, draw))
-                tables["ablation"] = pd.DataFrame(_ablation(key, corrupt, strong, draw))
-            for name, rows in tables.items():
-                (path / name).mkdir(parents=True, exist_ok=True)
-                rows.to_parquet(path / name / f"{task}-{number:06d}.parquet", compression="zstd")
-                written.add(name)
     config = NoticeConfig(
         model=model,
         tasks=tuple(tasks),
@@ -107,13 +98,35 @@ def run_directory(
         "heads": heads,
     }
     run = {
-        "version": 1,
+        "version": VERSION,
+        "id": digest_of([config.to_json(), str(path)]),
         "config": config.to_json(),
         "model": {**about, "d_model": 16},
         "packages": {"hooked-vlm": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        "block": block_size(16),
         "started": "2026-01-05T10:00:00+00:00",
     }
-    write_json(path / "run.json", run)
+    path.mkdir(parents=True, exist_ok=True)
+    place = RunDirectory(path)
+    place.begin(run)
+    written = set()
+    for task in tasks:
+        every_table: dict[str, dict[int, pa.Table]] = {}
+        for number in range(kept + dropped):
+            key = {"task": task, "example": f"{task}-{number}", "group": f"g{number % 2}"}
+            good = number < kept
+            tables = {"examples": [_example(key, number, good, every)]}
+            if good:
+                tables["effects"] = _effects(key, every, kinds, layers, heads, strong, draw)
+                tables["attention"] = _attention(key, kinds, layers, heads, masks, draw)
+                tables["ablation"] = _ablation(key, corrupt, strong, draw)
+            for name, rows in tables.items():
+                frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS[name])
+                every_table.setdefault(name, {})[number] = pa.Table.from_pandas(frame, preserve_index=False)
+        for name, of in every_table.items():
+            if any(table.num_rows for table in of.values()) or name != "ablation":
+                place.add(name, task, of)
+                written.add(name)
     drawn = strong and "effects" in written
     figures = [figure(path, f"head-{i}", *head) for i, head in enumerate(STRONG)] if drawn else []
     summarise(path, figures=figures)
@@ -121,15 +134,32 @@ def run_directory(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1))
+    """Write run.json or summary.json as the run would."""
+    place = RunDirectory(path.parent)
+    if path.name == RUN:
+        place.begin(content)
+    else:
+        place.write_text(path.name, json.dumps(content))
 
 
 def edit_summary(path: Path, **changes: Any) -> dict[str, Any]:
-    """Replace top-level parts of a run's summary.json."""
+    """Replace top-level parts of a run's summary.json, as if the run had written them."""
     summary = json.loads((path / "summary.json").read_text())
     summary.update(changes)
     write_json(path / "summary.json", summary)
     return summary
+
+
+def edit_tables(path: Path, kind: str, task: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the tables of a kind of a task, as if the run had written them."""
+    place = RunDirectory(path).opened()
+    columns = pd.read_parquet(next((path / kind).glob(f"{task}-*.parquet"))).columns
+    tables = dict(place.tables(kind, task, list(columns)))
+    place.add(
+        kind,
+        task,
+        {n: pa.Table.from_pandas(change(table.to_pandas()), preserve_index=False) for n, table in tables.items()},
+    )
 
 
 def _example(key: dict[str, str], number: int, good: bool, every: Sequence[str]) -> dict[str, Any]:
@@ -241,11 +271,14 @@ def _ablation(key: dict[str, str], corrupt: Sequence[str], strong: bool, draw: A
 
 def figure(path: Path, name: str, kind: str, layer: int, head: int) -> dict[str, Any]:
     """Write a small PNG among the run's figures, and give its record."""
-    (path / "figures").mkdir(parents=True, exist_ok=True)
     shades = np.linspace(0, 255, 48 * 48).reshape(48, 48)
-    picture = io.BytesIO()
-    Image.fromarray(np.stack([shades, shades.T, shades], axis=-1).astype(np.uint8)).save(picture, format="PNG")
-    (path / "figures" / f"{name}.png").write_bytes(picture.getvalue())
+    drawn = Image.fromarray(np.stack([shades, shades.T, shades], axis=-1).astype(np.uint8))
+
+    class Drawn:
+        def savefig(self, into: io.BytesIO, **options: Any) -> None:
+            drawn.save(into, format="PNG")
+
+    RunDirectory(path).write_figure(f"figures/{name}.png", Drawn())
     return {
         "file": f"figures/{name}.png",
         "kind": kind,

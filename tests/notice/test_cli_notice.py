@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 
-from hooked_vlm.notice import pipeline
+from hooked_vlm.notice import files, pipeline, storage
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import RunDirectory
 from tests.models import checkpoints
@@ -24,7 +24,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NoticeConfig, str]]:
     """The runs that were asked for, none of which runs."""
     asked: list[tuple[NoticeConfig, str]] = []
 
-    def record(config: NoticeConfig, out: str) -> None:
+    def record(config: NoticeConfig, out: str, *, accept_versions: bool) -> None:
+        assert not accept_versions
         asked.append((config, out))
         raise KeyboardInterrupt("stopped; 3 examples are in DIR")
 
@@ -114,21 +115,20 @@ def test_a_directory_on_a_disk_that_takes_no_writing_is_one_line(
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     done: int, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words, write = [*ONE_TASK, *QUICK, "--out", str(tmp_path / "run")], pq.write_table
-    left = 3 * done
+    words, left = [*ONE_TASK, *QUICK, "--out", str(tmp_path / "run")], 3 * done
 
-    def full(*args: Any, **options: Any) -> None:
+    def full(path: Path, data: bytes) -> Path:
         nonlocal left
-        left -= 1
+        left -= path.suffix == ".parquet"
         if left < 0:
-            raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
-        write(*args, **options)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return storage.whole(path, data)
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(files, "whole", full)
     line = one_line(command(*words))
     assert "No space left on device" in line and "make room on the disk" in line
     assert ("the 1 example that is done is kept" if done else "or take another directory") in line
-    monkeypatch.setattr(pq, "write_table", write)
+    monkeypatch.undo()
     code, printed, _ = command(*words)
     assert code == 0 and "Report: " in printed and not list((tmp_path / "run").rglob("*.part"))
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_on_disk_is_run_to_the_report(command: Any, tmp_path: Path)
     assert code == 0
     assert "some" in out and "Strongest under image corruption" in out and "Universal by the sound rule" in out
     assert f"Report: {tmp_path / 'run' / 'report.html'}" in out and (tmp_path / "run" / "report.html").is_file()
-    assert len(list((tmp_path / "run" / "effects").iterdir())) == 4
+    assert pd.read_parquet(tmp_path / "run" / "effects")["example"].nunique() == 4
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"]["select_at"] == "answer"
     code, _, err = command(*words, "--random-draws", "3", "--noise")

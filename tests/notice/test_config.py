@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,25 @@ def test_it_cannot_be_changed() -> None:
         ({"select_at": "first"}, "select_at has no 'first'"),
         ({"region": "erase"}, "region has no 'erase'"),
         ({"region": "blur", "corrupt": ("text",)}, "region is 'blur', and the image is not corrupted"),
-        ({"examples": 0}, "examples is 0; expected more than 0"),
+        ({"examples": 0}, "examples is 0; expected 1 or more"),
         ({"examples": 2.5}, "examples is 2.5; expected a whole number"),
         ({"seed": "5"}, "seed is '5'; expected a whole number"),
         ({"noise_scale": 0.0}, "noise_scale is 0.0"),
         ({"bootstrap": 0}, "bootstrap is 0"),
         ({"random_draws": -1}, "random_draws is -1"),
-        ({"batch": 0}, "batch 0"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"seed": True}, "seed is True; expected a whole number"),
+        ({"examples": None}, "examples is None; expected a whole number"),
+        ({"noise_scale": math.nan}, "noise_scale is nan; expected a number above 0"),
+        ({"noise_scale": math.inf}, "noise_scale is inf"),
+        ({"noise_scale": "3"}, "noise_scale is '3'"),
+        ({"noise": 1}, "noise is 1; expected True or False"),
+        ({"model": None}, "model is None; expected a text"),
+        ({"data": 3}, "data is 3; expected a text"),
+        ({"data": "a\0b"}, "expected a text that can be written"),
+        ({"prompt_template": "{prompt}\ud800"}, "expected a text that can be written"),
+        ({"tasks": 3}, "tasks is 3; expected a sequence of names"),
+        ({"batch": 0}, "batch is 0; expected 1 or more"),
         ({"prompt_template": "no place"}, "expected a text with {prompt} in it"),
         ({"positions": "last", "select_at": "answer"}, "cannot be selected at 'answer' where positions is 'last'"),
     ],

@@ -30,7 +30,7 @@ SITE = ["corrupt", "kind", "stack", "layer", "head", "position", "role", "token"
 EFFECT_COLUMNS = [*NAMED, *SITE, "effect", "restoration", "normalised"]
 ASKED = ["prompt", "corrupt_prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", "image", "text", "image_noise", "text_noise")]
-EXAMPLE_COLUMNS = ["task", "example", "number", "group", *ASKED]
+EXAMPLE_COLUMNS = ["task", "example", "number", "fingerprint", "group", *ASKED]
 EXAMPLE_COLUMNS += ["right_token", "wrong_token", "shared_tokens", *DIFFERENCES]
 
 
@@ -272,4 +272,4 @@ def test_a_whole_run_ends_in_a_report(tmp_path: Path) -> None:
     }
     assert record["config"]["kinds"] == list(KINDS) and record["config"]["select_at"] == "answer"
     counted = json.loads((directory / "sources.json").read_text())["colour"]
-    assert counted["kept"] == 3
+    assert counted == {"rows": 12, "skipped": {}, "named": {}}

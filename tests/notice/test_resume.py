@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import pytest
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import effects, pipeline
 from hooked_vlm.notice.directory import RunDirectory
-from tests.notice.killed import config_of
+from hooked_vlm.notice.report.loaded import Loaded
+from tests.notice.killed import MOMENTS, Server, config_of
 from tests.notice.models import answerable, small
 
 KINDS = ("examples", "effects", "attention", "ablation")
@@ -42,64 +43,81 @@ def go(task: str, path: Path) -> Path:
 
 
 def refuse_differences(found: Path, expected: Path) -> None:
-    """Every file is there once, with the same rows; only when it was begun differs."""
+    """Every file is there once, bit for bit the same; only when the run began, and in which steps, differs."""
     names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (found, expected)]
     assert names[0] == names[1]
+    started = [json.loads((root / "run.json").read_text())["started"] for root in (found, expected)]
     for name in names[0]:
-        if name.endswith(".parquet"):
-            pd.testing.assert_frame_equal(pd.read_parquet(found / name), pd.read_parquet(expected / name))
-        elif name in ("summary.json", "sources.json"):
-            assert json.loads((found / name).read_text()) == json.loads((expected / name).read_text())
+        mine, theirs = ((root / name).read_bytes() for root in (found, expected))
+        if name == "report.html":
+            mine, theirs = (text.replace(s.encode(), b"") for text, s in zip((mine, theirs), started, strict=True))
+        assert mine == theirs or name in ("run.json", "manifest.jsonl", ".lock"), name
+    records = [json.loads((root / "run.json").read_text()) for root in (found, expected)]
+    assert [record.pop("checksum") and record.pop("started") for record in records] == started
+    assert records[0] == records[1]
+    assert Loaded.read(found).summary == Loaded.read(expected).summary
 
 
-class Stop(BaseException):
-    """A kill, as nothing catches it."""
+@pytest.fixture(scope="module")
+def server(task: str) -> Iterator[Server]:
+    with Server(task) as server:
+        yield server
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow(reason="five runs and more"))])
-def test_a_run_that_dies_between_any_two_files_goes_on(
-    seed: int, task: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def killed(server: Server, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, float]:
+    """How many lines and moves a run makes that nobody kills, and how long it takes."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    server.start(path)  # which answers when it has imported everything
+    began = time.monotonic()
+    assert server.wait() == 0
+    took = time.monotonic() - began
+    refuse_differences(path, whole)
+    return int(path.with_name("run.moves").read_text()), took
+
+
+def test_a_run_that_is_killed_at_some_moves_goes_on(
+    server: Server, killed: tuple[int, float], whole: Path, tmp_path: Path
 ) -> None:
-    draw, replace, deaths = random.Random(seed), os.replace, 0
-    while True:
-        left = draw.randrange(2, 14)
-
-        def die(source: Any, target: Any) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                raise Stop
-            replace(source, target)
-
-        monkeypatch.setattr(os, "replace", die)
-        try:
-            go(task, tmp_path / "run")
-            break
-        except Stop:
-            deaths += 1
-    assert deaths > 1
+    """Three moves in one directory; of every move below, with a directory each."""
+    draw = random.Random(0)
+    for moment in MOMENTS:
+        assert server.go(tmp_path / "run", draw.randrange(8, killed[0] // 2), moment) == -signal.SIGKILL
+    assert server.go(tmp_path / "run") == 0
     refuse_differences(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(
-    "n", [1, pytest.param(20, marks=pytest.mark.slow(reason="twenty processes that import everything"))]
-)
-def test_a_run_that_is_killed_at_any_moment_goes_on(n: int, task: str, whole: Path, tmp_path: Path) -> None:
-    draw, kills = random.Random(n), 0
-    path = tmp_path / "run"
-    for _ in range(n):
-        command = [sys.executable, "-m", "tests.notice.killed", str(path), task, "0.15"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            before, wait = len(list(path.rglob("*.parquet"))), draw.uniform(0, 0.25)
-            while process.poll() is None and len(list(path.rglob("*.parquet"))) <= before:
-                time.sleep(0.01)
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait(30) == -signal.SIGKILL
-    assert kills >= min(n, 6)
-    go(task, path)
-    refuse_differences(path, whole)
+@pytest.mark.slow(reason="some 200 runs")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_killed_at_any_move_goes_on(
+    moment: str, server: Server, killed: tuple[int, float], whole: Path, tmp_path: Path
+) -> None:
+    for at in range(killed[0]):
+        path = tmp_path / f"run-{at}"
+        assert server.go(path, at, moment) == -signal.SIGKILL
+        assert server.go(path) == 0
+        refuse_differences(path, whole)
+        shutil.rmtree(path)
+
+
+@pytest.mark.slow(reason="two hundred runs")
+def test_a_run_that_is_killed_at_any_moment_goes_on(
+    server: Server, killed: tuple[int, float], whole: Path, tmp_path: Path
+) -> None:
+    draw, kills, finished = random.Random(), 0, 0
+    while kills < 200:
+        path = tmp_path / f"run-{finished}"
+        while True:
+            pid = server.start(path)
+            time.sleep(draw.uniform(0, killed[1]))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            if not server.wait():
+                break
+            kills += 1
+        refuse_differences(path, whole)
+        finished += 1
+    assert finished
 
 
 def test_what_is_done_is_not_done_again(
@@ -117,8 +135,17 @@ def test_no_example_is_double_or_lost(task: str, whole: Path) -> None:
     rows = pd.concat([pd.read_parquet(path) for path in sorted((whole / "examples").glob("*"))])
     assert not rows["example"].duplicated().any() and rows["kept"].sum() == 4
     assert sorted(rows["number"]) == list(range(len(rows)))
-    kept = {kind: Counter(path.name for path in (whole / kind).glob("*.parquet")) for kind in KINDS[1:]}
-    assert all(names == kept["effects"] and sum(names.values()) == 4 for names in kept.values())
+    kept = set(rows.loc[rows["kept"], "example"])
+    for kind in KINDS[1:]:
+        assert set(pd.concat([pd.read_parquet(path) for path in (whole / kind).iterdir()])["example"]) == kept
+
+
+def test_a_block_is_a_file_and_not_an_example(whole: Path) -> None:
+    """A paper's 18,000 files are 1,100."""
+    assert all(len(list((whole / kind).iterdir())) == 1 for kind in KINDS)
+    from hooked_vlm.notice.directory import block_size
+
+    assert block_size(1) == block_size(16) == 16 and block_size(7) == 21 and block_size(20) == 20
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_says_what_is_kept(
@@ -134,8 +161,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_says_what_is_kept(
     monkeypatch.setattr(pipeline, "measured", pressed)
     with pytest.raises(KeyboardInterrupt, match=r"[12] examples? (is|are) in .*the same command goes on"):
         go(task, tmp_path / "run")
-    examples = RunDirectory(tmp_path / "run").done("some")
-    assert 0 < len(examples) <= 2 and any(examples.values())
+    assert 0 < RunDirectory(tmp_path / "run").opened().n_examples <= 2
     monkeypatch.undo()
     refuse_differences(go(task, tmp_path / "run"), whole)
 
@@ -159,7 +185,7 @@ def test_a_run_outside_of_the_main_thread_leaves_signals_alone(task: str, whole:
 def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     task: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace, left = os.replace, 9
+    replace, left = os.replace, 11
 
     def full(source: Any, target: Any) -> None:
         nonlocal left

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import summary, universal
+from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.functions import SCORES
 from hooked_vlm.notice.universal import Rule
-from tests.notice.made import run_directory
+from tests.notice.made import edit_tables, run_directory
 
 CLOSE = {"rel": 1e-5, "abs": 1e-6}  # effects are kept in single precision while they are gathered
 FILES = ("examples", "effects", "attention", "ablation")
@@ -173,11 +174,13 @@ def test_functions_of_each_task_can_be_recomputed(made, frames):
 
 def test_heads_that_differ_between_tasks_are_named(tmp_path):
     path = run_directory(tmp_path, kept=14, tasks=("colour", "shape"), corrupt=("image",), noise=False)
-    for file in (path / "attention").glob("shape-*.parquet"):
-        rows = pd.read_parquet(file)
+
+    def elsewhere(rows: pd.DataFrame) -> pd.DataFrame:
         here = (rows["layer"] == 2) & (rows["head"] == 0) & (rows["kind"] == "cross_attn-heads")
         rows.loc[here, ["lift", "auc", "relative_inside"]] = [0.1, 0.1, -0.2]
-        rows.to_parquet(file, index=False)
+        return rows
+
+    edit_tables(path, "attention", "shape", elsewhere)
     said = summary.summarise(path)["cautions"]
     assert any("cross_attn L2.H0: object detection in colour and object suppression in shape" in line for line in said)
 
@@ -256,9 +259,7 @@ def test_a_run_with_hardly_any_example_is_summarised(tmp_path, kept):
 
 def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
     path = run_directory(tmp_path, kept=2, tasks=("colour",), corrupt=("image",))
-    for file in (path / "effects").glob("*.parquet"):
-        rows = pd.read_parquet(file)
-        rows[rows["role"] != "answer"].to_parquet(file, index=False)
+    edit_tables(path, "effects", "colour", lambda rows: rows[rows["role"] != "answer"])
     found = summary.summarise(path)
     assert set(found["select_at"].values()) == {"every position"}
     assert found["cautions"][0].startswith("No prompt has a token of role 'answer'")
@@ -280,36 +281,68 @@ def test_heads_may_be_selected_elsewhere(tmp_path, at):
 # --- files ------------------------------------------------------------------------------------------
 
 
-def test_an_example_without_its_file_does_not_count(tmp_path):
-    path = run_directory(tmp_path, kept=3, tasks=("colour",))
-    (path / "examples" / "colour-000001.parquet").unlink()
-    found = summary.summarise(path)
-    assert found["counts"][0]["kept"] == 2 and {row["n"] for row in found["heads"]} == {2}
-
-
-def test_the_order_and_number_of_files_change_nothing(tmp_path, directory, made):
-    """What was killed and went on has the same summary: only the files' content counts."""
-    copy = tmp_path / "copy"
+def test_the_order_and_number_of_writes_change_nothing(tmp_path, directory, made):
+    """What was killed and went on has the same files and the same summary: only what is in them counts."""
+    copy = RunDirectory(tmp_path / "copy")
+    copy.path.mkdir()
+    copy.begin(json.loads((directory / "run.json").read_text()))
+    there = RunDirectory(directory).opened()
     for name in FILES:
-        (copy / name).mkdir(parents=True)
-        for file in sorted((directory / name).glob("*.parquet"), reverse=True):
-            (copy / name / file.name).write_bytes(file.read_bytes())
-            (copy / name / f"{file.name}.part").write_bytes(b"cut off")
-    (copy / "run.json").write_bytes((directory / "run.json").read_bytes())
-    assert summary.summarise(copy, figures=made["figures"]) == made
+        for task in there.tasks:
+            columns = pd.read_parquet(directory / name / f"{task}-000000.parquet").columns
+            for number, table in reversed(list(there.tables(name, task, list(columns)))):
+                copy.add(name, task, {number: table})
+            file = f"{name}/{task}-000000.parquet"
+            assert (copy.path / file).read_bytes() == (directory / file).read_bytes()
+            (copy.path / f"{file}.part").write_bytes(b"cut off")
+    assert summary.summarise(copy.path, figures=made["figures"]) == made
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    path = run_directory(tmp_path, kept=2, tasks=("colour",))
-    (path / "effects" / "colour-000000.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(RunDirectoryError, match=r"effects/colour-000000\.parquet cannot be read.*delete it"):
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("harm", ["gone", "cut off", "one bit", "older", "renamed", "of another block", "no list"])
+def test_a_file_that_is_not_as_the_run_wrote_it_is_named(harm, kind, tmp_path):
+    path = run_directory(tmp_path / "run", kept=20, tasks=("colour",), layers=1, kinds=("attn-heads",))
+    file, other = (path / kind / f"colour-00000{block}.parquet" for block in (0, 1))
+    whole = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut off":
+        file.write_bytes(whole[:-9])
+    elif harm == "one bit":
+        file.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    elif harm == "older":
+        edit_tables(path, kind, "colour", lambda rows: rows.assign(task="red"))
+        file.write_bytes(whole)
+    elif harm == "renamed":
+        file.rename(path / kind / "colour-000007.parquet")
+    elif harm == "of another block":
+        file.write_bytes(other.read_bytes())
+    else:
+        (path / "manifest.jsonl").unlink()
+    at = kind if harm != "no list" else r"\w+"  # without the list, none of the files is known
+    with pytest.raises(RunDirectoryError, match=rf"/{at}/colour-00000\d\.parquet.*run the same"):
+        summary.summarise(path)
+
+
+def test_a_file_of_another_run_is_named(tmp_path):
+    paths = [run_directory(tmp_path / name, kept=2, tasks=("colour",), layers=1) for name in ("a", "b")]
+    shutil.copy(paths[1] / "effects" / "colour-000000.parquet", paths[0] / "effects" / "colour-000009.parquet")
+    with pytest.raises(RunDirectoryError, match=r"colour-000009\.parquet is of another run .*move it"):
+        summary.summarise(paths[0])
+
+
+def test_an_example_without_what_was_measured_of_it_is_named(tmp_path):
+    path = run_directory(tmp_path / "run", kept=3, tasks=("colour",), layers=1)
+    place = RunDirectory(path).opened()
+    rows = dict(place.tables("examples", "colour", pd.read_parquet(path / "examples").columns.tolist()))
+    place.add("examples", "colour", {9: rows[0]})
+    with pytest.raises(RunDirectoryError, match=r"has nothing of example 9.*run the same"):
         summary.summarise(path)
 
 
 def test_a_file_without_a_column_is_named(tmp_path):
     path = run_directory(tmp_path, kept=1, tasks=("colour",))
-    file = path / "attention" / "colour-000000.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["lift"]), file)
+    edit_tables(path, "attention", "colour", lambda rows: rows.drop(columns="lift"))
     with pytest.raises(RunDirectoryError, match="has no column lift"):
         summary.summarise(path)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.claims import Verdict
+from hooked_vlm.notice.directory import RUN
+from hooked_vlm.notice.files import MANIFEST
 from hooked_vlm.notice.report.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered, strongest_heads
@@ -27,8 +29,9 @@ from hooked_vlm.notice.report.words import (
     spread,
     verdict,
 )
-from hooked_vlm.notice.report.writing import NAMED, put, setting
+from hooked_vlm.notice.report.writing import NAMED, setting
 from hooked_vlm.notice.selections import selection_name
+from hooked_vlm.notice.storage import whole
 from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, RULES, head_name, listed, module_of
 from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
 
@@ -44,8 +47,8 @@ def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
         The report's path.
 
     Raises:
-        RunDirectoryError: There are fewer than two directories, one stands there twice or holds no finished run, or
-            the file cannot be written.
+        RunDirectoryError: There are fewer than two directories, one stands there twice or holds no finished run
+            or a damaged one, or the file cannot be written or lies among the files of a run.
     """
     paths = [Path(directory) for directory in directories]
     if len(paths) < 2:
@@ -53,15 +56,34 @@ def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
     twice = [path for path, n in Counter(path.resolve() for path in paths).items() if n > 1]
     if twice:
         raise RunDirectoryError(f"{twice[0]} was given twice: a run agrees with itself")
-    runs = named([Loaded.read(path) for path in paths])
     target = Path(out)
-    if target.is_dir():
-        raise RunDirectoryError(f"{target} is a directory: name a file, such as {target / 'compare.html'}")
+    refuse_place(target)
+    runs = named([Loaded.read(path) for path in paths])
+    text = html_of(runs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"{target.parent} cannot be made: {error.strerror or error}") from error
-    return put(target, html_of(runs))
+        return whole(target, text.encode())
+    except RunDirectoryError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunDirectoryError(f"{target} cannot be written: {reason}; nothing else was changed") from error
+
+
+def refuse_place(target: Path) -> None:
+    """Raise RunDirectoryError if a comparison would take the place of something else.
+
+    Args:
+        target: the file that is to be written.
+    """
+    if target.is_dir():
+        raise RunDirectoryError(f"{target} is a directory: name a file, such as {target / 'compare.html'}")
+    for folder in target.resolve().parents:
+        if (folder / RUN).exists() or (folder / MANIFEST).exists():
+            raise RunDirectoryError(
+                f"{target} lies in {folder}, which holds a run, and no file of a run is overwritten: name a file "
+                "outside of it"
+            )
 
 
 def named(runs: Sequence[Loaded]) -> list[Named]:

@@ -1,12 +1,11 @@
 """A finished run as `report` and `compare` read it: run.json, summary.json and figures, nothing else.
 
-Reads no parquet and no model: every number of a report stands in summary.json. What is missing there is an empty
-table, so that a report can say so in words.
+Of the parquet files it only asks whether they are those that the run wrote. Reads no model: every number of a report
+stands in summary.json. What is missing there is an empty table, so that a report can say so in words.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ import pandas as pd
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.claims import Verdict, verdicts_of
-from hooked_vlm.notice.directory import RUN, SUMMARY
+from hooked_vlm.notice.directory import SUMMARY, RunDirectory
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
@@ -66,14 +65,21 @@ class Loaded:
         """Read a run directory.
 
         Raises:
-            RunDirectoryError: There is no such directory, or it holds no finished run.
+            RunDirectoryError: There is no such directory, it holds no finished run, or a file of the run is missing,
+                damaged, or another run's.
         """
-        path = Path(directory)
-        if not path.is_dir():
-            raise RunDirectoryError(f"{path} is no directory: give the --out of a `hooked-vlm notice` run")
-        about = _read(path / RUN, "it is no run; give the --out of a `hooked-vlm notice` run")
-        summary = _read(path / SUMMARY, "the run is not finished; the same `hooked-vlm notice` command goes on")
-        return cls(path, about, summary)
+        place = RunDirectory(directory).opened()
+        if not place.has(SUMMARY) and not (place.path / SUMMARY).exists():
+            raise RunDirectoryError(
+                f"there is no {place.path / SUMMARY}: the run is not finished; the same `hooked-vlm notice` command "
+                "goes on"
+            )
+        summary = place.values(SUMMARY)
+        for figure in summary.get("figures") or []:
+            name = str(figure.get("file"))
+            if place.lists(name) and (place.path / name).exists():  # the page names those that are gone
+                place.content(name)
+        return cls(place.path, place.record, summary)
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
@@ -152,20 +158,3 @@ class Loaded:
         layers = int(rows["layer"].max()) + 1 if len(rows) else 0
         heads = int(rows["head"].max()) + 1 if len(rows) and "head" in rows else 0
         return max(layers, int(self.model.get("layers") or 0)), max(heads, int(self.model.get("heads") or 0))
-
-
-def _read(path: Path, absent: str) -> dict[str, Any]:
-    """The object in a JSON file; `absent` says what it means that there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunDirectoryError(f"there is no {path}: {absent}") from error
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RunDirectoryError(
-            f"{path} is no JSON ({error}): remove it, and the same `hooked-vlm notice` command rewrites it"
-        ) from error
-    if not isinstance(content, dict):
-        raise RunDirectoryError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.directory import REPORT, whole
+from hooked_vlm.notice.directory import REPORT, RunDirectory
 from hooked_vlm.notice.report import evidence, maps, selection
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import Child, Markup, Part, details, facts, page, paragraph, section, table, tag
@@ -74,21 +73,7 @@ def write(directory: str | Path) -> Path:
         RunDirectoryError: There is no finished run, or the file cannot be written.
     """
     run = Loaded.read(directory)
-    return put(run.directory / REPORT, html_of(run))
-
-
-def put(path: Path, text: str) -> Path:
-    """Write a file whole or not at all.
-
-    Raises:
-        RunDirectoryError: It cannot be written.
-    """
-    try:
-        return whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{path} cannot be written: {error.strerror or error}; nothing else was changed"
-        ) from error
+    return RunDirectory(directory).write_text(REPORT, html_of(run))
 
 
 def html_of(run: Loaded) -> str:
