@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.sabotage import images, tables, text
+from tests.sabotage import checkpoints, images, run_directories, tables, text
 from tests.sabotage.engine import Case
 
 FAMILIES: dict[str, Callable[[int, Path], Iterable[Case]]] = {
     "images": images.cases,
     "text": text.cases,
     "tables": tables.cases,
+    "run directories": run_directories.cases,
+    "checkpoints": checkpoints.cases,
 }

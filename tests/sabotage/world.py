@@ -39,7 +39,12 @@ def picture(seed: int = 0, height: int = 20, width: int = 24) -> Image.Image:
 @torch.no_grad()
 def said(kind: str, image: Any, text: Any = QUESTION) -> Tensor:
     """What the package makes of an image and a text: the logits of the next answer token, [batch d_vocab]."""
-    of = model(kind)
+    return answered(model(kind), image, text)
+
+
+@torch.no_grad()
+def answered(of: Any, image: Any, text: Any = QUESTION) -> Tensor:
+    """The same of any hooked model."""
     inputs = of.to_inputs(image, text)
     logits = of(inputs)
     if of.answer_stack == of.prompt_stack:
@@ -47,10 +52,14 @@ def said(kind: str, image: Any, text: Any = QUESTION) -> Tensor:
     return logits[:, -1]
 
 
-@torch.no_grad()
 def truth(kind: str, image: Image.Image, text: str = QUESTION) -> Tensor:
     """What Hugging Face makes of an RGB picture and a text, [1 d_vocab]."""
-    hf, processor = hugging_face(kind)
+    return truth_of(*hugging_face(kind), kind, image, text)
+
+
+@torch.no_grad()
+def truth_of(hf: Any, processor: Any, kind: str, image: Image.Image, text: str = QUESTION) -> Tensor:
+    """The same of any model and processor of Hugging Face's."""
     if kind != "blip" and "<image>" not in text:
         content = [{"type": "image"}, {"type": "text", "text": text}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
