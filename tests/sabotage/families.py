@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.sabotage import checkpoints, images, run_directories, tables, text
+from tests.sabotage import checkpoints, images, positions, run_directories, tables, text
 from tests.sabotage.engine import Case
 
 FAMILIES: dict[str, Callable[[int, Path], Iterable[Case]]] = {
@@ -14,4 +14,5 @@ FAMILIES: dict[str, Callable[[int, Path], Iterable[Case]]] = {
     "tables": tables.cases,
     "run directories": run_directories.cases,
     "checkpoints": checkpoints.cases,
+    "positions": positions.cases,
 }
