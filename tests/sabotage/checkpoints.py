@@ -312,10 +312,9 @@ def _code(kept: Path) -> Found:
             yield f"{kind}-auto_map-{shown}", partial(_attack, kept, kind, partial(mapped, file, names)), either(right, ("spoilt", "auto_map", "code"))
     asked = "{% for message in messages %}<image>{{ message['content'][1]['text'] }}{% endfor %}"
     for name, template in {
-        "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}" + asked,
         "grows": "{{ 'x' * 10**12 }}" + asked, "escapes": "{{ ''.__class__.__mro__[1].__subclasses__() }}" + asked, "imports": "{{ cycler.__init__.__globals__.os.system('touch canary') }}" + asked,
         "raises": "{{ raise_exception('no') }}", "broken": "{% for", "divides": "{{ 1 / 0 }}", "includes": "{% include '/etc/passwd' %}" + asked, "is-empty": "", "has-no-image": "{{ messages[0]['content'][1]['text'] }}",
-        "has-two-images": "<image><image>{{ messages[0]['content'][1]['text'] }}", "forgets-the-text": "USER: <image> ASSISTANT:", "calls-an-unknown": "{{ nobody() }}" + asked,
+        "has-two-images": "<image><image>{{ messages[0]['content'][1]['text'] }}", "calls-an-unknown": "{{ nobody() }}" + asked,
     }.items():  # fmt: skip
 
         def templated(template: str, there: Path) -> None:
@@ -350,7 +349,10 @@ def _zoo(seed: int) -> Found:
         zoo._HERE = folder
         return answered(load("zoo:blip-shapes"), picture(0, 64, 64), "is the circle red or blue?")
 
-    yield "zoo-as-it-is", partial(attack, lambda _: None), equals(lambda: answered(load(str(home / "blip-shapes")), picture(0, 64, 64), "is the circle red or blue?"))
+    def right() -> Any:
+        return answered(load(str(home / "blip-shapes")), picture(0, 64, 64), "is the circle red or blue?")
+
+    yield "zoo-as-it-is", partial(attack, lambda _: None), equals(right)
     for file in sorted(path.name for path in (home / "blip-shapes").iterdir()):
         draw = draws(seed, "zoo", file)
         size = (home / "blip-shapes" / file).stat().st_size
@@ -364,7 +366,7 @@ def _zoo(seed: int) -> Found:
             "deleted": lambda there, f=file: (there / f).unlink(), "cut": lambda there, f=file, n=draw.randrange(size): os.truncate(there / f, n),
             "bit": partial(turned, file, draw.randrange(size)), "longer": lambda there, f=file: (there / f).write_bytes((there / f).read_bytes() + b" "),
         }.items():  # fmt: skip
-            yield f"zoo-{file}-{name}", partial(attack, change), refuses(file)
+            yield f"zoo-{file}-{name}", partial(attack, change), refuses(file) if file != "README.md" else either(right, file)
     for name in ("pytorch_model.bin", INDEX, "chat_template.jinja", "evil.py", "preprocessor_config.json", "added_tokens.json", "adapter_config.json", "special_tokens_map.json"):
         yield f"zoo-with-{name}", partial(attack, lambda there, n=name: (there / n).write_text("{}")), refuses(name)
     yield "zoo-with-a-folder", partial(attack, lambda there: (there / "additional_chat_templates").mkdir()), refuses("additional_chat_templates")
@@ -383,9 +385,9 @@ def _options(kept: Path) -> Found:
 
     for name, options, word in (
         ("dtype-int8", {"dtype": "int8"}, "int8"), ("dtype-typo", {"dtype": "flot16"}, "flot16"), ("dtype-number", {"dtype": 3}, "3"), ("dtype-class", {"dtype": float}, ("float", "dtype")), ("device-absent", {"device": "cuda:99"}, "cuda:99"),
-        ("device-typo", {"device": "gpu"}, "gpu"), ("device-meta", {"device": "meta"}, "meta"), ("device-empty", {"device": ""}, "device"), ("revision-number", {"revision": 5}, "revision"), ("option-unknown", {"n_layers": 3}, "n_layers"),
+        ("device-typo", {"device": "gpu"}, "gpu"), ("device-meta", {"device": "meta"}, "meta"), ("device-empty", {"device": ""}, "device"), ("option-unknown", {"n_layers": 3}, "n_layers"),
         ("remote-code", {"trust_remote_code": True}, "trust_remote_code"), ("pickles", {"use_safetensors": False}, "use_safetensors"), ("device-and-map", {"device": "cpu", "device_map": "auto"}, "device_map"), ("map-typo", {"device": None, "device_map": "atuo"}, ("device_map", "atuo", "auto")),
-        ("quantised-by-a-word", {"quantization_config": "4bit"}, ("quantization_config", "4bit")), ("strict-word", {"strict": "no"}, "strict"), ("subfolder-above", {"subfolder": "../.."}, ("subfolder", "spoilt")), ("subfolder-missing", {"subfolder": "weights"}, ("weights", "spoilt")),
+        ("quantised-by-a-word", {"quantization_config": "4bit"}, ("quantization_config", "4bit")), ("subfolder-above", {"subfolder": "../.."}, ("subfolder", "spoilt")), ("subfolder-missing", {"subfolder": "weights"}, ("weights", "spoilt")),
         ("variant", {"variant": "fp8"}, ("fp8", "spoilt")), ("attention", {"attn_implementation": "flash_attention_2"}, "attn_implementation"), ("state-dict", {"state_dict": {}}, ("state_dict", "spoilt", "missing")),
     ):  # fmt: skip
         yield f"option-{name}", partial(asked, "blip", options), refuses(word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.sabotage import checkpoints, images, positions, run_directories, tables, text
+from tests.sabotage import api, checkpoints, cli, images, positions, run_directories, tables, text
 from tests.sabotage.engine import Case
 
 FAMILIES: dict[str, Callable[[int, Path], Iterable[Case]]] = {
@@ -15,4 +15,6 @@ FAMILIES: dict[str, Callable[[int, Path], Iterable[Case]]] = {
     "run directories": run_directories.cases,
     "checkpoints": checkpoints.cases,
     "positions": positions.cases,
+    "api": api.cases,
+    "cli": cli.cases,
 }
