@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.sabotage import engine
-from tests.sabotage.engine import FAILURE, NAMED, RIGHT, Verdict
+from tests.sabotage.engine import FAILURE, NAMED, RIGHT, Verdict, draws
 from tests.sabotage.families import FAMILIES
 
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if len(twice := [name for name, n in Counter(case.name for case in cases).items() if n > 1]):
             raise SystemExit(f"two cases are called {twice[0]}")
+        if asked.sample is not None:
+            cases = draws(seed, "sample").sample(cases, min(asked.sample, len(cases)))
         if asked.list:
             _say("\n".join(case.name for case in cases))
             return 0
@@ -73,6 +75,7 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--family", action="append", choices=FAMILIES, help="one family; again for more")
     parser.add_argument("--case", action="append", help="cases whose name contains this; again for more")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument("--sample", type=int, help="so many of the cases, drawn by the seed")
     parser.add_argument("--seed", default="0", help='of what is drawn, a number or "fresh"; 0 if left out')
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--limit", type=float, default=engine.LIMIT, help="seconds after which a case is killed")

@@ -10,6 +10,7 @@ Knows nothing of `hooked_vlm` but the base of its errors.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -289,10 +290,8 @@ def _child(case: Case, folder: Path, pipe: int) -> None:
 def _ended(one: _Running, running: dict[int, _Running], pipes: selectors.BaseSelector, failure: str) -> Verdict:
     """Bury a process and read what it said."""
     seconds = time.monotonic() - one.began
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has gone, and left nobody
         os.killpg(one.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has gone, and left nobody
     _, status = os.waitpid(one.pid, 0)
     pipes.unregister(one.pipe)
     os.close(one.pipe)

@@ -170,7 +170,11 @@ def _rotations() -> Found:
     for wrong in (0, 9, 255, 65535):
         exif = Image.Exif()
         exif[0x0112] = wrong
-        yield f"exif-{wrong}", _file("camera.png", _saved(upright, format="PNG", exif=exif)), either(upright, "camera.png")
+        yield (
+            f"exif-{wrong}",
+            _file("camera.png", _saved(upright, format="PNG", exif=exif)),
+            either(upright, "camera.png"),
+        )
     noise = b"Exif\0\0" + bytes(range(200))
     jpeg = _saved(upright, format="JPEG", exif=noise)
     yield "exif-of-noise", _file("camera.jpg", jpeg), either(_reread(jpeg), "camera.jpg")
@@ -223,7 +227,8 @@ def _no_files() -> Found:
     for path in ("/dev/zero", "/dev/null", "/dev/urandom", "/dev/full", "/proc/self/mem", "/proc/self/environ"):
         yield path[1:].replace("/", "-"), lambda _, path=path: path, refuses(path)
     for name, path, word in (
-        ("empty-path", "", ("''", "empty", "image")), ("blank-path", " ", ("' '", "image")), ("missing", "absent.png", "absent.png"),
+        ("empty-path", "", ("''", "empty", "image")), ("blank-path", " ", ("' '", "image")),
+        ("missing", "absent.png", "absent.png"),
         ("NUL-in-the-path", "a\0b.png", "a"), ("endless-path", "x" * 5000 + ".png", "xxx"),
         ("surrogate-path", "\udcff.png", ".png"), ("web-address", "https://example.org/cat.png", "cat.png"),
         ("file-address", "file:///etc/passwd", "passwd"), ("data-address", "data:image/png;base64,AAAA", "base64"),
@@ -231,8 +236,10 @@ def _no_files() -> Found:
         yield name, lambda _, path=path: path, refuses(word)
     for name, content in {
         "empty": b"", "one-byte": b"\x89", "text": b"no pixels here", "html": b"<html><body>404</body></html>",
-        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "zip": b"PK\x03\x04" + bytes(60), "elf": b"\x7fELF" + bytes(60),
-        "pickle": b"\x80\x04\x95\x00", "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch canary) run\n",
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "zip": b"PK\x03\x04" + bytes(60),
+        "elf": b"\x7fELF" + bytes(60),
+        "pickle": b"\x80\x04\x95\x00",
+        "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch canary) run\n",
         "zeros": bytes(10_000), "png-header-alone": b"\x89PNG\r\n\x1a\n",
     }.items():  # fmt: skip
         yield f"file-of-{name}", _file("thing.png", content), refuses("thing.png")
@@ -274,7 +281,11 @@ def _bombs() -> Found:
     yield "bomb-just-over", _file("bomb.png", png(10_000, 9_000, data=zeros)), refuses("bomb.png", "bomb")
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80_000_000), 9))
     yield "bomb-in-the-comment", _file("bomb.png", png(4, 4, text, data=zeros[:50])), refuses("bomb.png")
-    yield "bomb-in-an-icc-profile", _file("bomb.png", png(4, 4, chunk(b"iCCP", b"p\0\0" + zeros), data=b"")), refuses("bomb.png")
+    yield (
+        "bomb-in-an-icc-profile",
+        _file("bomb.png", png(4, 4, chunk(b"iCCP", b"p\0\0" + zeros), data=b"")),
+        refuses("bomb.png"),
+    )
     tags = b"II*\0\x08\0\0\0\xff\xff" + (b"\x00\x01\x04\0\xff\xff\xff\x7f\xff\xff\xff\x7f" * 50)
     yield "tiff-of-2-billion-tags", _file("tags.tif", tags), refuses("tags.tif")
     yield "held-image-over-the-limit", lambda _: Image.new("1", (30_000, 6_000)), refuses("image", "bomb")
@@ -291,7 +302,8 @@ def _arrays() -> Found:
     for name, held, right in (
         ("reversed", pixels[::-1, ::-1], Image.fromarray(pixels[::-1, ::-1].copy())),
         ("every-second", pixels[::2, ::2], Image.fromarray(pixels[::2, ::2].copy())),
-        ("fortran", np.asfortranarray(pixels), upright), ("floats", parts, upright), ("doubles", parts.astype(float), upright),
+        ("fortran", np.asfortranarray(pixels), upright), ("floats", parts, upright),
+        ("doubles", parts.astype(float), upright),
         ("halves", parts.astype(np.float16), upright), ("channels-first", pixels.transpose(2, 0, 1), upright),
         ("bools", bits, Image.fromarray(bits.astype(np.uint8) * 255).convert("RGB")),
         ("big-endian-floats", parts.astype(">f4"), upright), ("tensor", torch.tensor(pixels), upright),
@@ -306,16 +318,23 @@ def _arrays() -> Found:
     holed = parts.copy()
     holed[3, 4, 1] = np.nan
     for name, held, word in (
-        ("NaN", holed, "nan"), ("infinite", np.where(parts > 0.9, np.inf, parts), "inf"), ("floats-to-255", parts * 255, "255"),
-        ("floats-just-over-1", parts * 1.5, "1."), ("floats-below-0", parts - 0.5, "-0.5"), ("ints-to-1000", pixels.astype(int) * 4, "int64"),
+        ("NaN", holed, "nan"), ("infinite", np.where(parts > 0.9, np.inf, parts), "inf"),
+        ("floats-to-255", parts * 255, "255"),
+        ("floats-just-over-1", parts * 1.5, "1."), ("floats-below-0", parts - 0.5, "-0.5"),
+        ("ints-to-1000", pixels.astype(int) * 4, "int64"),
         ("ints-below-0", pixels.astype(int) - 9, "int64"), ("complex", parts.astype(complex), "complex"),
         ("objects", parts.astype(object), "object"), ("strings", pixels.astype(str), ("str", "<U")),
-        ("dates", pixels.astype("datetime64[s]"), "datetime"), ("void", pixels.view([("r", "u1"), ("g", "u1"), ("b", "u1")]), ("void", "[(", "shape")),
-        ("one-axis", pixels[0, :, 0], "(24,)"), ("no-axis", np.array(3), "()"), ("five-axes", pixels[None, None], "(1, 1, 20, 24, 3)"),
-        ("two-channels", pixels[:, :, :2], "(20, 24, 2)"), ("five-channels", np.concatenate([pixels, pixels[:, :, :2]], 2), "(20, 24, 5)"),
+        ("dates", pixels.astype("datetime64[s]"), "datetime"),
+        ("void", pixels.view([("r", "u1"), ("g", "u1"), ("b", "u1")]), ("void", "[(", "shape")),
+        ("one-axis", pixels[0, :, 0], "(24,)"), ("no-axis", np.array(3), "()"),
+        ("five-axes", pixels[None, None], "(1, 1, 20, 24, 3)"),
+        ("two-channels", pixels[:, :, :2], "(20, 24, 2)"),
+        ("five-channels", np.concatenate([pixels, pixels[:, :, :2]], 2), "(20, 24, 5)"),
         ("channels-in-the-middle", pixels.transpose(0, 2, 1), "(20, 3, 24)"), ("empty", pixels[:0], "(0, 24, 3)"),
-        ("empty-batch", pixels[None][:0], ("0", "empty")), ("meta-tensor", torch.empty(20, 24, 3, device="meta"), ("meta", "image")),
-        ("sparse-tensor", torch.tensor(parts).to_sparse(), ("sparse", "image")), ("bfloat-beyond-1", torch.tensor(parts).bfloat16() * 3, ("bfloat16", "float", "3")),
+        ("empty-batch", pixels[None][:0], ("0", "empty")),
+        ("meta-tensor", torch.empty(20, 24, 3, device="meta"), ("meta", "image")),
+        ("sparse-tensor", torch.tensor(parts).to_sparse(), ("sparse", "image")),
+        ("bfloat-beyond-1", torch.tensor(parts).bfloat16() * 3, ("bfloat16", "float", "3")),
         ("complex-tensor", torch.tensor(parts).to(torch.complex64), "complex"),
     ):  # fmt: skip
         yield f"array-{name}", lambda _, held=held: held, refuses(word)
@@ -327,13 +346,18 @@ def _lists() -> Found:
     closed.close()
     for name, given, word in (
         ("nothing", [], "empty"), ("none", None, "NoneType"), ("none-in-a-list", [upright, None], "image 1"),
-        ("lists-in-lists", [[upright]], "list"), ("numbers", [[1, 2], [3, 4]], "list"), ("dict", {"image": upright}, "dict"),
+        ("lists-in-lists", [[upright]], "list"), ("numbers", [[1, 2], [3, 4]], "list"),
+        ("dict", {"image": upright}, "dict"),
         ("closed", closed, "image"), ("number", 7, "int"), ("set", {1, 2}, "set"), ("function", picture, "function"),
         ("bytes-of-no-picture", b"abc", "bytes"), ("second-path-missing", [upright, "absent.png"], "absent.png"),
     ):  # fmt: skip
         yield f"list-of-{name}", lambda _, given=given: given, refuses(word)
     content = _saved(upright, format="PNG")
-    for name, given in {"bytes": content, "stream": io.BytesIO(content), "generator": (upright for _ in range(1))}.items():
+    for name, given in {
+        "bytes": content,
+        "stream": io.BytesIO(content),
+        "generator": (upright for _ in range(1)),
+    }.items():
         yield f"given-as-{name}", lambda _, given=given: given, either(upright, ("bytes", "BytesIO", "generator"))
 
     def cut_later(folder: Path) -> Any:

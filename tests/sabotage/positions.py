@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hooked_vlm import HookedVLM, VLMInputs, hooks
+from hooked_vlm import VLMInputs, hooks
 from hooked_vlm.patching import Sites, attribution, path_patching, sweep
 from hooked_vlm.patching import metrics as measures
-from tests.models import checkpoints
 from tests.sabotage.engine import Case, Oracle, either, equals, refuses
 from tests.sabotage.world import model, picture
 
@@ -31,7 +30,9 @@ Z = {"blip": "text_encoder.blocks.0.attn.hook_z", "llava-words": "blocks.0.attn.
 
 def cases(seed: int, kept: Path) -> Iterator[Case]:
     """Every case of the family."""
-    for part in (_each_row(), _everywhere(), _refused(), _heads(), _sites(), _rows_that_differ(), _batches(), _windows(seed)):
+    from tests.sabotage import rows  # which builds on this module
+
+    for part in (_each_row(), _everywhere(), _refused(), _heads(), _sites(), rows.attacks(seed)):
         for name, attack, oracle in part:
             yield Case(FAMILY, name, attack, oracle)
 
@@ -107,11 +108,16 @@ def forms(setting: str) -> dict[str, tuple[Any, list[list[int]]]]:
     last, found = inputs.last_each, inputs.find_each("red")
     lasts = [[int(p)] for p in last]
     given: dict[str, tuple[Any, list[list[int]]]] = {
-        "last_each": (last, lasts), "last_each-as-a-column": (last[:, None], lasts), "last_each-as-an-array": (last[:, None].numpy(), lasts),
-        "last_each-as-int32": (last[:, None].int(), lasts), "find_each": (found, found.tolist()), "find_each-as-an-array": (found.numpy(), found.tolist()),
-        "find_each-as-lists": (found.tolist(), found.tolist()), "two-a-row": (torch.stack([last, found[:, 0]], 1), [[int(a), int(b)] for a, b in zip(last, found[:, 0], strict=True)]),
+        "last_each": (last, lasts), "last_each-as-a-column": (last[:, None], lasts),
+        "last_each-as-an-array": (last[:, None].numpy(), lasts),
+        "last_each-as-int32": (last[:, None].int(), lasts), "find_each": (found, found.tolist()),
+        "find_each-as-an-array": (found.numpy(), found.tolist()),
+        "find_each-as-lists": (found.tolist(), found.tolist()),
+        "two-a-row": (torch.stack([last, found[:, 0]], 1),
+            [[int(a), int(b)] for a, b in zip(last, found[:, 0], strict=True)]),
         "negative-column": (last[:, None] - inputs.input_ids.shape[1], lasts),
-        "slices": ([slice(int(p), int(p) + 1) for p in last], lasts), "real-mask": (inputs.is_real, [row.nonzero()[:, 0].tolist() for row in inputs.is_real]),
+        "slices": ([slice(int(p), int(p) + 1) for p in last], lasts),
+        "real-mask": (inputs.is_real, [row.nonzero()[:, 0].tolist() for row in inputs.is_real]),
         "mask-as-an-array": (inputs.is_real.numpy(), [row.nonzero()[:, 0].tolist() for row in inputs.is_real]),
     }  # fmt: skip
     if setting != "blip":
@@ -126,15 +132,22 @@ def _each_row() -> Found:
         for i, (name, (given, places)) in enumerate(forms(setting).items()):
             for function in list(FUNCTIONS)[i % 2 :: 2]:
                 right = partial(row_by_row, setting, function, places)
-                yield f"{setting}-{function}-{name}", partial(hooked, setting, function, given), either(right, "position")
+                yield (
+                    f"{setting}-{function}-{name}",
+                    partial(hooked, setting, function, given),
+                    either(right, "position"),
+                )
 
 
 def _everywhere() -> Found:
     """Positions that every row shares, in forms that a user has in hand."""
     for name, given, places in (
-        ("int64", np.int64(2), [2]), ("int32-array", np.array([1, 2], np.int32), [1, 2]), ("no-axis", torch.tensor(2), [2]), ("range", range(1, 3), [1, 2]),
-        ("negative", -2, [-2]), ("twice", [1, 1, 2], [1, 2]), ("out-of-order", [2, 1], [1, 2]), ("tuple", (1, 2), [1, 2]), ("slice", slice(1, 3), [1, 2]),
-        ("slice-of-steps", slice(0, 4, 2), [0, 2]), ("list-of-int64", [np.int64(1), np.int64(2)], [1, 2]), ("byte-tensor", torch.tensor([1, 2], dtype=torch.uint8), [1, 2]),
+        ("int64", np.int64(2), [2]), ("int32-array", np.array([1, 2], np.int32), [1, 2]),
+        ("no-axis", torch.tensor(2), [2]), ("range", range(1, 3), [1, 2]),
+        ("negative", -2, [-2]), ("twice", [1, 1, 2], [1, 2]), ("out-of-order", [2, 1], [1, 2]),
+        ("tuple", (1, 2), [1, 2]), ("slice", slice(1, 3), [1, 2]),
+        ("slice-of-steps", slice(0, 4, 2), [0, 2]), ("list-of-int64", [np.int64(1), np.int64(2)], [1, 2]),
+        ("byte-tensor", torch.tensor([1, 2], dtype=torch.uint8), [1, 2]),
     ):  # fmt: skip
         for setting, function in (("blip", "zero_ablate"), ("llava-left", "patch"), ("llava-right", "knock_out-keys")):
             right = partial(hooked, setting, function, places)
@@ -147,7 +160,13 @@ def _everywhere() -> Found:
             oracle = either(partial(hooked, setting, "zero_ablate", [1, 2]), ("position", "bool", "True"))
             yield f"{setting}-{name}-of-every-row", partial(hooked, setting, "zero_ablate", given), oracle
         plain = partial(_plain, setting)
-        for name, given in {"empty-list": [], "empty-range": range(0), "empty-tensor": torch.tensor([], dtype=torch.long), "mask-of-nowhere": mask & False, "slice-of-nothing": slice(2, 2)}.items():
+        for name, given in {
+            "empty-list": [],
+            "empty-range": range(0),
+            "empty-tensor": torch.tensor([], dtype=torch.long),
+            "mask-of-nowhere": mask & False,
+            "slice-of-nothing": slice(2, 2),
+        }.items():
             yield f"{setting}-{name}", partial(hooked, setting, "zero_ablate", given), either(plain, "position")
 
 
@@ -159,13 +178,27 @@ def _plain(setting: str) -> Tensor:
 # --- what cannot be meant -----------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[Any, Any]] = {
-    "float": (1.7, "1.7"), "whole-float": (1.0, "1.0"), "float-tensor": (torch.tensor([1.0, 2.0]), ("float", "1.0")), "float-array": (np.array([1.5]), ("float", "1.5")), "float-in-a-list": ([1, 1.5], "1.5"),
-    "true": (True, "True"), "false": (False, "False"), "truth-in-a-list": ([1, True], "True"), "numpy-truth": (np.True_, "True"), "letter": ("foo", "foo"), "digit": ("1", "'1'"), "letters": (["last"], "last"), "bytes": (b"1", ("b'1'", "bytes")),
-    "none-in-a-list": ([1, None], "None"), "beyond": (99, "99"), "before": (-99, "-99"), "one-beyond": ([0, 99], "99"), "huge": (10**30, ("1000000", "position")), "NaN": (float("nan"), "nan"), "complex": (1j, "1j"), "dict": ({1: 2}, ("dict", "{1: 2}")),
-    "function": (len, ("function", "len")), "object": (object(), "object"), "two-rows-of-four": ([[1], [2]], ("2 rows", "2", "rows")), "three-rows-of-four": (torch.tensor([[1], [2], [1]]), ("3",)), "eight-rows-of-four": (torch.ones(8, 1, dtype=torch.long), ("8",)),
-    "three-axes": (torch.ones(4, 1, 1, dtype=torch.long), ("3", "(4, 1, 1)", "axes")), "slice-of-letters": (slice("a", "b"), ("slice", "'a'")), "slice-of-floats": (slice(0.5, 2.5), ("slice", "0.5")), "slice-of-no-step": (slice(0, 3, 0), ("slice", "step")),
-    "mask-too-short": (torch.tensor([True, False]), ("mask", "bool", "position")), "mask-of-two-rows": (torch.ones(2, 4, dtype=torch.bool), ("mask", "bool", "position", "rows")), "slices-of-two-rows": ([slice(0, 1), slice(1, 2)], ("2", "slice")), "slices-and-ints": ([slice(0, 1), 1, 2, 3], ("slice", "position")),
-    "floats-of-each-row": (torch.ones(4, 1), ("float", "1.0")), "empty-floats": (np.array([]), ("float", "position")), "set-of-letters": ({"a"}, ("set", "'a'")), "negative-zero-float": (-0.0, "-0.0"),
+    "float": (1.7, "1.7"), "whole-float": (1.0, "1.0"), "float-tensor": (torch.tensor([1.0, 2.0]), ("float", "1.0")),
+    "float-array": (np.array([1.5]), ("float", "1.5")), "float-in-a-list": ([1, 1.5], "1.5"),
+    "true": (True, "True"), "false": (False, "False"), "truth-in-a-list": ([1, True], "True"),
+    "numpy-truth": (np.True_, "True"), "letter": ("foo", "foo"), "digit": ("1", "'1'"), "letters": (["last"], "last"),
+    "bytes": (b"1", ("b'1'", "bytes")),
+    "none-in-a-list": ([1, None], "None"), "beyond": (99, "99"), "before": (-99, "-99"), "one-beyond": ([0, 99], "99"),
+    "huge": (10**30, ("1000000", "position")), "NaN": (float("nan"), "nan"), "complex": (1j, "1j"),
+    "dict": ({1: 2}, ("dict", "{1: 2}")),
+    "function": (len, ("function", "len")), "object": (object(), "object"),
+    "two-rows-of-four": ([[1], [2]], ("2 rows", "2", "rows")),
+    "three-rows-of-four": (torch.tensor([[1], [2], [1]]), ("3",)),
+    "eight-rows-of-four": (torch.ones(8, 1, dtype=torch.long), ("8",)),
+    "three-axes": (torch.ones(4, 1, 1, dtype=torch.long), ("3", "(4, 1, 1)", "axes")),
+    "slice-of-letters": (slice("a", "b"), ("slice", "'a'")), "slice-of-floats": (slice(0.5, 2.5), ("slice", "0.5")),
+    "slice-of-no-step": (slice(0, 3, 0), ("slice", "step")),
+    "mask-too-short": (torch.tensor([True, False]), ("mask", "bool", "position")),
+    "mask-of-two-rows": (torch.ones(2, 4, dtype=torch.bool), ("mask", "bool", "position", "rows")),
+    "slices-of-two-rows": ([slice(0, 1), slice(1, 2)], ("2", "slice")),
+    "slices-and-ints": ([slice(0, 1), 1, 2, 3], ("slice", "position")),
+    "floats-of-each-row": (torch.ones(4, 1), ("float", "1.0")), "empty-floats": (np.array([]), ("float", "position")),
+    "set-of-letters": ({"a"}, ("set", "'a'")), "negative-zero-float": (-0.0, "-0.0"),
 }  # fmt: skip
 
 
@@ -182,13 +215,21 @@ def _heads() -> Found:
         of, inputs = of_setting("blip"), batch("blip")
         return of.run_with_hooks(inputs, fwd_hooks=[(Z["blip"], hooks.zero_ablate(heads=heads))])[:, -1]
 
-    for name, given, place in (("int64", np.int64(1), 1), ("no-axis", torch.tensor(1), 1), ("negative", -1, 1), ("range", range(1, 2), 1)):
+    for name, given, place in (
+        ("int64", np.int64(1), 1),
+        ("no-axis", torch.tensor(1), 1),
+        ("negative", -1, 1),
+        ("range", range(1, 2), 1),
+    ):
         yield f"heads-{name}", partial(at, given), equals(partial(at, [place]))
     mask = partial(at, [1])
     yield "heads-mask", partial(at, torch.tensor([False, True])), either(mask, ("bool", "head", "True"))
     for name, given, word in (
-        ("beyond", 2, "2"), ("before", -3, "-3"), ("float", 1.0, "1.0"), ("true", True, "True"), ("letter", "all", "all"), ("none-in-a-list", [None], "None"), ("mask-too-long", torch.tensor([True] * 3), ("bool", "head")),
-        ("float-tensor", torch.tensor([0.5]), ("float", "0.5")), ("dict", {}, ("dict", "{}")), ("each-row's", torch.tensor([[0], [1]]), ("head", "2")),
+        ("beyond", 2, "2"), ("before", -3, "-3"), ("float", 1.0, "1.0"), ("true", True, "True"),
+        ("letter", "all", "all"), ("none-in-a-list", [None], "None"),
+        ("mask-too-long", torch.tensor([True] * 3), ("bool", "head")),
+        ("float-tensor", torch.tensor([0.5]), ("float", "0.5")), ("dict", {}, ("dict", "{}")),
+        ("each-row's", torch.tensor([[0], [1]]), ("head", "2")),
     ):  # fmt: skip
         yield f"heads-{name}", partial(at, given), refuses(word)
 
@@ -200,11 +241,17 @@ def swept(setting: str, positions: Any, by: str = "sweep", _: Any = None) -> Ten
     """Effects at some positions, [layer head example]."""
     of = of_setting(setting)
     sites = Sites.heads(of, stack_of(setting), "attn", positions=positions)
-    clean, corrupt, metric = batch(setting), batch(setting, "corrupt"), measures.logit_diff([5, 6, 7, 8], [9, 10, 11, 12])
+    clean, corrupt, metric = (
+        batch(setting),
+        batch(setting, "corrupt"),
+        measures.logit_diff([5, 6, 7, 8], [9, 10, 11, 12]),
+    )
     if by == "attribution":
         values = attribution(of, clean, corrupt, sites, metric).values
     elif by == "path_patching":
-        receivers = Sites.heads(of, stack_of(setting), "attn", layers=1, heads=0, activation="v", positions="all_at_once")
+        receivers = Sites.heads(
+            of, stack_of(setting), "attn", layers=1, heads=0, activation="v", positions="all_at_once"
+        )
         values = path_patching(of, clean, corrupt, sites, receivers, metric, progress=False).values
     else:
         values = sweep(of, clean, corrupt, sites, metric, progress=False).values
@@ -228,110 +275,29 @@ def _sites() -> Found:
         yield f"{setting}-sites-{name}", partial(swept, setting, given), refuses(word)
     of = of_setting("blip")
     for name, make, word in (
-        ("layer-beyond", lambda: Sites.heads(of, "text_encoder", layers=9), "9"), ("layer-float", lambda: Sites.heads(of, "text_encoder", layers=0.5), "0.5"), ("layer-true", lambda: Sites.heads(of, "text_encoder", layers=True), "True"),
-        ("layer-none", lambda: Sites.heads(of, "text_encoder", layers=[]), ("layer", "none")), ("head-beyond", lambda: Sites.heads(of, "text_encoder", heads=[0, 5]), "5"), ("head-float", lambda: Sites.heads(of, "text_encoder", heads=1.5), "1.5"),
-        ("head-letter", lambda: Sites.heads(of, "text_encoder", heads="all"), "all"), ("head-true", lambda: Sites.heads(of, "text_encoder", heads=True), "True"), ("stack", lambda: Sites.heads(of, "text"), "text_encoder"),
-        ("stack-none", lambda: Sites.heads(of, None), "None"), ("attention", lambda: Sites.heads(of, "text_encoder", "cross"), ("cross", "cross_attn")), ("activation", lambda: Sites.heads(of, "text_encoder", activation="zz"), "zz"),
-        ("activation-without-heads", lambda: Sites.heads(of, "text_encoder", activation="hook_z"), "hook_z"), ("gated", lambda: Sites.heads(of, "text_encoder", activation="result"), "use_attn_result"), ("cross-of-vision", lambda: Sites.heads(of, "vision_encoder", "cross_attn"), "cross_attn"),
-        ("residual", lambda: Sites.residual(of, "text_encoder", hook="resid"), "resid"), ("module", lambda: Sites.module(of, "text_encoder", "mpl_out"), "mlp_out"), ("neuron-beyond", lambda: Sites.neurons(of, "text_encoder", neurons=99), "99"),
-        ("point-in-a-block", lambda: Sites.point(of, Z["blip"]), "Sites.module"), ("point-unknown", lambda: Sites.point(of, "hook_pixels"), "hook_pixel_values"), ("model-none", lambda: Sites.heads(None, "text_encoder"), ("NoneType", "model")),
-        ("pick-beyond", lambda: Sites.heads(of, "text_encoder", positions=0).pick([99]), "99"), ("pick-float", lambda: Sites.heads(of, "text_encoder", positions=0).pick([0.5]), "0.5"), ("table-of-open", lambda: Sites.heads(of, "text_encoder").table, "at("),
+        ("layer-beyond", lambda: Sites.heads(of, "text_encoder", layers=9), "9"),
+        ("layer-float", lambda: Sites.heads(of, "text_encoder", layers=0.5), "0.5"),
+        ("layer-true", lambda: Sites.heads(of, "text_encoder", layers=True), "True"),
+        ("layer-none", lambda: Sites.heads(of, "text_encoder", layers=[]), ("layer", "none")),
+        ("head-beyond", lambda: Sites.heads(of, "text_encoder", heads=[0, 5]), "5"),
+        ("head-float", lambda: Sites.heads(of, "text_encoder", heads=1.5), "1.5"),
+        ("head-letter", lambda: Sites.heads(of, "text_encoder", heads="all"), "all"),
+        ("head-true", lambda: Sites.heads(of, "text_encoder", heads=True), "True"),
+        ("stack", lambda: Sites.heads(of, "text"), "text_encoder"),
+        ("stack-none", lambda: Sites.heads(of, None), "None"),
+        ("attention", lambda: Sites.heads(of, "text_encoder", "cross"), ("cross", "cross_attn")),
+        ("activation", lambda: Sites.heads(of, "text_encoder", activation="zz"), "zz"),
+        ("activation-without-heads", lambda: Sites.heads(of, "text_encoder", activation="hook_z"), "hook_z"),
+        ("gated", lambda: Sites.heads(of, "text_encoder", activation="result"), "use_attn_result"),
+        ("cross-of-vision", lambda: Sites.heads(of, "vision_encoder", "cross_attn"), "cross_attn"),
+        ("residual", lambda: Sites.residual(of, "text_encoder", hook="resid"), "resid"),
+        ("module", lambda: Sites.module(of, "text_encoder", "mpl_out"), "mlp_out"),
+        ("neuron-beyond", lambda: Sites.neurons(of, "text_encoder", neurons=99), "99"),
+        ("point-in-a-block", lambda: Sites.point(of, Z["blip"]), "Sites.module"),
+        ("point-unknown", lambda: Sites.point(of, "hook_pixels"), "hook_pixel_values"),
+        ("model-none", lambda: Sites.heads(None, "text_encoder"), ("NoneType", "model")),
+        ("pick-beyond", lambda: Sites.heads(of, "text_encoder", positions=0).pick([99]), "99"),
+        ("pick-float", lambda: Sites.heads(of, "text_encoder", positions=0).pick([0.5]), "0.5"),
+        ("table-of-open", lambda: Sites.heads(of, "text_encoder").table, "at("),
     ):  # fmt: skip
         yield f"sites-{name}", lambda _, m=make: m(), refuses(word)
-
-
-# --- rows that do not fit one another -----------------------------------------------------------------------
-
-
-def _rows_that_differ() -> Found:
-    """Clean and corrupt of one padded shape, whose rows are of other lengths or hold the image elsewhere."""
-    short, long = "is it red ?", "is the left circle red or blue ?"
-    for setting, (kind, _) in SETTINGS.items():
-
-        def crossed(setting: str, by: str, _: Path) -> Any:
-            of = of_setting(setting)
-            of.processor.tokenizer.padding_side = SETTINGS[setting][1]
-            clean, corrupt = (of.to_inputs([picture(0), picture(1)], texts) for texts in ([short, long], [long, short]))
-            return _measured(of, clean, corrupt, by)
-
-        for by in ("sweep", "attribution", "path_patching"):
-            yield f"{setting}-{by}-short-and-long-crossed", partial(crossed, setting, by), refuses("row", ("0", "first"))
-        if kind == "blip":
-            continue
-
-        def moved(by: str, _: Path) -> Any:
-            of = model("llava-words")
-            clean = of.to_inputs(picture(), "is it <image> red ?")
-            return _measured(of, clean, of.to_inputs(picture(1), "<image> is it red ?"), by)
-
-        if setting == "llava-left":
-            for by in ("sweep", "attribution", "path_patching"):
-                yield f"{by}-image-elsewhere", partial(moved, by), refuses("image")
-    for by in ("sweep", "attribution", "path_patching"):
-        of = of_setting("blip")
-        yield f"{by}-of-other-lengths", lambda _, by=by: _measured(of, of.to_inputs(picture(), short), of.to_inputs(picture(), long), by), refuses(("length", "shape", "tokens"))
-        yield f"{by}-of-other-batches", lambda _, by=by: _measured(of, batch("blip"), batch("blip", "corrupt")[:2], by), refuses(("4", "rows", "shape"))
-        yield f"{by}-of-another-model", lambda _, by=by: _measured(of, batch("llava-left"), batch("llava-left", "corrupt"), by), refuses(("input_ids", "pixel", "vocabulary", "image", "inputs"))
-        yield f"{by}-of-nothing", lambda _, by=by: _measured(of, None, batch("blip"), by), refuses(("NoneType", "VLMInputs", "inputs"))
-        yield f"{by}-of-answers", lambda _, by=by: _measured(of, batch("blip").replace(decoder_input_ids=torch.full((4, 3), 5)), batch("blip", "corrupt"), by), refuses(("decoder_input_ids", "answer"))
-
-
-def _measured(of: Any, clean: Any, corrupt: Any, by: str) -> Any:
-    stack, metric = of.prompt_stack, measures.logit_diff(5, 6)
-    sites = Sites.heads(of, stack, "attn")
-    if by == "sweep":
-        return sweep(of, clean, corrupt, sites, metric, progress=False).values
-    if by == "attribution":
-        return attribution(of, clean, corrupt, sites, metric).values
-    return path_patching(of, clean, corrupt, Sites.heads(of, stack, layers=0, positions=1), Sites.heads(of, stack, layers=1, activation="v", positions=1), metric, progress=False).values
-
-
-def _batches() -> Found:
-    """Sources and ids for another number of rows."""
-
-    @torch.no_grad()
-    def patched(rows: Any, make: Any, _: Path) -> Tensor:
-        source = {Z["blip"]: cached("blip")[Z["blip"]][rows]}
-        return of_setting("blip").run_with_hooks(batch("blip"), fwd_hooks=[(Z["blip"], make(source))])[:, -1]
-
-    for name, rows in {"2": slice(0, 2), "3": slice(0, 3), "8": [0, 1, 2, 3] * 2, "0": slice(0, 0)}.items():
-        yield f"patch-of-{name}-rows-on-4", partial(patched, rows, hooks.patch), refuses(name, "4")
-    yield "mean-of-no-rows", partial(patched, slice(0, 0), hooks.mean_ablate), refuses("0")
-    yield "resample-of-no-rows", partial(patched, slice(0, 0), lambda s: hooks.resample_ablate(s, generator())), refuses("0")
-    yield "patch-of-nothing", partial(patched, slice(0, 4), lambda s: hooks.patch({})), refuses(Z["blip"])
-    yield "patch-of-none", partial(patched, slice(0, 4), lambda s: hooks.patch(None)), refuses(("None", "source"))
-    yield "swap-of-2-images", lambda _: of_setting("blip").run_with_hooks(batch("blip"), fwd_hooks=[("hook_pixel_values", hooks.swap_image(batch("blip").pixel_values[:2]))]), refuses("2", "4")
-    logits = torch.randn(4, 1, 117, generator=generator())
-    for name, make in {
-        "logit_diff": lambda ids: measures.logit_diff(ids, 3), "logit_diff-wrong": lambda ids: measures.logit_diff(3, ids), "probability": measures.probability,
-        "log_probability": measures.log_probability, "rank": measures.rank, "restoration": lambda ids: measures.restoration(ids, logits),
-    }.items():  # fmt: skip
-        for shown, ids, word in (
-            ("2-ids", [1, 2], ("2", "examples")), ("3-ids", [1, 2, 3], "3"), ("8-ids", [1] * 8, "8"), ("no-ids", [], ("0", "empty", "no")), ("beyond", 117, "117"), ("negative", -1, "-1"), ("float", 1.5, "1.5"), ("whole-float", 2.0, ("2.0", "float")),
-            ("true", True, "True"), ("word", "red", "red"), ("words", ["red"] * 4, "red"), ("none", None, "None"), ("NaN", float("nan"), "nan"), ("two-axes", [[1, 2]] * 4, ("axes", "8", "(4, 2)")), ("huge", 2**70, ("1180591620717411303424", "vocabulary")),
-        ):  # fmt: skip
-            yield f"{name}-of-{shown}", lambda _, m=make, i=ids: m(i)(logits), refuses(word)
-    for name, make in {"kl_divergence": measures.kl_divergence, "restoration": lambda other: measures.restoration(1, other), "normalised": lambda other: measures.normalised(measures.probability(1), other, other + 1)}.items():
-        yield f"{name}-of-2-rows-on-4", lambda _, m=make: m(logits[:2])(logits), refuses("2", "4")
-
-
-# --- sliding windows ----------------------------------------------------------------------------------------
-
-
-def _windows(seed: int) -> Found:
-    """A sliding window counts tokens and no padding: what is said in a padded batch is what each row says alone."""
-
-    def answers(window: int, draw: int, side: str, alone: bool, _: Any = None) -> Any:
-        hf, processor = checkpoints.llava(seed=draw, text="mistral", text_changes={"sliding_window": window})
-        of = HookedVLM.from_hf(hf, processor)
-        processor.tokenizer.padding_side = side
-        if alone:
-            rows = [of.generate(of.to_inputs(picture(i), text), 6, stop_at_eos=False, return_type="tokens") for i, text in enumerate(TEXTS)]
-            return torch.cat(rows)
-        return of.generate(of.to_inputs([picture(i) for i in range(4)], TEXTS), 6, stop_at_eos=False, return_type="tokens")
-
-    for window in (2, 3, 4, 7):
-        for draw in range(2):
-            for side in ("left", "right"):
-                attack = partial(answers, window, seed + draw, side, False)
-                yield f"window-{window}-{side}-{draw}", attack, equals(partial(answers, window, seed + draw, side, True))

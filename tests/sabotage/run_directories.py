@@ -88,7 +88,8 @@ def other_model() -> Any:
 
 def files_of(directory: Path) -> list[str]:
     """The files of a run, by their place in it."""
-    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    walked = os.walk(directory, followlinks=True)
+    found = ((Path(folder) / name).relative_to(directory).as_posix() for folder, _, names in walked for name in names)
     return sorted(file for file in found if file not in UNSEEN)
 
 
@@ -209,7 +210,12 @@ DAMAGE: dict[str, Damage] = {
     "edited": _edited,
     "without-a-row": _without_a_row,
 }
-EVERY_FILE = ("deleted", "cut", "bit", "swapped")  # the rest is done to one drawn file of each folder, and to each at the top
+EVERY_FILE = (
+    "deleted",
+    "cut",
+    "bit",
+    "swapped",
+)  # the rest is done to one drawn file of each folder, and to each at the top
 OF_TABLES = ("edited", "without-a-row")
 
 

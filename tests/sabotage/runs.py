@@ -40,11 +40,16 @@ def _other_runs(seed: int, prepared: Path) -> Found:
     """The same directory with something else in hand."""
     reference = numbers(prepared / "run")
     for name, changes in {
-        "tasks": {"tasks": ("colour", "place")}, "tasks-fewer": {"tasks": ("colour",)}, "tasks-turned": {"tasks": ("shape", "colour")},
-        "corrupt": {"corrupt": ("text",)}, "kinds": {"kinds": ("attn-heads",)}, "positions": {"positions": "text"}, "examples": {"examples": 3},
-        "seed": {"seed": 2}, "noise": {"noise": True}, "noise_scale": {"noise_scale": 2.0}, "region": {"region": "blur"}, "random_draws": {"random_draws": 3},
-        "bootstrap": {"bootstrap": 21}, "prompt_template": {"prompt_template": "{prompt} now"}, "dtype": {"dtype": "float64"}, "revision": {"revision": "other"},
-        "model": {"model": "zoo:llava-shapes"}, "select_at": {"select_at": "every position"}, "data": {"data": "/elsewhere"},
+        "tasks": {"tasks": ("colour", "place")}, "tasks-fewer": {"tasks": ("colour",)},
+        "tasks-turned": {"tasks": ("shape", "colour")},
+        "corrupt": {"corrupt": ("text",)}, "kinds": {"kinds": ("attn-heads",)}, "positions": {"positions": "text"},
+        "examples": {"examples": 3},
+        "seed": {"seed": 2}, "noise": {"noise": True}, "noise_scale": {"noise_scale": 2.0},
+        "region": {"region": "blur"}, "random_draws": {"random_draws": 3},
+        "bootstrap": {"bootstrap": 21}, "prompt_template": {"prompt_template": "{prompt} now"},
+        "dtype": {"dtype": "float64"}, "revision": {"revision": "other"},
+        "model": {"model": "zoo:llava-shapes"}, "select_at": {"select_at": "every position"},
+        "data": {"data": "/elsewhere"},
     }.items():  # fmt: skip
         config = dataclasses.replace(CONFIG, **changes)
         word = next(iter(changes))
@@ -77,7 +82,12 @@ def _other_runs(seed: int, prepared: Path) -> Found:
             return same_command(fresh(prepared, folder))
 
         yield f"another-{package}", partial(updated, package), refuses(package)
-    for name, change in {"version": {"version": 99}, "no-version": {"version": None}, "config-a-list": {"config": []}, "no-config": {"config": None}}.items():
+    for name, change in {
+        "version": {"version": 99},
+        "no-version": {"version": None},
+        "config-a-list": {"config": []},
+        "no-config": {"config": None},
+    }.items():
 
         def written(change: dict[str, Any], folder: Path) -> Any:
             path = fresh(prepared, folder) / "run.json"
@@ -85,7 +95,13 @@ def _other_runs(seed: int, prepared: Path) -> Found:
             return same_command(path.parent)
 
         yield f"run.json-with-{name}", partial(written, change), refuses("run.json")
-    for name, text in {"a-list": "[]", "a-word": '"run"', "deep": "[" * 100_000, "NaN": '{"version": NaN}', "bytes": "\udcff\udcfe"}.items():
+    for name, text in {
+        "a-list": "[]",
+        "a-word": '"run"',
+        "deep": "[" * 100_000,
+        "NaN": '{"version": NaN}',
+        "bytes": "\udcff\udcfe",
+    }.items():
         for file in ("run.json", "summary.json", "sources.json"):
 
             def filled(file: str, text: str, folder: Path) -> Any:
@@ -103,11 +119,16 @@ def _strangers(seed: int, prepared: Path) -> Found:
     table = next(file for file in own if file.endswith(".parquet"))
     parent = Path(table).parent.as_posix()
     for name, file, make in (
-        ("notes", "notes.txt", lambda path: path.write_text("mine")), ("hidden-file", f"{parent}/.DS_Store", lambda path: path.write_bytes(b"\0")),
-        ("copy-under-the-next-number", f"{parent}/colour-000099.parquet", None), ("copy-of-a-copy", f"{parent}/{Path(table).stem} (copy).parquet", None),
-        ("copy-of-another-task", f"{parent}/place-000000.parquet", None), ("text-called-parquet", f"{parent}/colour-000098.parquet", lambda path: path.write_text("no")),
-        ("huge-number", f"{parent}/colour-99999999999999999999.parquet", None), ("folder-called-parquet", f"{parent}/colour-000097.parquet", lambda path: path.mkdir()),
-        ("digits-of-another-script", f"{parent}/colour-٠٠٠٠٠٣.parquet", None), ("pipe", f"{parent}/colour-000096.parquet", os.mkfifo),
+        ("notes", "notes.txt", lambda path: path.write_text("mine")),
+        ("hidden-file", f"{parent}/.DS_Store", lambda path: path.write_bytes(b"\0")),
+        ("copy-under-the-next-number", f"{parent}/colour-000099.parquet", None),
+        ("copy-of-a-copy", f"{parent}/{Path(table).stem} (copy).parquet", None),
+        ("copy-of-another-task", f"{parent}/place-000000.parquet", None),
+        ("text-called-parquet", f"{parent}/colour-000098.parquet", lambda path: path.write_text("no")),
+        ("huge-number", f"{parent}/colour-99999999999999999999.parquet", None),
+        ("folder-called-parquet", f"{parent}/colour-000097.parquet", lambda path: path.mkdir()),
+        ("digits-of-another-script", f"{parent}/colour-٠٠٠٠٠٣.parquet", None),
+        ("pipe", f"{parent}/colour-000096.parquet", os.mkfifo),
     ):  # fmt: skip
 
         def added(file: str, make: Callable[[Path], Any] | None, folder: Path) -> Any:
@@ -215,14 +236,22 @@ def _links(seed: int, prepared: Path) -> Found:
 
         yield f"{file}-a-link-out", partial(guarded, partial(through, file)), either(reference, file)
         yield f"{file}.part-a-link-out", partial(guarded, partial(part, file)), either(reference, file)
-    for name, target in {"run.json": "run/run.json", "report.html": "run/report.html", "summary.json": "run/summary.json"}.items():
+    for name, target in {
+        "run.json": "run/run.json",
+        "report.html": "run/report.html",
+        "summary.json": "run/summary.json",
+    }.items():
         yield f"compare-onto-{name}", partial(_compared, prepared, target), refuses(name)
     for file in files_of(prepared / "run"):
         if "/" in file:
             yield f"compare-onto-{file}", partial(_compared, prepared, f"run/{file}"), refuses(Path(file).name)
     yield "compare-onto-a-lock", partial(_compared, prepared, "run/.lock"), refuses(".lock")
     yield "compare-onto-the-other-run", partial(_compared, prepared, "other/summary.json"), refuses("summary.json")
-    yield "compare-by-another-path", partial(_compared, prepared, "other/../run/./summary.json"), refuses("summary.json")
+    yield (
+        "compare-by-another-path",
+        partial(_compared, prepared, "other/../run/./summary.json"),
+        refuses("summary.json"),
+    )
 
     def linked(folder: Path) -> Any:
         (folder / "out.html").symlink_to(folder / "victim.txt")
@@ -255,16 +284,23 @@ def _outs(seed: int, prepared: Path) -> Found:
         return folder / name
 
     for name, make, word in (
-        ("a-file", lambda f: made(f, "taken", lambda p: p.write_text("x")), "taken"), ("under-a-file", lambda f: made(f, "taken", lambda p: p.write_text("x")) / "run", "taken"),
-        ("a-folder-of-others", lambda f: made(f, "home", lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x"))), "thesis.tex"), ("a-link-to-nowhere", lambda f: made(f, "link", lambda p: p.symlink_to("absent")), "link"),
-        ("a-link-to-itself", lambda f: made(f, "link", lambda p: p.symlink_to("link")), "link"), ("a-pipe", lambda f: made(f, "pipe", os.mkfifo), "pipe"), ("null", lambda f: "/dev/null", "/dev/null"),
-        ("proc", lambda f: "/proc/run", "/proc/run"), ("endless", lambda f: f / ("x" * 300), "xxx"), ("NUL", lambda f: f"{f}/a\0b", ("\0", "NUL", "null", "a\\x00b")), ("nothing", lambda f: "", ("directory", "out", "''")),
+        ("a-file", lambda f: made(f, "taken", lambda p: p.write_text("x")), "taken"),
+        ("under-a-file", lambda f: made(f, "taken", lambda p: p.write_text("x")) / "run", "taken"),
+        ("a-folder-of-others", lambda f: made(f, "home", lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x"))),
+            "thesis.tex"), ("a-link-to-nowhere", lambda f: made(f, "link", lambda p: p.symlink_to("absent")), "link"),
+        ("a-link-to-itself", lambda f: made(f, "link", lambda p: p.symlink_to("link")), "link"),
+        ("a-pipe", lambda f: made(f, "pipe", os.mkfifo), "pipe"), ("null", lambda f: "/dev/null", "/dev/null"),
+        ("proc", lambda f: "/proc/run", "/proc/run"), ("endless", lambda f: f / ("x" * 300), "xxx"),
+        ("NUL", lambda f: f"{f}/a\0b", ("\0", "NUL", "null", "a\\x00b")),
+        ("nothing", lambda f: "", ("directory", "out", "''")),
         ("none", lambda f: None, ("directory", "out", "None")), ("number", lambda f: 7, ("directory", "out", "7")),
     ):  # fmt: skip
         yield f"out-is-{name}", of(make), refuses(word)
     for name, given, word in (
-        ("one", ["run"], "two"), ("none", [], "two"), ("the-same-twice", ["run", "run"], "twice"), ("the-same-by-another-path", ["run", "other/../run"], "twice"),
-        ("no-run", ["run", "."], (".", "run.json")), ("a-missing-one", ["run", "absent"], "absent"), ("a-file", ["run", "run/run.json"], "run.json"),
+        ("one", ["run"], "two"), ("none", [], "two"), ("the-same-twice", ["run", "run"], "twice"),
+        ("the-same-by-another-path", ["run", "other/../run"], "twice"),
+        ("no-run", ["run", "."], (".", "run.json")), ("a-missing-one", ["run", "absent"], "absent"),
+        ("a-file", ["run", "run/run.json"], "run.json"),
     ):  # fmt: skip
 
         def compared(given: list[str], folder: Path) -> Any:
@@ -345,12 +381,19 @@ def _data(prepared: Path) -> Found:
 
     there = ("task.parquet", "data", "row", *(row["id"] for row in _rows()))
     yield "data-as-it-was", partial(attack, list), equals("the same")
-    yield "data-with-a-row-more", partial(attack, lambda rows: [*rows, shapes.pair("colour", 9, seed=5).to_row()]), either("the same", there)
+    yield (
+        "data-with-a-row-more",
+        partial(attack, lambda rows: [*rows, shapes.pair("colour", 9, seed=5).to_row()]),
+        either("the same", there),
+    )
     for name, change in {
-        "first-row-gone": lambda rows: rows[1:], "rows-turned-round": lambda rows: rows[::-1], "a-row-in-front": lambda rows: [shapes.pair("colour", 9, seed=5).to_row(), *rows],
-        "another-picture": with_row(image=picture(1, 64, 64)), "another-corrupt-picture": with_row(corrupt_image=picture(1, 64, 64)), "another-id": with_row(id="other"),
+        "first-row-gone": lambda rows: rows[1:], "rows-turned-round": lambda rows: rows[::-1],
+        "a-row-in-front": lambda rows: [shapes.pair("colour", 9, seed=5).to_row(), *rows],
+        "another-picture": with_row(image=picture(1, 64, 64)),
+        "another-corrupt-picture": with_row(corrupt_image=picture(1, 64, 64)), "another-id": with_row(id="other"),
         "another-group": with_row(group="other"), "another-mask": with_row(mask=picture(1, 64, 64).convert("L")),
-        "answers-turned": lambda rows: [rows[0], rows[1] | {"answer": rows[1]["wrong_answer"], "wrong_answer": rows[1]["answer"]}, *rows[2:]],
+        "answers-turned": lambda rows: [rows[0],
+            rows[1] | {"answer": rows[1]["wrong_answer"], "wrong_answer": rows[1]["answer"]}, *rows[2:]],
     }.items():  # fmt: skip
         yield f"data-with-{name}", partial(attack, change), refuses(there)
 

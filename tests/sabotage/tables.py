@@ -10,17 +10,15 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from hooked_vlm.datasets import pairs, sources
+from hooked_vlm.datasets import sources
 from hooked_vlm.errors import HookedVLMError
 from tests.sabotage.engine import Case, Oracle, differing, draws, either, equals, refuses
 from tests.sabotage.text import controls
@@ -38,7 +36,9 @@ class PassedOver(HookedVLMError):
 
 def cases(seed: int, kept: Path) -> Iterator[Case]:
     """Every case of the family."""
-    for name, attack, oracle in (*_cells(), *_files(), *_whole_tables(), *_parquets(), *_parquet_files(seed)):
+    from tests.sabotage import parquets  # which builds on this module
+
+    for name, attack, oracle in (*_cells(), *_files(), *_whole_tables(), *parquets.attacks(seed)):
         yield Case(FAMILY, name, attack, oracle)
 
 
@@ -73,7 +73,9 @@ def write_folder(folder: Path, table: list[Row] | bytes | str | None = None) -> 
             image.save(folder / name)
     table = rows() if table is None else table
     content = as_csv(table) if isinstance(table, list) else table
-    (folder / "pairs.csv").write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    (folder / "pairs.csv").write_bytes(
+        content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    )
     return folder
 
 
@@ -112,7 +114,11 @@ def whole() -> dict[str, Any]:
     found = {}
     for i, row in enumerate(rows()):
         images = pictures(i)
-        plain = {"image": images[f"{i}.png"], "corrupt_image": images[f"{i}-corrupt.png"], "mask": images[f"{i}-mask.png"]}
+        plain = {
+            "image": images[f"{i}.png"],
+            "corrupt_image": images[f"{i}-corrupt.png"],
+            "mask": images[f"{i}-mask.png"],
+        }
         found[row["id"]] = {name: _plain(plain.get(name, row[name])) for name in COLUMNS[1:]}
     return found
 
@@ -129,38 +135,59 @@ def _cells() -> Found:
     """One cell of one row."""
     line = (SUFFERS, "line 4", "pairs.csv")
     for name, cells in {
-        "no-image": {"image": ""}, "no-corrupt-image": {"corrupt_image": ""}, "no-prompt": {"prompt": ""}, "no-answer": {"answer": ""},
-        "no-wrong-answer": {"wrong_answer": ""}, "blank-answer": {"answer": " \t"}, "invisible-answer": {"answer": "\u200b"},
-        "invisible-prompt": {"prompt": "\u200b\u200d"}, "answers-alike": {"wrong_answer": "red"}, "answers-alike-but-for-case": {"wrong_answer": "RED"},
-        "answer-not-offered": {"answer": "green"}, "wrong-answer-not-offered": {"wrong_answer": "yellow"}, "answer-part-of-a-word": {"answer": "re"},
+        "no-image": {"image": ""}, "no-corrupt-image": {"corrupt_image": ""}, "no-prompt": {"prompt": ""},
+        "no-answer": {"answer": ""},
+        "no-wrong-answer": {"wrong_answer": ""}, "blank-answer": {"answer": " \t"},
+        "invisible-answer": {"answer": "\u200b"},
+        "invisible-prompt": {"prompt": "\u200b\u200d"}, "answers-alike": {"wrong_answer": "red"},
+        "answers-alike-but-for-case": {"wrong_answer": "RED"},
+        "answer-not-offered": {"answer": "green"}, "wrong-answer-not-offered": {"wrong_answer": "yellow"},
+        "answer-part-of-a-word": {"answer": "re"},
         "answer-of-control-tokens": {"answer": "[SEP]", "prompt": "is it [SEP] or blue ?"},
-        "prompt-of-surrogates": {"prompt": "is the \udcff red or blue ?"}, "prompt-beyond-the-context": {"prompt": "is it red or blue ? " + "red " * 500},
-        "image-above": {"image": "../0.png"}, "image-above-and-back": {"image": "x/../../0.png"}, "image-absolute": {"image": "/etc/hostname"},
-        "image-in-zeros": {"image": "/dev/zero"}, "image-home": {"image": "~/0.png"}, "image-missing": {"image": "absent.png"}, "image-the-table": {"image": "pairs.csv"},
-        "image-the-folder": {"image": "."}, "image-web": {"image": "https://example.org/0.png"}, "image-NUL": {"image": "0\0.png"}, "image-in-other-case": {"image": "2.PNG"},
-        "image-endless": {"image": "x" * 3000 + ".png"}, "corrupt-image-above": {"corrupt_image": "../0.png"}, "mask-above": {"mask": "../0.png"},
-        "mask-missing": {"mask": "absent.png"}, "image-unchanged": {"corrupt_image": "2.png"}, "image-windows-path": {"image": "..\\0.png"},
+        "prompt-of-surrogates": {"prompt": "is the \udcff red or blue ?"},
+        "prompt-beyond-the-context": {"prompt": "is it red or blue ? " + "red " * 500},
+        "image-above": {"image": "../0.png"}, "image-above-and-back": {"image": "x/../../0.png"},
+        "image-absolute": {"image": "/etc/hostname"},
+        "image-in-zeros": {"image": "/dev/zero"}, "image-home": {"image": "~/0.png"},
+        "image-missing": {"image": "absent.png"}, "image-the-table": {"image": "pairs.csv"},
+        "image-the-folder": {"image": "."}, "image-web": {"image": "https://example.org/0.png"},
+        "image-NUL": {"image": "0\0.png"}, "image-in-other-case": {"image": "2.PNG"},
+        "image-endless": {"image": "x" * 3000 + ".png"}, "corrupt-image-above": {"corrupt_image": "../0.png"},
+        "mask-above": {"mask": "../0.png"},
+        "mask-missing": {"mask": "absent.png"}, "image-unchanged": {"corrupt_image": "2.png"},
+        "image-windows-path": {"image": "..\\0.png"},
     }.items():  # fmt: skip
         yield f"cell-{name}", lambda folder, c=cells: read(write_folder(folder, _changed(**c))), refuses(line)
     for name, cells in {
-        "prompt-with-a-separator": {"prompt": "is [SEP] it red or blue ?", "corrupt_prompt": "is [SEP] it red or green ?"},
-        "prompt-with-padding": {"prompt": "is [PAD] it red or blue ?"}, "corrupt-prompt-with-a-separator": {"corrupt_prompt": "is the [SEP] green or blue ?"},
+        "prompt-with-a-separator": {"prompt": "is [SEP] it red or blue ?",
+            "corrupt_prompt": "is [SEP] it red or green ?"},
+        "prompt-with-padding": {"prompt": "is [PAD] it red or blue ?"},
+        "corrupt-prompt-with-a-separator": {"corrupt_prompt": "is the [SEP] green or blue ?"},
     }.items():  # fmt: skip
         plain = [controls("blip", row["prompt"]) for row in rows() for _ in range(2)]
-        yield f"cell-{name}", lambda folder, c=cells: _asked(write_folder(folder, _changed(**c))), either(plain, (*line, "[SEP]", "[PAD]"))
+        yield (
+            f"cell-{name}",
+            lambda folder, c=cells: _asked(write_folder(folder, _changed(**c))),
+            either(plain, (*line, "[SEP]", "[PAD]")),
+        )
     again = whole()[SUFFERS] | {"corrupt_prompt": None}
     for name, cells in {
         "corrupt-prompt-longer": {"corrupt_prompt": "is the big triangle green or blue ?"},
         "corrupt-prompt-shorter": {"corrupt_prompt": "is it ?"},
         "corrupt-prompt-alike": {"corrupt_prompt": rows()[2]["prompt"]},
     }.items():
-        yield f"cell-{name}", lambda folder, c=cells: read(write_folder(folder, _changed(**c))), either(whole() | {SUFFERS: again}, line)
+        yield (
+            f"cell-{name}",
+            lambda folder, c=cells: read(write_folder(folder, _changed(**c))),
+            either(whole() | {SUFFERS: again}, line),
+        )
     for name, cells in {
         "id-repeated": {"id": "row-1"}, "id-repeated-but-for-spaces": {"id": " row-1 "},
     }.items():  # fmt: skip
         yield f"cell-{name}", lambda folder, c=cells: read(write_folder(folder, _changed(**c))), refuses("row-1")
     for name, id in {
-        "above": "../../escaped", "absolute": "/etc/passwd", "formula": "=1+1", "number": "007", "letters-of-all-scripts": "שורה 行", "quotes": "a\"b'c",
+        "above": "../../escaped", "absolute": "/etc/passwd", "formula": "=1+1", "number": "007",
+        "letters-of-all-scripts": "שורה 行", "quotes": "a\"b'c",
         "endless": "x" * 5000, "new-line": "a\nb",
     }.items():  # fmt: skip
         right = {name if name != SUFFERS else id: row for name, row in whole().items()}
@@ -170,14 +197,20 @@ def _cells() -> Found:
 
 def _renamed(folder: Path, id: str) -> Any:
     """What is read of a table in which the attacked row has another id, which is no row missing."""
-    source = sources.source("folder", data=write_folder(folder, _changed(id=id)), tokenizer=model("blip").processor.tokenizer)
+    source = sources.source(
+        "folder", data=write_folder(folder, _changed(id=id)), tokenizer=model("blip").processor.tokenizer
+    )
     return {row["id"]: {name: _plain(row.get(name)) for name in COLUMNS[1:]} for row in source.rows}
 
 
 def _asked(folder: Path) -> list[dict[str, int]]:
     """The control tokens in what the model reads of each row."""
     found = read(folder)
-    return [controls("blip", text) for row in found.values() for text in (row["prompt"], row["corrupt_prompt"] or row["prompt"])]
+    return [
+        controls("blip", text)
+        for row in found.values()
+        for text in (row["prompt"], row["corrupt_prompt"] or row["prompt"])
+    ]
 
 
 def _files() -> Found:
@@ -199,25 +232,38 @@ def _files() -> Found:
 
     line = (SUFFERS, "line 4", "2.png", "2-mask.png")
     for name, make in {
-        "a-folder": lambda path: path.mkdir(), "a-pipe": os.mkfifo, "text": lambda path: path.write_text("no picture"), "empty": lambda path: path.touch(),
-        "half": lambda path: path.write_bytes(_png(picture(2))[:300]), "zeros": lambda path: path.symlink_to("/dev/zero"),
-        "a-link-out": lambda path: path.symlink_to(outside(path.parent) / "secret.png"), "a-link-to-itself": lambda path: path.symlink_to(path.name),
-        "missing": lambda path: None, "of-no-size": lambda path: path.write_bytes(b"P6\n0 0\n255\n"), "a-bomb": lambda path: path.write_bytes(b"P6\n100000 100000\n255\n"),
+        "a-folder": lambda path: path.mkdir(), "a-pipe": os.mkfifo, "text": lambda path: path.write_text("no picture"),
+        "empty": lambda path: path.touch(),
+        "half": lambda path: path.write_bytes(png(picture(2))[:300]),
+        "zeros": lambda path: path.symlink_to("/dev/zero"),
+        "a-link-out": lambda path: path.symlink_to(outside(path.parent) / "secret.png"),
+        "a-link-to-itself": lambda path: path.symlink_to(path.name),
+        "missing": lambda path: None, "of-no-size": lambda path: path.write_bytes(b"P6\n0 0\n255\n"),
+        "a-bomb": lambda path: path.write_bytes(b"P6\n100000 100000\n255\n"),
         "NaN": lambda path: Image.fromarray(np.full((20, 24), np.nan, np.float32)).save(path, format="TIFF"),
     }.items():  # fmt: skip
         yield f"picture-{name}", of("2.png", make), refuses(line)
     without = {**whole(), SUFFERS: whole()[SUFFERS] | {"mask": None}}
     for name, make in {
-        "of-another-size": lambda path: Image.new("L", (5, 5), 255).save(path), "a-pipe": os.mkfifo, "missing": lambda path: None,
-        "text": lambda path: path.write_text("no mask"), "a-link-out": lambda path: path.symlink_to(outside(path.parent) / "secret.png"),
-        "all-black": lambda path: Image.new("L", (24, 20)).save(path), "all-white": lambda path: Image.new("L", (24, 20), 255).save(path),
+        "of-another-size": lambda path: Image.new("L", (5, 5), 255).save(path), "a-pipe": os.mkfifo,
+        "missing": lambda path: None,
+        "text": lambda path: path.write_text("no mask"),
+        "a-link-out": lambda path: path.symlink_to(outside(path.parent) / "secret.png"),
+        "all-black": lambda path: Image.new("L", (24, 20)).save(path),
+        "all-white": lambda path: Image.new("L", (24, 20), 255).save(path),
     }.items():  # fmt: skip
-        black = {**whole(), SUFFERS: whole()[SUFFERS] | {"mask": _plain(Image.new("L", (24, 20), 255 * (name == "all-white")))}}
+        black = {
+            **whole(),
+            SUFFERS: whole()[SUFFERS] | {"mask": _plain(Image.new("L", (24, 20), 255 * (name == "all-white")))},
+        }
         yield f"mask-{name}", of("2-mask.png", make), either(black if name.startswith("all") else without, line)
     for name, transform in {
-        "RGB": lambda image: image.convert("RGB"), "1": lambda image: image.convert("1"), "LA": lambda image: image.convert("LA"),
-        "I;16": lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 257), "P": lambda image: image.convert("P"),
-        "F": lambda image: Image.fromarray(np.asarray(image).astype(np.float32) / 255), "I": lambda image: Image.fromarray(np.asarray(image).astype(np.int32) * 257),
+        "RGB": lambda image: image.convert("RGB"), "1": lambda image: image.convert("1"),
+        "LA": lambda image: image.convert("LA"),
+        "I;16": lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 257),
+        "P": lambda image: image.convert("P"),
+        "F": lambda image: Image.fromarray(np.asarray(image).astype(np.float32) / 255),
+        "I": lambda image: Image.fromarray(np.asarray(image).astype(np.int32) * 257),
     }.items():  # fmt: skip
         save = partial(_save_tiff, transform, pictures(2)["2-mask.png"])
         yield f"mask-in-mode-{name}", of("2-mask.png", save), equals(whole())
@@ -226,7 +272,11 @@ def _files() -> Found:
         if name in ("I;16", "F", "I"):
             right = {**whole(), SUFFERS: whole()[SUFFERS] | {"image": _plain(upright)}}
             yield f"picture-in-mode-{name}", of("2.png", partial(_save_tiff, transform, grey)), equals(right)
-    for held, transposed in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)):
+    for held, transposed in (
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ):
         exif = Image.Exif()
         exif[0x0112] = held
         turned = picture(2).transpose(transposed)
@@ -239,7 +289,7 @@ def _save_tiff(transform: Callable[[Image.Image], Image.Image], image: Image.Ima
     transform(image).save(path, format="TIFF")
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, format="PNG")
     return data.getvalue()
@@ -250,24 +300,43 @@ def _whole_tables() -> Found:
     plain = as_csv(rows())
     header, *lines = plain.splitlines(keepends=True)
     for name, content in {
-        "BOM": b"\xef\xbb\xbf" + plain.encode(), "unix-lines": plain.replace("\r\n", "\n"), "blank-lines-between": "\r\n".join([header, "\r\n".join(lines)]),
-        "columns-in-another-order": as_csv(rows(), COLUMNS[::-1]), "a-column-more": as_csv([row | {"note": "x, \"y\"\n"} for row in rows()], (*COLUMNS, "note")),
-        "all-quoted": "\r\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in plain.split("\r\n")[:-1]),
+        "BOM": b"\xef\xbb\xbf" + plain.encode(), "unix-lines": plain.replace("\r\n", "\n"),
+        "blank-lines-between": "\r\n".join([header, "\r\n".join(lines)]),
+        "columns-in-another-order": as_csv(rows(), COLUMNS[::-1]),
+        "a-column-more": as_csv([row | {"note": "x, \"y\"\n"} for row in rows()], (*COLUMNS, "note")),
+        "all-quoted": "\r\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in plain.splitlines()),
         "no-new-line-at-the-end": plain.rstrip(), "spaces-around": plain.replace(",", " , "),
     }.items():  # fmt: skip
-        yield f"csv-{name}", lambda folder, c=content: read(write_folder(folder, c)), equals(whole()) if "spaces" not in name else either(whole(), "pairs.csv")
+        yield (
+            f"csv-{name}",
+            lambda folder, c=content: read(write_folder(folder, c)),
+            equals(whole()) if "spaces" not in name else either(whole(), "pairs.csv"),
+        )
     for name, content in {
-        "quote-in-a-cell": plain.replace("triangle red", 'tri"angle red'), "quote-left-open": plain.replace("is the square", '"is the square'),
-        "letters-after-a-quote": plain.replace("is the square red or blue ?", '"is the square" red or blue ?'), "header-twice": plain.replace("corrupt_prompt", "prompt", 1),
-        "answer-twice": plain.replace("wrong_answer", "answer", 1), "header-empty": plain.replace("group", "", 1).replace("mask", "", 1),
-        "utf-16": plain.encode("utf-16"), "latin-1": plain.replace("circle", "cërcle").encode("latin-1"), "NUL": plain.replace("square", "squ\0are"),
-        "semicolons": plain.replace(",", ";"), "tabs": plain.replace(",", "\t"), "nothing": b"", "blank": b"\n\n", "header-alone": header,
-        "no-header": "".join(lines), "image-column-missing": as_csv(rows(), COLUMNS[2:]), "prompt-column-missing": as_csv(rows(), tuple(c for c in COLUMNS if c != "prompt")),
-        "zip": b"PK\x03\x04" + bytes(99), "parquet": b"PAR1" + bytes(99) + b"PAR1", "a-cell-too-many": plain.replace("2-mask.png,red/blue", "2-mask.png,red/blue,more,more"),
-        "a-cell-too-few": plain.replace(",red,blue,2-mask.png,red/blue", ",red"), "cell-of-10-MB": plain.replace("is the triangle", "is the triangle" + "x" * 10_000_000),
-        "carriage-return-inside": plain.replace("is the triangle", "is the\rtriangle"), "random-bytes": draws(0, "csv").randbytes(4000),
+        "quote-in-a-cell": plain.replace("triangle red", 'tri"angle red'),
+        "quote-left-open": plain.replace("is the square", '"is the square'),
+        "letters-after-a-quote": plain.replace("is the square red or blue ?", '"is the square" red or blue ?'),
+        "header-twice": plain.replace("corrupt_prompt", "prompt", 1),
+        "answer-twice": plain.replace("wrong_answer", "answer", 1),
+        "header-empty": plain.replace("group", "", 1).replace("mask", "", 1),
+        "utf-16": plain.encode("utf-16"), "latin-1": plain.replace("circle", "cërcle").encode("latin-1"),
+        "NUL": plain.replace("square", "squ\0are"),
+        "semicolons": plain.replace(",", ";"), "tabs": plain.replace(",", "\t"), "nothing": b"", "blank": b"\n\n",
+        "header-alone": header,
+        "no-header": "".join(lines), "image-column-missing": as_csv(rows(), COLUMNS[2:]),
+        "prompt-column-missing": as_csv(rows(), tuple(c for c in COLUMNS if c != "prompt")),
+        "zip": b"PK\x03\x04" + bytes(99), "parquet": b"PAR1" + bytes(99) + b"PAR1",
+        "a-cell-too-many": plain.replace("2-mask.png,red/blue", "2-mask.png,red/blue,more,more"),
+        "a-cell-too-few": plain.replace(",red,blue,2-mask.png,red/blue", ",red"),
+        "cell-of-10-MB": plain.replace("is the triangle", "is the triangle" + "x" * 10_000_000),
+        "carriage-return-inside": plain.replace("is the triangle", "is the\rtriangle"),
+        "random-bytes": draws(0, "csv").randbytes(4000),
     }.items():  # fmt: skip
-        yield f"csv-{name}", lambda folder, c=content: read(write_folder(folder, c)), refuses(("pairs.csv", "line 4", "line 3", SUFFERS))
+        yield (
+            f"csv-{name}",
+            lambda folder, c=content: read(write_folder(folder, c)),
+            refuses(("pairs.csv", "line 4", "line 3", SUFFERS)),
+        )
     yield "no-folder", lambda folder: read(folder / "absent"), refuses("absent")
     yield "folder-is-a-file", lambda folder: read(write_folder(folder) / "pairs.csv"), refuses("pairs.csv")
     yield "folder-without-table", lambda folder: read(folder), refuses("pairs.csv")
@@ -275,8 +344,10 @@ def _whole_tables() -> Found:
     for name, given in (("number", 7), ("list", []), ("truth", True)):
         yield f"folder-is-a-{name}", lambda _, g=given: read(g), refuses(("folder", "data"))
     for name, make in {
-        "folder": lambda path: path.mkdir(), "pipe": os.mkfifo, "link-to-zeros": lambda path: path.symlink_to("/dev/zero"),
-        "link-to-itself": lambda path: path.symlink_to(path.name), "link-out": lambda path: path.symlink_to("/etc/passwd"),
+        "folder": lambda path: path.mkdir(), "pipe": os.mkfifo,
+        "link-to-zeros": lambda path: path.symlink_to("/dev/zero"),
+        "link-to-itself": lambda path: path.symlink_to(path.name),
+        "link-out": lambda path: path.symlink_to("/etc/passwd"),
     }.items():  # fmt: skip
 
         def replaced(make: Callable[[Path], Any], folder: Path) -> Any:
@@ -287,121 +358,3 @@ def _whole_tables() -> Found:
         yield f"table-is-a-{name}", partial(replaced, make), refuses("pairs.csv")
     for task in ("folders", "", "../x.parquet", "absent.parquet", "colour ", "svo_subject", "/dev/zero.parquet"):
         yield f"task-{task or 'empty'}".replace("/", "-"), lambda folder, t=task: read(None, t), refuses(task or "''")
-
-
-# --- parquet ------------------------------------------------------------------------------------------------
-
-
-@cache
-def _table() -> pa.Table:
-    """The rows as a parquet file's table, as `pairs.write_parquet` writes it."""
-    full = []
-    for i, row in enumerate(rows()):
-        images = pictures(i)
-        full.append(row | {"task": "folder", "image": images[f"{i}.png"], "corrupt_image": images[f"{i}-corrupt.png"], "mask": images[f"{i}-mask.png"]})
-    buffer = io.BytesIO()
-    pairs.table(full).to_parquet(buffer)
-    return pq.read_table(buffer)
-
-
-def _written(folder: Path, table: pa.Table, **options: Any) -> Path:
-    pq.write_table(table, folder / "task.parquet", **options)
-    return folder
-
-
-def _with(name: str, values: list[Any], type: pa.DataType | None = None) -> pa.Table:
-    return _table().set_column(_table().column_names.index(name), name, pa.array(values, type))
-
-
-def _cell(name: str, value: Any) -> pa.Table:
-    values = _table()[name].to_pylist()
-    values[2] = value
-    return _with(name, values, _table().schema.field(name).type)
-
-
-def _parquets() -> Found:
-    """Tables that pyarrow wrote, with columns or cells that no task has."""
-    ids = _table().column_names.index("id")
-    legal: Mapping[str, tuple[pa.Table, dict[str, Any]]] = {
-        "as-it-is": (_table(), {}), "columns-turned-round": (_table().select(_table().column_names[::-1]), {}), "row-groups-of-one": (_table(), {"row_group_size": 1}),
-        "gzip": (_table(), {"compression": "gzip"}), "plain": (_table(), {"compression": "none", "use_dictionary": False}), "a-column-more": (_table().append_column("note", pa.array([1, 2, 3, 4])), {}),
-        "large-strings": (_with("prompt", _table()["prompt"].to_pylist(), pa.large_string()), {}), "dictionary": (_table().set_column(ids, "id", _table()["id"].dictionary_encode()), {}),
-        "no-metadata": (_table().replace_schema_metadata(None), {}),
-    }  # fmt: skip
-    for name, (table, options) in legal.items():
-        yield f"parquet-{name}", lambda folder, t=table, o=options: _read_parquet(folder, t, **o), equals(whole())
-    for name in pairs.COLUMNS:
-        if name not in pairs.OPTIONAL:
-            yield f"parquet-without-{name}", lambda folder, n=name: _read_parquet(folder, _table().drop_columns([n])), refuses("task.parquet", name)
-        yield f"parquet-{name}-as-numbers", lambda folder, n=name: _read_parquet(folder, _with(n, [1, 2, 3, 4])), refuses(name)
-        yield f"parquet-{name}-as-lists", lambda folder, n=name: _read_parquet(folder, _with(n, [["a"]] * 4)), refuses(name)
-        yield f"parquet-{name}-of-nothing", lambda folder, n=name: _read_parquet(folder, _with(n, [None] * 4)), _none_at_all(name)
-    line = (SUFFERS, "row 2", "row 3")
-    for name, value in (
-        ("id", None), ("id", "row-1"), ("prompt", None), ("prompt", ""), ("prompt", "\u200b"), ("prompt", "is it [SEP] red or blue ?"), ("answer", None), ("answer", ""),
-        ("answer", " "), ("answer", "blue"), ("answer", "BLUE"), ("answer", "green"), ("wrong_answer", "yellow"), ("wrong_answer", None), ("image", None), ("image", {"bytes": None, "path": ""}),
-        ("image", {"bytes": b"", "path": None}), ("image", {"bytes": b"no picture", "path": None}), ("image", {"bytes": _png(picture(2))[:300], "path": None}),
-        ("image", {"bytes": None, "path": "/etc/hostname"}), ("image", {"bytes": None, "path": "../secret.png"}), ("image", {"bytes": None, "path": "link.png"}), ("image", {"bytes": None, "path": "/dev/zero"}),
-        ("image", {"bytes": None, "path": "pipe.png"}), ("image", {"bytes": None, "path": "absent.png"}), ("image", {"bytes": b"P6\n0 0\n255\n", "path": None}), ("corrupt_image", None),
-        ("corrupt_image", {"bytes": _png(picture(2)), "path": None}), ("corrupt_image", {"bytes": None, "path": "../secret.png"}), ("mask", {"bytes": None, "path": "../secret.png"}), ("mask", {"bytes": b"no mask", "path": None}),
-    ):  # fmt: skip
-        shown = _shown(value)
-        named = ("row-1", *line) if name == "id" else line
-        if name == "mask" or (name, value) == ("corrupt_image", None):  # a row may do without
-            without = {**whole(), SUFFERS: whole()[SUFFERS] | {name: None}}
-            yield f"parquet-cell-{name}-{shown}".replace("/", "-"), partial(_read_cell, name, value), either(without, named)
-        else:
-            yield f"parquet-cell-{name}-{shown}".replace("/", "-"), partial(_read_cell, name, value), refuses(named)
-    small = {"bytes": _png(Image.new("L", (5, 5), 255)), "path": None}
-    without = {**whole(), SUFFERS: whole()[SUFFERS] | {"mask": None}}
-    yield "parquet-mask-of-another-size", partial(_read_cell, "mask", small), either(without, line)
-    yield "parquet-no-rows", lambda folder: _read_parquet(folder, _table().slice(0, 0)), refuses("task.parquet")
-    yield "parquet-no-columns", lambda folder: _read_parquet(folder, pa.table({"x": [1]})), refuses("task.parquet")
-    double = pa.Table.from_arrays([*_table().columns, _table()["prompt"]], [*_table().column_names, "prompt"])
-    yield "parquet-a-column-twice", lambda folder: _read_parquet(folder, double), refuses("task.parquet", "prompt")
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return value["path"] if value["bytes"] is None else f"{len(value['bytes'])}-bytes"
-
-
-def _none_at_all(column: str) -> Oracle:
-    if column in ("mask", "corrupt_prompt", "group"):
-        right = {name: row | {column: None} for name, row in whole().items()}
-        return either(right, column)
-    return refuses(column)
-
-
-def _read_cell(name: str, value: Any, folder: Path) -> Any:
-    picture(9).save(folder.parent / "secret.png")
-    (folder / "link.png").symlink_to(folder.parent / "secret.png")
-    os.mkfifo(folder / "pipe.png")
-    return _read_parquet(folder, _cell(name, value))
-
-
-def _read_parquet(folder: Path, table: pa.Table, **options: Any) -> Any:
-    return read(_written(folder, table, **options), "task.parquet")
-
-
-def _parquet_files(seed: int) -> Found:
-    """Files whose bytes are damaged."""
-    buffer = io.BytesIO()
-    pq.write_table(_table(), buffer)
-    content, draw = buffer.getvalue(), draws(seed, "parquet")
-    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-    damaged = {"empty": b"", "magic-alone": b"PAR1", "csv": as_csv(rows()).encode(), "footer-alone": content[footer:], "head-alone": content[:4] + content[footer:]}
-    damaged |= {f"cut-{i}": content[: draw.randrange(4, len(content))] for i in range(5)}
-    damaged |= {"cut-by-one": content[:-1], "length-absurd": content[:-8] + b"\xff\xff\xff\x7fPAR1", "twice": content + content}
-    for i in range(12):
-        turned = bytearray(content)
-        turned[draw.randrange(footer, len(content))] ^= 1 << draw.randrange(8)
-        damaged[f"bit-{i}"] = bytes(turned)
-
-    def attack(content: bytes, folder: Path) -> Any:
-        (folder / "task.parquet").write_bytes(content)
-        return read(folder, "task.parquet")
-
-    for name, bad in damaged.items():
-        yield f"parquet-file-{name}", partial(attack, bad), refuses("task.parquet") if "bit" not in name and name != "twice" else either(whole(), ("task.parquet", "row-"))

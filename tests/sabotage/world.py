@@ -22,7 +22,9 @@ def hugging_face(kind: str) -> tuple[Any, Any]:
     """A small random model with its processor."""
     if kind == "blip":
         return checkpoints.blip_vqa()
-    return checkpoints.llava(tokenizer=checkpoints.byte_tokenizer() if kind == "llava" else checkpoints.word_tokenizer())
+    return checkpoints.llava(
+        tokenizer=checkpoints.byte_tokenizer() if kind == "llava" else checkpoints.word_tokenizer()
+    )
 
 
 @cache
