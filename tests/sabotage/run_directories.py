@@ -6,12 +6,13 @@ the same command makes a file anew once it is removed, it must. So too for a rep
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -230,13 +231,18 @@ def _files(seed: int, prepared: Path) -> Found:
         for file in files if name in EVERY_FILE else drawn:
             if name not in OF_TABLES or not file.endswith((".png", ".html")):
                 draw = draws(seed, "run", file, name)
-                yield f"{file}-{name}", partial(_again, prepared, file, damage, draw), either(reference, _name(file))
+                yield (
+                    f"{file}-{name}",
+                    partial(_again, prepared, file, damage, draw),
+                    either(reference, _name(file, files, name)),
+                )
 
 
-def _name(file: str) -> tuple[str, ...]:
-    """What an error may call a file: its name, or what it was swapped with."""
+def _name(file: str, files: Sequence[str] = (), damage: str = "") -> tuple[str, ...]:
+    """What an error may call a file: its name, its folder's, or that of a file which it was swapped with."""
     path = Path(file)
-    return path.name, f"{path.parent.name}/" if path.parent.name else path.stem
+    alike = [Path(other).name for other in files if damage == "swapped" and Path(other).suffix == path.suffix]
+    return path.name, f"{path.parent.name}/" if path.parent.name else path.stem, *alike
 
 
 def _again(prepared: Path, file: str, damage: Damage, draw: Random, folder: Path) -> Any:
@@ -287,9 +293,19 @@ def _written(prepared: Path, file: str, damage: Damage, draw: Random, write: Cal
     place = Place(fresh(prepared, folder), file, prepared)
     shutil.copytree(prepared / "another-seed", folder / "other")
     damage(place, draw)
-    return words(write())
+    return _without_notes(words(write()), _untouched(prepared, write), Path(file).name)
 
 
+def _without_notes(page: str, reference: str, name: str) -> str:
+    """A page without what it says more than the reference does, if all of that is about one file."""
+    ours, theirs = page.split(), reference.split()
+    changes = difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes()
+    more = [ours[start:stop] for kind, _, _, start, stop in changes if kind != "equal"]
+    only = all(kind in ("equal", "insert") for kind, *_ in changes)
+    return reference if only and all(any(name in word for word in words) for words in more) else page
+
+
+@cache
 def _untouched(prepared: Path, write: Callable[[], str]) -> str:
     """What is written of the run that nobody touched, under the same names."""
     os.mkdir("untouched")
