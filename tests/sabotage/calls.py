@@ -79,9 +79,9 @@ def _keys() -> Found:
         "decomposition": (lambda: cache().decompose_resid(), ("focus", "decompose_resid")),
         "decomposition-post-norm": (lambda: cache().focus("text_encoder").decompose_resid(), "post-norm"),
         "stack-activation-typo": (lambda: cache().focus("text_encoder").stack_activation("zz"), ("zz",)),
-        "stack-layer-beyond": (lambda: cache().focus("text_encoder").stack_activation("z", layer=99), "99"),
+        "stack-layer-beyond": (lambda: cache().focus("text_encoder").stack_activation("z", layer=99), ("99", "2 layers")),
         "head-results-gated": (lambda: cache().focus("vision_encoder").stack_head_results(layer=99),
-            ("99", "use_attn_result")),
+            ("99", "2 layers", "use_attn_result")),
     })  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def _resume() -> Found:
         "layer-float": (asked(state, "text_encoder", {0.5: resid}), "0.5"),
         "layer-word": (asked(state, "text_encoder", {"1": resid}), ("'1'", "layer")),
         "nothing": (asked(state, "text_encoder", {}), "layer"),
-        "none": (asked(state, "text_encoder", None), ("None", "joins")),
+        "none": (asked(state, "text_encoder", None), ("None", "join")),
         "a-tensor": (asked(state, "text_encoder", resid), ("Tensor", "joins")),
         "rows-cut": (asked(state, "text_encoder", {1: resid[:3]}), ("(3", "rows")),
         "positions-cut": (asked(state, "text_encoder", {1: resid[:, 1:]}), "shape"),
@@ -287,9 +287,9 @@ def _focus() -> Found:
         "no-image": (lambda: blip.focus("text_encoder")(ids), "images"),
         "image-missing": (lambda: view(images="absent.png")(ids), "absent.png"),
         "ids-beyond": (lambda: view()(ids.clone().fill_(9999)), "9999"), "ids-negative": (lambda: view()(-ids), "-"),
-        "ids-float": (lambda: view()(ids.float()), ("float", "ids", "token")),
-        "ids-three-axes": (lambda: view()(ids[None]), ("(1, 1, 5)", "axes", "shape")),
-        "ids-none": (lambda: view()(None), "NoneType"), "ids-empty": (lambda: view()(ids[:, :0]), ("empty", "shape")),
+        "ids-float": (lambda: view()(ids.float()), ("float", "ids", "token", "Tensor")),
+        "ids-three-axes": (lambda: view()(ids[None]), ("(1, 1, 5)", "axes", "shape", "Tensor")),
+        "ids-none": (lambda: view()(None), ("NoneType", "text")), "ids-empty": (lambda: view()(ids[:, :0]), ("empty", "shape")),
         "text-empty": (lambda: view()(""), "empty"),
         "hook-typo": (lambda: view().run_with_hooks(ids, fwd_hooks=[("blocks.0.attn.hok_z", hooks.zero_ablate())]),
             "blocks.0.attn.hook_z"),

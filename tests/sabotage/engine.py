@@ -126,7 +126,10 @@ def _attacked(case: Case, folder: Path) -> tuple[str, str]:
         return FAILURE, f"{type(error).__name__} in {_place(error)}: {' '.join(str(error).split())[:200]}"
     if oracle.expected is _NOTHING:
         return FAILURE, f"silent: gave {_shown(found)} and no error"
-    expected = oracle.expected() if callable(oracle.expected) else oracle.expected
+    try:
+        expected = oracle.expected() if callable(oracle.expected) else oracle.expected
+    except Exception as error:
+        return FAILURE, f"the case itself is wrong: what is expected raises {type(error).__name__}: {error}"
     difference = differing(expected, found)
     return (FAILURE, f"silent: {difference}") if difference else (RIGHT, "")
 

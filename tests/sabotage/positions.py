@@ -151,7 +151,7 @@ def _everywhere() -> Found:
     ):  # fmt: skip
         for setting, function in (("blip", "zero_ablate"), ("llava-left", "patch"), ("llava-right", "knock_out-keys")):
             right = partial(hooked, setting, function, places)
-            oracle = equals(right) if name not in ("twice", "byte-tensor") else either(right, "position")
+            oracle = equals(right) if name not in ("twice", "byte-tensor", "int32-array") else either(right, "position")
             yield f"{setting}-{function}-{name}", partial(hooked, setting, function, given), oracle
     for setting in SETTINGS:
         n = batch(setting).input_ids.shape[1]
@@ -167,7 +167,11 @@ def _everywhere() -> Found:
             "mask-of-nowhere": mask & False,
             "slice-of-nothing": slice(2, 2),
         }.items():
-            yield f"{setting}-{name}", partial(hooked, setting, "zero_ablate", given), either(plain, "position")
+            yield (
+                f"{setting}-{name}",
+                partial(hooked, setting, "zero_ablate", given),
+                either(plain, ("position", "pos of")),
+            )
 
 
 @torch.no_grad()
@@ -181,7 +185,7 @@ WRONG: dict[str, tuple[Any, Any]] = {
     "float": (1.7, "1.7"), "whole-float": (1.0, "1.0"), "float-tensor": (torch.tensor([1.0, 2.0]), ("float", "1.0")),
     "float-array": (np.array([1.5]), ("float", "1.5")), "float-in-a-list": ([1, 1.5], "1.5"),
     "true": (True, "True"), "false": (False, "False"), "truth-in-a-list": ([1, True], "True"),
-    "numpy-truth": (np.True_, "True"), "letter": ("foo", "foo"), "digit": ("1", "'1'"), "letters": (["last"], "last"),
+    "numpy-truth": (np.True_, ("True", "bool")), "letter": ("foo", "foo"), "digit": ("1", "'1'"), "letters": (["last"], "last"),
     "bytes": (b"1", ("b'1'", "bytes")),
     "none-in-a-list": ([1, None], "None"), "beyond": (99, "99"), "before": (-99, "-99"), "one-beyond": ([0, 99], "99"),
     "huge": (10**30, ("1000000", "position")), "NaN": (float("nan"), "nan"), "complex": (1j, "1j"),
@@ -237,15 +241,11 @@ def _heads() -> Found:
 # --- sites --------------------------------------------------------------------------------------------------
 
 
-def swept(setting: str, positions: Any, by: str = "sweep", _: Any = None) -> Tensor:
-    """Effects at some positions, [layer head example]."""
+def swept(setting: str, positions: Any, by: str = "sweep", _: Any = None, rows: Any = slice(None)) -> Tensor:
+    """Effects at some positions in some rows, [layer head example]."""
     of = of_setting(setting)
     sites = Sites.heads(of, stack_of(setting), "attn", positions=positions)
-    clean, corrupt, metric = (
-        batch(setting),
-        batch(setting, "corrupt"),
-        measures.logit_diff([5, 6, 7, 8], [9, 10, 11, 12]),
-    )
+    clean, corrupt, metric = batch(setting)[rows], batch(setting, "corrupt")[rows], measures.logit_diff(5, 9)
     if by == "attribution":
         values = attribution(of, clean, corrupt, sites, metric).values
     elif by == "path_patching":
@@ -255,8 +255,8 @@ def swept(setting: str, positions: Any, by: str = "sweep", _: Any = None) -> Ten
         values = path_patching(of, clean, corrupt, sites, receivers, metric, progress=False).values
     else:
         values = sweep(of, clean, corrupt, sites, metric, progress=False).values
-    assert values.numel() == 2 * 2 * 4, f"{values.shape}: more sites than one position has"
-    return values.reshape(2, 2, 4).detach()
+    assert values.numel() == 2 * 2 * len(clean), f"{values.shape}: more sites than one position has"
+    return values.reshape(2, 2, len(clean)).detach()
 
 
 def _sites() -> Found:
@@ -267,7 +267,7 @@ def _sites() -> Found:
             for by in ("sweep", "attribution", "path_patching") if name in ("last_each", "find_each") else ("sweep",):
 
                 def right(setting: str = setting, places: list[list[int]] = places, by: str = by) -> Tensor:
-                    return torch.stack([swept(setting, own, by)[..., i] for i, own in enumerate(places)], -1)
+                    return torch.cat([swept(setting, own, by, rows=[i]) for i, own in enumerate(places)], -1)
 
                 yield f"{setting}-{by}-sites-{name}", partial(swept, setting, given, by), either(right, "position")
     for i, (name, (given, word)) in enumerate(WRONG.items()):

@@ -77,7 +77,10 @@ def _ask(kind: str, text: Any, folder: Path) -> Any:
 def _texts() -> Found:
     for i, (name, text) in enumerate(INVISIBLE.items()):
         for kind in ("blip", KINDS[1 + i % 2]):
-            yield f"{name}-{kind}", partial(_ask, kind, text), refuses(("text", "empty"))
+            oracle = refuses(("text", "empty"))
+            if (name, kind) == ("combining-mark-alone", "llava"):  # whose tokens spell any byte
+                oracle = either(partial(truth, kind, picture(), text), "text")
+            yield f"{name}-{kind}", partial(_ask, kind, text), oracle
     for name, text in LEGAL.items():
         for kind in ("blip", "llava"):
             yield f"{name}-{kind}", partial(_ask, kind, text), equals(partial(truth, kind, picture(), text))
