@@ -134,7 +134,8 @@ def _batches() -> Found:
     }.items():  # fmt: skip
         for shown, ids, word in (
             ("2-ids", [1, 2], ("2", "examples")), ("3-ids", [1, 2, 3], "3"), ("8-ids", [1] * 8, "8"),
-            ("no-ids", [], ("[]", "empty", "no ")), ("beyond", 117, "117"), ("negative", -1, "-1"), ("float", 1.5, "1.5"),
+            ("no-ids", [], ("[]", "empty", "no ")), ("beyond", 117, "117"), ("negative", -1, "-1"),
+            ("float", 1.5, "1.5"),
             ("whole-float", 2.0, ("2.0", "float")),
             ("true", True, "True"), ("word", "red", "red"), ("words", ["red"] * 4, "red"), ("none", None, "None"),
             ("NaN", float("nan"), "nan"), ("two-axes", [[1, 2]] * 4, ("axes", "8", "(4, 2)")),
