@@ -15,7 +15,8 @@ from PIL import Image
 
 from hooked_vlm.datasets import pairs
 from tests.sabotage.engine import Oracle, draws, either, equals, refuses
-from tests.sabotage.tables import SUFFERS, as_csv, pictures, png, read, rows, whole
+from tests.sabotage.tables import SUFFERS, as_csv, asked, pictures, png, read, rows, whole
+from tests.sabotage.text import controls
 from tests.sabotage.world import picture
 
 Found = Iterator[tuple[str, Callable[[Path], Any], Oracle]]
@@ -102,7 +103,7 @@ def _parquets() -> Found:
     line = (SUFFERS, "row 2", "row 3")
     for name, value in (
         ("id", None), ("id", "row-1"), ("prompt", None), ("prompt", ""), ("prompt", "\u200b"),
-        ("prompt", "is it [SEP] red or blue ?"), ("answer", None), ("answer", ""),
+        ("answer", None), ("answer", ""),
         ("answer", " "), ("answer", "blue"), ("answer", "BLUE"), ("answer", "green"), ("wrong_answer", "yellow"),
         ("wrong_answer", None), ("image", None), ("image", {"bytes": None, "path": ""}),
         ("image", {"bytes": b"", "path": None}), ("image", {"bytes": b"no picture", "path": None}),
@@ -129,6 +130,13 @@ def _parquets() -> Found:
     small = {"bytes": png(Image.new("L", (5, 5), 255)), "path": None}
     without = {**whole(), SUFFERS: whole()[SUFFERS] | {"mask": None}}
     yield "parquet-mask-of-another-size", partial(_read_cell, "mask", small), either(without, line)
+    plain = [controls("blip", row["prompt"]) for row in rows() for _ in range(2)]
+    parted = _cell("prompt", "is it [SEP] red or blue ?")
+    yield (
+        "parquet-prompt-with-a-separator",
+        lambda folder: asked(_written(folder, parted), "task.parquet"),
+        either(plain, (*line, "[SEP]")),
+    )
     yield "parquet-no-rows", lambda folder: _read_parquet(folder, _table().slice(0, 0)), refuses("task.parquet")
     yield "parquet-no-columns", lambda folder: _read_parquet(folder, pa.table({"x": [1]})), refuses("task.parquet")
     double = pa.Table.from_arrays([*_table().columns, _table()["prompt"]], [*_table().column_names, "prompt"])
@@ -142,8 +150,8 @@ def _shown(value: Any) -> str:
 
 
 def _none_at_all(column: str) -> Oracle:
-    if column in ("mask", "corrupt_prompt", "group"):
-        right = {name: row | {column: None} for name, row in whole().items()}
+    if column in ("mask", "corrupt_prompt", "group", "task"):
+        right = {name: row | ({column: None} if column in row else {}) for name, row in whole().items()}
         return either(right, column)
     return refuses(column)
 

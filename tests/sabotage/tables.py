@@ -91,12 +91,12 @@ def read(data: Any, task: str = "folder") -> dict[str, Any]:
     """A task's rows by id: texts as they are, pictures as digests.
 
     Raises:
-        PassedOver: some of the rows that should be there are not, and the rest is as it was; says what the source says.
+        PassedOver: some of the rows are not there, or not whole, and the rest is as it was; says what the source says.
     """
     source = sources.source(task, data=data, tokenizer=model("blip").processor.tokenizer, warn=False)
     found = {row["id"]: {name: _plain(row.get(name)) for name in COLUMNS[1:]} for row in source.rows}
-    rest = whole().keys() - {SUFFERS}
-    same = rest <= found.keys() and not differing({id: whole()[id] for id in rest}, {id: found[id] for id in rest})
+    rest = {id: row for id, row in found.items() if id != SUFFERS}
+    same = not differing({id: whole().get(id) for id in rest}, rest)
     if same and source.skipped and differing(whole(), found):
         raise PassedOver("; ".join(f"{why}: {', '.join(source.named.get(why, ()))}" for why in source.skipped))
     return found
@@ -167,7 +167,7 @@ def _cells() -> Found:
         plain = [controls("blip", row["prompt"]) for row in rows() for _ in range(2)]
         yield (
             f"cell-{name}",
-            lambda folder, c=cells: _asked(write_folder(folder, _changed(**c))),
+            lambda folder, c=cells: asked(write_folder(folder, _changed(**c))),
             either(plain, (*line, "[SEP]", "[PAD]")),
         )
     again = whole()[SUFFERS] | {"corrupt_prompt": None}
@@ -203,9 +203,9 @@ def _renamed(folder: Path, id: str) -> Any:
     return {row["id"]: {name: _plain(row.get(name)) for name in COLUMNS[1:]} for row in source.rows}
 
 
-def _asked(folder: Path) -> list[dict[str, int]]:
+def asked(folder: Path, task: str = "folder") -> list[dict[str, int]]:
     """The control tokens in what the model reads of each row."""
-    found = read(folder)
+    found = read(folder, task)
     return [
         controls("blip", text)
         for row in found.values()
