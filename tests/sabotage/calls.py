@@ -158,11 +158,10 @@ def _forward() -> Found:
 
 
 def _placeholders(setting: str) -> Calls:
-    """Image tokens that are none, too many, or hidden."""
+    """Image tokens that are none or too many."""
     held, llava = batch(setting), model("llava-words")
-    ids, mask, token = held.input_ids, held.attention_mask, held.layout.image_token_id
+    ids, token = held.input_ids, held.layout.image_token_id
     longer = torch.cat([ids, torch.full((4, 1), token)], 1)
-    holed = mask * torch.tensor([[1, 0] * (ids.shape[1] // 2)])
 
     def ran(**changes: Any) -> Callable[[], Any]:
         return lambda: llava(held.replace(**changes))
@@ -170,8 +169,6 @@ def _placeholders(setting: str) -> Calls:
     return {
         "no-image-tokens": (ran(input_ids=ids.masked_fill(ids == token, 5)), "image"),
         "an-image-token-more": (ran(input_ids=longer, attention_mask=None), "image"),
-        "image-tokens-masked": (ran(attention_mask=mask * (ids != token)), ("image", "attention_mask")),
-        "a-hole-in-the-mask": (ran(attention_mask=holed), ("attention_mask", "image")),
     }
 
 
