@@ -229,13 +229,14 @@ def _weights(seed: int, kept: Path) -> Found:
         names = sorted(load_file(saved(kept, kind) / WEIGHTS))
         draw = draws(seed, "weights", kind)
         for name in draw.sample(names, 5):
+            ending = ".".join(name.split(".")[-3:])  # what comes before it is called otherwise in files and in models
             for shown, value in {"NaN": float("nan"), "infinite": float("inf")}.items():
 
                 def spoil(name: str, value: float, weights: dict[str, torch.Tensor]) -> None:
                     weights[name].view(-1)[weights[name].numel() // 2] = value
 
                 change = partial(_rewritten, partial(spoil, name, value))
-                yield f"{kind}-{shown}-in-{name}", partial(attacked, kept, kind, change), refuses(name)
+                yield f"{kind}-{shown}-in-{name}", partial(attacked, kept, kind, change), refuses(ending)
         name = draw.choice([each for each in names if each.endswith("weight")])
         for shown, change in {
             "missing": lambda w, n=name: w.pop(n), "extra": lambda w: w.update(surplus=torch.ones(2)),
