@@ -23,7 +23,7 @@ def attacks() -> Found:
         yield from part()
 
 
-def calls(prefix: str, given: Calls) -> Found:
+def refused(prefix: str, given: Calls) -> Found:
     """Calls that must be refused, each with what the error must name."""
     for name, (call, word) in given.items():
         yield f"{prefix}-{name}", lambda _, c=call: c(), refuses(word)
@@ -55,7 +55,7 @@ def _keys() -> Found:
     )
     own = torch.stack([cache()[f"text_encoder.blocks.{i}.attn.hook_z"] for i in (0, 1)])
     yield "cache-stack-z", lambda _: cache().focus("text_encoder").stack_activation("z"), equals(own)
-    yield from calls("cache", {
+    yield from refused("cache", {
         "typo": (lambda: cache()["text_encoder.blocks.0.attn.hok_z"], "text_encoder.blocks.0.attn.hook_z"),
         "short-in-the-whole": (lambda: cache()["z", 0], ("focus", "hook_z")),
         "layer-beyond": (lambda: cache().focus("text_encoder")["z", 9], ("9", "hook_z")),
@@ -94,7 +94,7 @@ def _forward() -> Found:
     def ran(**parts: Any) -> Any:
         return blip(VLMInputs(**{"pixel_values": pixels, "input_ids": ids, "attention_mask": mask} | parts))
 
-    yield from calls("forward", {
+    yield from refused("forward", {
         "return-type": (lambda: blip(inputs, "logit"), "logit"), "return-type-number": (lambda: blip(inputs, 3), "3"),
         "loss-without-answer": (lambda: blip(inputs, "loss"), "decoder_input_ids"),
         "logits-at-word": (lambda: blip(inputs, logits_at="first"), "first"),
@@ -154,7 +154,7 @@ def _forward() -> Found:
 
     })  # fmt: skip
     for setting in ("llava-left", "llava-right"):
-        yield from calls(f"forward-{setting}", _placeholders(setting))
+        yield from refused(f"forward-{setting}", _placeholders(setting))
 
 
 def _placeholders(setting: str) -> Calls:
@@ -174,7 +174,7 @@ def _placeholders(setting: str) -> Calls:
 
 def _inputs() -> Found:
     inputs = of_blip()
-    yield from calls("inputs", {
+    yield from refused("inputs", {
         "row-beyond": (lambda: inputs[9], ("9", "row")), "row-float": (lambda: inputs[0.5], ("0.5", "row", "float")),
         "row-word": (lambda: inputs["a"], ("'a'", "row", "str")), "row-none": (lambda: inputs[None], ("None", "row")),
         "rows-beyond": (lambda: inputs[[0, 9]], ("9", "row")), "rows-none-left": (lambda: inputs[4:], ("empty", "row")),
@@ -204,7 +204,7 @@ def _generate() -> Found:
     def asked(**options: Any) -> Callable[[], Any]:
         return lambda: blip.generate(inputs, **options)
 
-    yield from calls("generate", {
+    yield from refused("generate", {
         "no-tokens": (asked(max_new_tokens=0), "0"), "negative": (asked(max_new_tokens=-1), "-1"),
         "half": (asked(max_new_tokens=1.5), "1.5"), "word": (asked(max_new_tokens="5"), "max_new_tokens"),
         "none": (asked(max_new_tokens=None), "max_new_tokens"),
@@ -239,7 +239,7 @@ def _resume() -> Found:
     def asked(*given: Any, **options: Any) -> Callable[[], Any]:
         return lambda: blip.resume(*given, **options)
 
-    yield from calls("resume", {
+    yield from refused("resume", {
         "stack": (asked(state, "text", {1: resid}), "text_encoder"),
         "stack-none": (asked(state, None, {1: resid}), "None"),
         "layer-beyond": (asked(state, "text_encoder", {9: resid}), "9"),
@@ -280,7 +280,7 @@ def _focus() -> Found:
 
     ids = of_blip().input_ids[:1, :5]
     yield "focus-as-it-is", lambda _: view()(ids), equals(blip(VLMInputs(blip.to_pixels(picture()), ids)))
-    yield from calls("focus", {
+    yield from refused("focus", {
         "stack": (lambda: view("text"), "text_encoder"), "stack-none": (lambda: view(None), ("None", "text_encoder")),
         "no-image": (lambda: blip.focus("text_encoder")(ids), "images"),
         "image-missing": (lambda: view(images="absent.png")(ids), "absent.png"),

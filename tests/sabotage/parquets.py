@@ -25,6 +25,7 @@ Found = Iterator[tuple[str, Callable[[Path], Any], Oracle]]
 def attacks(seed: int) -> Found:
     """Every attack on them."""
     yield from _parquets()
+    yield from _cells()
     yield from _parquet_files(seed)
 
 
@@ -100,6 +101,14 @@ def _parquets() -> Found:
             lambda folder, n=name: _read_parquet(folder, _with(n, [None] * 4)),
             _none_at_all(name),
         )
+    yield "parquet-no-rows", lambda folder: _read_parquet(folder, _table().slice(0, 0)), refuses("task.parquet")
+    yield "parquet-no-columns", lambda folder: _read_parquet(folder, pa.table({"x": [1]})), refuses("task.parquet")
+    double = pa.Table.from_arrays([*_table().columns, _table()["prompt"]], [*_table().column_names, "prompt"])
+    yield "parquet-a-column-twice", lambda folder: _read_parquet(folder, double), refuses("task.parquet", "prompt")
+
+
+def _cells() -> Found:
+    """One cell of one row."""
     line = (SUFFERS, "row 2", "row 3")
     for name, value in (
         ("id", None), ("id", "row-1"), ("prompt", None), ("prompt", ""), ("prompt", "\u200b"),
@@ -137,10 +146,6 @@ def _parquets() -> Found:
         lambda folder: asked(_written(folder, parted), "task.parquet"),
         either(plain, (*line, "[SEP]")),
     )
-    yield "parquet-no-rows", lambda folder: _read_parquet(folder, _table().slice(0, 0)), refuses("task.parquet")
-    yield "parquet-no-columns", lambda folder: _read_parquet(folder, pa.table({"x": [1]})), refuses("task.parquet")
-    double = pa.Table.from_arrays([*_table().columns, _table()["prompt"]], [*_table().column_names, "prompt"])
-    yield "parquet-a-column-twice", lambda folder: _read_parquet(folder, double), refuses("task.parquet", "prompt")
 
 
 def _shown(value: Any) -> str:

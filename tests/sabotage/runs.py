@@ -21,19 +21,20 @@ from hooked_vlm.datasets import pairs, shapes
 from hooked_vlm.errors import HookedVLMError
 from hooked_vlm.notice import compare
 from tests.notice.models import blip_shapes
+from tests.sabotage import links
 from tests.sabotage.engine import Oracle, draws, either, equals, refuses
-from tests.sabotage.run_directories import CONFIG, files_of, fresh, locked, numbers, other_model, same_command
+from tests.sabotage.run_directories import CONFIG, files_of, fresh, numbers, other_model, same_command
 from tests.sabotage.world import picture
 
 Found = Iterator[tuple[str, Callable[[Path], Any], Oracle]]
-VICTIM = "what nobody may touch"
 
 
 def attacks(seed: int, prepared: Path) -> Found:
     """Every attack on the directory as a whole."""
-    for part in (_other_runs, _strangers, _links, _outs, _disks):
+    for part in (_other_runs, _other_files, _strangers, _outs, _disks):
         yield from part(seed, prepared)
     yield from _data(prepared)
+    yield from links.attacks(prepared)
 
 
 def _other_runs(seed: int, prepared: Path) -> Found:
@@ -82,6 +83,11 @@ def _other_runs(seed: int, prepared: Path) -> Found:
             return same_command(fresh(prepared, folder))
 
         yield f"another-{package}", partial(updated, package), refuses(package)
+
+
+def _other_files(seed: int, prepared: Path) -> Found:
+    """Other values in the files that say what a run is."""
+    reference = numbers(prepared / "run")
     for name, change in {
         "version": {"version": 99},
         "no-version": {"version": None},
@@ -173,104 +179,6 @@ def _strangers(seed: int, prepared: Path) -> Found:
         yield f"{kind}-all-gone", partial(gone, kind), either(reference, kind)
         yield f"{kind}-a-link", partial(elsewhere, kind), either(reference, kind)
         yield f"{kind}-of-another-model", partial(foreign, kind), either(reference, kind)
-
-
-def _links(seed: int, prepared: Path) -> Found:
-    """Links that lead to a file of somebody else's."""
-    reference = numbers(prepared / "run")
-
-    def victim(folder: Path) -> Path:
-        (path := folder / "victim.txt").write_text(VICTIM)
-        return path
-
-    def guarded(attack: Callable[[Path], Any], folder: Path) -> Any:
-        path = victim(folder)
-        try:
-            return attack(folder)
-        finally:
-            assert path.read_text() == VICTIM, "a file outside of the run was written"
-
-    def lock(folder: Path) -> Any:
-        place = fresh(prepared, folder) / ".lock"
-        place.unlink(missing_ok=True)
-        place.symlink_to(folder / "victim.txt")
-        return same_command(folder / "run")
-
-    def lock_of_new(folder: Path) -> Any:
-        (folder / "new").mkdir()
-        (folder / "new" / ".lock").symlink_to(folder / "victim.txt")
-        return same_command(folder / "new")
-
-    yield "lock-a-link", partial(guarded, lock), refuses(".lock")
-    yield "lock-a-link-in-a-new-run", partial(guarded, lock_of_new), refuses(".lock")
-    for name, make in {"folder": lambda path: path.mkdir(), "pipe": os.mkfifo}.items():
-
-        def odd(make: Callable[[Path], Any], folder: Path) -> Any:
-            place = fresh(prepared, folder) / ".lock"
-            place.unlink(missing_ok=True)
-            make(place)
-            return same_command(folder / "run")
-
-        yield f"lock-a-{name}", partial(odd, make), either(reference, ".lock")
-
-    def busy(folder: Path) -> Any:
-        held = locked(fresh(prepared, folder))
-        try:
-            return same_command(folder / "run")
-        finally:
-            held.close()
-
-    yield "locked-by-another", busy, refuses("another process")
-    for file in ("run.json", "summary.json", "sources.json", "report.html"):
-
-        def through(file: str, folder: Path) -> Any:
-            place = fresh(prepared, folder) / file
-            place.unlink(missing_ok=True)
-            place.symlink_to(folder / "victim.txt")
-            return same_command(folder / "run")
-
-        def part(file: str, folder: Path) -> Any:
-            place = fresh(prepared, folder) / f"{file}.part"
-            place.symlink_to(folder / "victim.txt")
-            return same_command(folder / "run")
-
-        yield f"{file}-a-link-out", partial(guarded, partial(through, file)), either(reference, file)
-        yield f"{file}.part-a-link-out", partial(guarded, partial(part, file)), either(reference, file)
-    for name, target in {
-        "run.json": "run/run.json",
-        "report.html": "run/report.html",
-        "summary.json": "run/summary.json",
-    }.items():
-        yield f"compare-onto-{name}", partial(_compared, prepared, target), refuses(name)
-    one_of_each = {file.partition("/")[0]: file for file in files_of(prepared / "run") if "/" in file}
-    for file in one_of_each.values():
-        yield f"compare-onto-{file}", partial(_compared, prepared, f"run/{file}"), refuses(Path(file).name)
-    yield "compare-onto-a-lock", partial(_compared, prepared, "run/.lock"), refuses(".lock")
-    yield "compare-onto-the-other-run", partial(_compared, prepared, "other/summary.json"), refuses("summary.json")
-    yield (
-        "compare-by-another-path",
-        partial(_compared, prepared, "other/../run/./summary.json"),
-        refuses("summary.json"),
-    )
-
-    def linked(folder: Path) -> Any:
-        (folder / "out.html").symlink_to(folder / "victim.txt")
-        return _compared(prepared, "out.html", folder)
-
-    yield "compare-through-a-link", partial(guarded, linked), refuses("out.html")
-
-
-def _compared(prepared: Path, out: str, folder: Path) -> Any:
-    """Compare two runs into a file; no file of theirs may be another one afterwards."""
-    fresh(prepared, folder)
-    shutil.copytree(prepared / "another-seed", folder / "other")
-    before = {file: (folder / file).read_bytes() for file in files_of(folder) if "/" in file}
-    try:
-        compare(["run", "other"], out)
-    finally:
-        for file, content in before.items():
-            assert (folder / file).read_bytes() == content, f"{file} was overwritten"
-    return "written"
 
 
 def _outs(seed: int, prepared: Path) -> Found:
