@@ -7,6 +7,7 @@ TESTS ?= notebooks hooked_vlm tests
 PYTEST_ARGS ?=
 SEED ?=
 BENCH_ARGS ?=
+SABOTAGE_ARGS ?=
 DEMO ?= runs/demo
 
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest $(if $(SEED),--hypothesis-seed=$(SEED))
 ZOO := blip-shapes llava-shapes
 EXECUTE := --nbmake --nbmake-timeout=900
 
-.PHONY: help install demo test test-slow bench notebooks docs lint format types constraints clean
+.PHONY: help install demo test test-slow sabotage bench notebooks docs lint format types constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +44,9 @@ test: lint types ## everything that CI checks: lint, types, tests, doctests and 
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(PYTEST) -n $(JOBS) --dist worksteal -m slow $(PYTEST_ARGS) tests
+
+sabotage: $(STAMP) ## hostile cases: each ends in the right result or in an error that names the culprit
+	$(BIN)/python -m tests.sabotage $(SABOTAGE_ARGS)
 
 bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 	$(BIN)/python -m tests.benchmarks.bench_forward $(BENCH_ARGS)
