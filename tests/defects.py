@@ -65,6 +65,165 @@ CLASSES: dict[str, dict[str, str]] = {
         ),
         "a metric by its name is called": "tests/patching/test_attribution.py::test_what_cannot_be_attributed_raises",
     },
+    "Hooks, caches, threads": {
+        "a hook gives back fewer rows, another dtype, no tensor, or resizes what it was given": (
+            "tests/models/test_hook_results.py::test_a_hook_that_gives_back_something_else_raises_and_names_both"
+        ),
+        "the same, whichever way the hook was added": (
+            "tests/models/test_hook_results.py::test_it_raises_whichever_way_the_hook_came"
+        ),
+        "the same, at any hook point": ("tests/models/test_hook_results.py::test_every_hook_point_refuses_fewer_rows"),
+        "the same, in a view of one stack": ("tests/models/test_hook_results.py::test_a_view_refuses_it_too"),
+        "a backward hook gives back a gradient of another form": (
+            "tests/models/test_hook_results.py::test_a_backward_hook_gives_back_a_gradient_of_the_same_form"
+        ),
+        "a pre-hook at a hook point does nothing": (
+            "tests/models/test_hook_results.py::test_a_hook_point_takes_no_pre_hook"
+        ),
+        "the key cross_attn gives self-attention": (
+            "tests/models/test_cache_keys.py::test_cross_attention_is_a_layer_type_of_every_activation_that_it_has"
+        ),
+        "results of cross-attention's heads are self-attention's": (
+            "tests/models/test_cache_keys.py::test_head_results_of_cross_attention_sum_to_what_it_wrote"
+        ),
+        "a layer type that there is not is passed over": (
+            "tests/models/test_cache_keys.py::test_a_layer_type_that_does_not_exist_raises"
+        ),
+        "a missing key does not say why": (
+            "tests/models/test_cache_keys.py::test_a_missing_key_says_why_it_is_missing"
+        ),
+        "a slice of a cache refuses nothing": (
+            "tests/models/test_cache_keys.py::test_a_slice_of_a_cache_keeps_its_keys"
+        ),
+        "another thread's run sees open hooks": (
+            "tests/models/test_threads.py::test_an_open_context_is_not_seen_by_another_threads_run"
+        ),
+        "threads run within one another's runs": (
+            "tests/models/test_threads.py::test_a_run_waits_for_the_run_of_another_thread"
+        ),
+        "threads share a tokenizer's padding": (
+            "tests/models/test_threads.py::test_texts_are_read_by_one_thread_at_a_time"
+        ),
+        "a hook on a module of Hugging Face that is never called is silent": (
+            "tests/models/test_foreign_hooks.py::test_a_hook_warns_where_the_run_does_not_call_its_module_and_nowhere_else"
+        ),
+        "train() means nothing": ("tests/models/test_foreign_hooks.py::test_training_mode_raises_or_changes_nothing"),
+    },
+    "Padding and windows": {
+        "a sliding window counts padding while the model answers": (
+            "tests/models/test_parity.py::test_a_sliding_window_counts_tokens_and_no_padding"
+        ),
+        "rotary frequencies of the longest row are every row's": (
+            "tests/models/test_parity.py::test_rotary_positions_that_depend_on_length_are_each_rows_own"
+        ),
+        "a loss is asked of padding": ("tests/models/test_parity.py::test_no_loss_is_asked_of_padding"),
+        "one of three activations at a hook point is patched": (
+            "tests/test_every_way.py::test_a_hook_point_that_fires_several_times_is_no_site"
+        ),
+        "CI draws the same examples every time": (
+            "tests/test_draws.py::test_a_run_in_ci_draws_anew_keeps_what_fails_and_is_repeated_by_its_seed"
+        ),
+        "a feature layer out of range is another layer": (
+            "tests/models/test_feature_layers.py::test_the_layers_that_hugging_face_cannot_run_are_refused_and_no_others"
+        ),
+    },
+    "Pictures, texts, tables": {
+        "float and 32-bit TIFFs are black in data sets": (
+            "tests/test_images.py::test_deep_tiffs_are_the_same_picture_for_a_model_and_for_a_data_set"
+        ),
+        "integers beyond 16 bits are clipped": (
+            "tests/test_images.py::test_integers_beyond_16_bits_are_refused_by_name"
+        ),
+        "a directory or a dead link is no named error": ("tests/test_images.py::test_a_directory_is_named"),
+        "a picture without pixels": ("tests/test_images.py::test_a_picture_without_pixels_is_refused"),
+        "stray quotes, missing cells, encodings": ("tests/datasets/test_tables.py::test_a_damaged_line_is_named"),
+        "columns named twice": ("tests/datasets/test_tables.py::test_a_header_that_does_not_fit_is_named"),
+        "a row is taken from one kind of table and refused in another; paths and links lead out of the folder": (
+            "tests/datasets/test_rows.py::test_a_row_is_passed_over_for_the_same_reason_wherever_it_stands"
+        ),
+        "a question that cannot be seen": ("tests/models/test_text.py::test_a_question_that_cannot_be_seen_is_empty"),
+        "a NUL or half a surrogate pair": (
+            "tests/models/test_text.py::test_what_no_tokenizer_reads_is_refused_by_its_place"
+        ),
+        "a control token within a prompt": (
+            "tests/models/test_text.py::test_a_control_token_in_a_prompt_is_refused_unless_it_is_allowed"
+        ),
+        "a prompt of 44 MB is tokenized": (
+            "tests/models/test_text.py::test_a_prompt_beyond_the_context_is_refused_before_it_is_tokenized"
+        ),
+    },
+    "Checkpoints": {
+        "an index names a pickle": ("tests/models/test_checkpoint.py::test_an_index_that_names_a_pickle_is_refused"),
+        "an index names a file outside": (
+            "tests/models/test_checkpoint.py::test_an_index_that_names_a_file_outside_is_refused"
+        ),
+        "a link leads out of a checkpoint": (
+            "tests/models/test_checkpoint.py::test_a_link_out_of_the_checkpoint_is_refused"
+        ),
+        "a config names weights of its own": (
+            "tests/models/test_checkpoint.py::test_weights_named_by_the_config_are_safetensors_of_its_own"
+        ),
+        "a processor names a second model": (
+            "tests/models/test_checkpoint.py::test_a_processor_that_names_a_second_model_is_refused"
+        ),
+        "a config names code": ("tests/models/test_checkpoint.py::test_a_kernel_that_a_config_names_is_refused"),
+        "weights that are NaN answer": (
+            "tests/models/test_checkpoint.py::test_a_weight_that_is_no_number_is_refused_by_name"
+        ),
+        "the zoo takes files that it did not ship": (
+            "tests/zoo/test_zoo.py::test_a_file_that_was_not_shipped_is_refused"
+        ),
+    },
+    "The report's word": {
+        "a verdict differs from place to place": (
+            "tests/notice/test_verdicts.py::test_every_place_gives_the_same_verdict"
+        ),
+        "three random sets decide": (
+            "tests/notice/test_verdicts.py::test_three_random_sets_leave_it_undecided_everywhere"
+        ),
+        "what is not shown is told as refuted": (
+            "tests/notice/test_verdicts.py::test_what_an_interval_spans_is_undecided_and_not_refuted"
+        ),
+        "50 of 50 are certain": ("tests/notice/test_intervals.py::test_fifty_of_fifty_are_not_certain"),
+        "an interval is a point": ("tests/notice/test_intervals.py::test_no_interval_that_is_printed_is_a_point"),
+        "headline and terminal do not say where heads were read": (
+            "tests/notice/test_places.py::test_headline_and_terminal_name_where_heads_are_read_and_where_another_does_more"
+        ),
+        "0.00 for a head that is strong elsewhere": (
+            "tests/notice/test_places.py::test_a_head_that_is_strong_elsewhere_stands_in_no_map_without_saying_where"
+        ),
+        "an effect without its place": ("tests/notice/test_places.py::test_no_effect_is_printed_without_its_place"),
+        "a chart is blank on paper": (
+            "tests/notice/report/test_print.py::test_charts_are_drawn_and_parts_unfolded_before_a_page_is_printed"
+        ),
+    },
+    "The first hour": {
+        "a block of the README does not run by itself": ("tests/test_readme.py::test_each_block_runs_by_itself"),
+        "pictures that the README names are not there": (
+            "tests/test_readme.py::test_the_models_that_ship_answer_the_question_about_the_pictures_that_ship"
+        ),
+        "m.nonsense() passes a type checker": ("tests/test_types.py::test_every_misspelled_name_is_an_error"),
+        "a model prints as pages": ("tests/models/test_shown.py::test_everything_prints_as_a_screenful"),
+        "text of a tokenizer is HTML in a notebook": (
+            "tests/models/test_shown.py::test_what_a_tokenizer_says_is_escaped"
+        ),
+        "a stack that there is not is a KeyError": (
+            "tests/models/test_names.py::test_a_stack_that_is_not_there_is_answered_with_those_that_are"
+        ),
+        "a misspelled attribute says nothing": (
+            "tests/models/test_names.py::test_a_misspelled_attribute_is_answered_with_the_closest"
+        ),
+        "no tokenizer, to_single_str_token, b_U": (
+            "tests/models/test_names.py::test_a_token_goes_to_its_string_and_back"
+        ),
+        "inputs.to(dtype)": ("tests/models/test_names.py::test_inputs_move_as_tensors_do"),
+        "device and dtype know neither machine nor checkpoint": (
+            "tests/models/test_placement.py::test_a_checkpoint_is_loaded_as_the_machine_says"
+        ),
+        "the command line does not say where a model runs": (
+            "tests/notice/test_placement.py::test_the_command_line_says_where_the_model_runs_and_the_run_records_it"
+        ),
+    },
 }
 
 
@@ -103,12 +262,11 @@ def outcomes(commit: str, tests: list[str]) -> dict[str, str]:
             "junit_family=xunit1",
         ]
         subprocess.run([*command, *tests], cwd=there, env=_environment(there), check=False)
-        found = {
-            f"{case.get('file')}::{case.get('name')}": "fails"
-            if {"failure", "error"} & {c.tag for c in case}
-            else "passes"
-            for case in ElementTree.parse(report).iter("testcase")
-        }
+        found: dict[str, str] = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            name, failed = f"{case.get('file')}::{case.get('name')}", {"failure", "error"} & {part.tag for part in case}
+            for test in {name, name.partition("[")[0]} & set(tests):  # of a test with cases, one that fails is enough
+                found[test] = "fails" if failed or found.get(test) == "fails" else "passes"
     return {test: found.get(test, "no load") for test in tests}
 
 
