@@ -96,23 +96,6 @@ def read(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Ima
         return _decoded(image, name)
 
 
-def size(source: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
-    """Width and height of the picture in a file, as `read` would give it; only the file's head is read.
-
-    Raises:
-        ImageError: as `read`, as far as the head tells.
-    """
-    name = name or _named(source)
-    with _opened(source, name) as image:
-        _refuse_size(image, name)
-        try:
-            in_head = image.format != "PNG" or "exif" in image.info  # else Pillow decodes all of it to look behind
-            turned = in_head and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except Exception as error:
-            raise _damaged(name, error) from error
-        return (image.height, image.width) if turned else image.size
-
-
 def _named(source: str | os.PathLike[str] | bytes) -> str:
     return "the picture" if isinstance(source, bytes) else os.fspath(source)
 

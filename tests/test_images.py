@@ -15,7 +15,7 @@ from PIL import Image
 
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.errors import HookedVLMError, ImageError
-from hooked_vlm.images import read, size, to_rgb, to_rgb_list
+from hooked_vlm.images import read, to_rgb, to_rgb_list
 from tests.models.checkpoints import blip_processor, picture
 
 RGB = picture(3, height=10, width=14)
@@ -226,7 +226,6 @@ def test_a_cameras_rotation_is_undone(orientation: int, tmp_path: Path) -> None:
     exif[0x0112] = orientation
     RGB.save(tmp_path / "photo.png", exif=exif)
     assert np.array_equal(to_rgb(tmp_path / "photo.png"), ORIENTED[orientation])
-    assert size(tmp_path / "photo.png") == to_rgb(tmp_path / "photo.png").size
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ def test_a_directory_is_named(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    for look in (to_rgb, read, size):
+    for look in (to_rgb, read):
         with pytest.raises(ImageError, match=r"pipe\.png' is a FIFO and cannot be read"):
             look(tmp_path / "pipe.png")
 
@@ -294,14 +293,6 @@ def test_a_picture_far_longer_than_wide_is_refused() -> None:
     for image in (Image.new("L", (501, 1)), np.zeros((2000, 3), np.uint8)):
         with pytest.raises(ImageError, match="one side is more than 500 times the other"):
             to_rgb(image)
-
-
-def test_the_size_of_a_picture_is_read_from_its_head_alone(tmp_path: Path) -> None:
-    content = encoded(picture(0, 64, 48), "png")
-    path = written(tmp_path / "half.png", content[:200])
-    assert size(path) == size(content) == (48, 64)
-    with pytest.raises(ImageError, match=r"half\.png"):
-        read(path)
 
 
 def test_a_text_that_is_called_an_image_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A raw row has the columns of `pairs`, texts as strings or None, and pictures as a cell: None, a file's bytes, a path
 inside the data's folder, or both in a mapping as `datasets` stores them. `unusable` looks at it without reading a
-picture, `sizes_of` reads the heads of its pictures, `whole` decodes them. Costs: a look at the disk for each path.
+picture, `whole` decodes them. Costs: a look at the disk for each path.
 """
 
 import os
@@ -17,7 +17,7 @@ from hooked_vlm.datasets.pictures import UNREADABLE, Skips, same
 from hooked_vlm.datasets.questions import SAME
 from hooked_vlm.errors import ImageError
 from hooked_vlm.given import is_blank, leads_out
-from hooked_vlm.images import read, size
+from hooked_vlm.images import read
 
 NEEDED = ("image", "corrupt_image", "prompt", "answer", "wrong_answer")
 OUTSIDE = "a path leads out of the folder"
@@ -42,15 +42,6 @@ def unusable(row: Mapping[str, Any], folder: Path) -> str:
         if data is None and path and leads_out(folder, path):
             return OUTSIDE
     return ""
-
-
-def sizes_of(row: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, int]]:
-    """Width and height of a usable row's pictures by column, from the heads of their files.
-
-    Raises:
-        ImageError: A picture is missing, or its head cannot be read.
-    """
-    return {name: size(*source) for name in PICTURES if (source := _source(row, name, folder)) is not None}
 
 
 def whole(row: Mapping[str, Any], folder: Path, skips: Skips) -> Row | None:

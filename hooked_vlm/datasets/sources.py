@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from hooked_vlm.datasets import facial_expressions, folder, mit_states, parquet, shapes, svo_probes
-from hooked_vlm.datasets.pictures import UNREADABLE, Skips
-from hooked_vlm.datasets.rows import OTHER_SIZE, sizes_of, unusable, whole
-from hooked_vlm.errors import DataError, ImageError, closest
+from hooked_vlm.datasets.pictures import Skips
+from hooked_vlm.datasets.rows import whole
+from hooked_vlm.errors import DataError, closest
 
 Rows = Iterator[dict[str, Any]]
 
@@ -131,75 +131,6 @@ def _told(rows: Rows, skips: Skips, where: str) -> Rows:
     """The rows, and a warning after the last one if pictures could not be read."""
     yield from rows
     skips.warn(where)
-
-
-@dataclass
-class Survey:
-    """What a look at all rows of a user's own data found, before any is used.
-
-    Args:
-        task: The task.
-        rows: How many rows there are; None where that is not known before they are drawn.
-        usable: How many of them can be asked about, as far as was looked; None likewise.
-        skipped: How many cases would be passed over for which reason, as `Source.skipped`.
-        named: The names of the first cases of each reason.
-    """
-
-    task: str
-    rows: int | None
-    usable: int | None
-    skipped: Counter[str]
-    named: dict[str, list[str]]
-
-
-def survey(task: str, *, data: str | Path | None = None, decode: bool = False) -> Survey:
-    """Look at every row of a task, before the first is used.
-
-    Of `pairs.csv` and of parquet files every row is validated: its id, texts and answers, where its paths lead, and
-    from the heads of its pictures' files whether they are pictures and its mask has its picture's size. For the other
-    tasks their folders and tables are looked at, as `source` does.
-
-    Args:
-        task: As `source`.
-        data: As `source`.
-        decode: Decode every picture, which takes about as long as to draw all rows.
-
-    Raises:
-        DataError: There is no such task, its data is not what it should be, or no row of it can be asked about.
-        TaskSchemaError: A table is not a task's, or an id is missing, no text, or another row's.
-    """
-    if not (task == folder.TASK or task.endswith(".parquet")):
-        found = source(task, data=data, warn=False)
-        return Survey(task, None, None, found.skipped, found.named)
-    skips = Skips()
-    if task == folder.TASK:
-        place = folder.place(data)
-        raw: Rows = (line for _, line in folder.lines(place, skips))
-    else:
-        path = Path(data or "") / task
-        place, raw = path.parent, parquet.rows(parquet.opened(path), path)
-    usable = 0
-    for row in raw:
-        usable += whole(row, place, skips) is not None if decode else _looked_at(row, place, skips)
-    passed = sum(n for reason, n in skips.counts.items() if not reason.startswith("no mask"))
-    if not usable:
-        raise DataError(f"No row of {str(data or task)!r} can be used: {skips.told() or 'there are none'}.")
-    return Survey(task, usable + passed, usable, skips.counts, skips.names)
-
-
-def _looked_at(row: dict[str, Any], place: Path, skips: Skips) -> bool:
-    """Whether a raw row can be asked about, as far as the heads of its pictures tell."""
-    if reason := unusable(row, place):
-        skips.add(reason, row["id"])
-        return False
-    try:
-        sizes = sizes_of(row, place)
-    except ImageError as error:
-        skips.add(UNREADABLE, f"{row['id']}: {error}")
-        return False
-    if sizes.get("mask", sizes["image"]) != sizes["image"]:
-        skips.add(OTHER_SIZE, row["id"])
-    return True
 
 
 def _of_equal_length(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:

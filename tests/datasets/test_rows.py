@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.rows import NEEDED
-from hooked_vlm.datasets.sources import Survey, source, survey
+from hooked_vlm.datasets.sources import source
 from hooked_vlm.errors import DataError, TaskSchemaError
 from tests.datasets.folders import picture, table
 
@@ -99,15 +98,12 @@ def test_a_row_is_passed_over_for_the_same_reason_wherever_it_stands(
     given = source(task, data=data, warn=False)
     assert [each["id"] for each in given.rows] == ["good"]
     assert given.skipped[reason] == 1
-    looked = survey(task, data=data)
-    assert looked.usable == 1 and looked.skipped[reason] == 1 and looked.named[reason] == given.named[reason]
 
 
 @WAYS
 def test_same_pictures_are_seen_where_they_are_decoded(data: pathlib.Path, write: Write) -> None:
     task = write(data, [row("bad", corrupt_image="cat.png"), row("good")])
     reason = "the two pictures are the same picture"
-    assert survey(task, data=data, decode=True).skipped[reason] == 1
     given = source(task, data=data)
     assert len(list(given.rows)) == 1 and given.skipped[reason] == 1
 
@@ -118,8 +114,7 @@ def test_a_mask_of_another_size_is_left_out_before_anything_is_computed(data: pa
     given = source(task, data=data)
     masks = {each["id"]: each["mask"] for each in given.rows}
     assert {name: mask is not None for name, mask in masks.items()} == {"bad": False, "good": True, "bare": False}
-    for skipped in (given.skipped, survey(task, data=data).skipped, survey(task, data=data, decode=True).skipped):
-        assert skipped == {"no mask: it has another size than its picture": 1}
+    assert given.skipped == {"no mask: it has another size than its picture": 1}
 
 
 @WAYS
@@ -151,9 +146,8 @@ ILL: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_id_that_is_none_or_anothers_is_refused(data: pathlib.Path, kind: str) -> None:
     changes, message = ILL[kind]
     task = as_parquet(data, [row("good"), row("bad") | changes])
-    for look in (source, survey):
-        with pytest.raises(TaskSchemaError, match=message):
-            look(task, data=data)
+    with pytest.raises(TaskSchemaError, match=message):
+        source(task, data=data)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +172,3 @@ def test_a_table_read_whole_follows_no_path(data: pathlib.Path, write: Write) ->
         pairs.read_parquet(data / task)
     with pytest.raises(DataError, match=r"gone\.parquet' is no parquet file"):
         pairs.read_parquet(data / "gone.parquet")
-
-
-def test_a_survey_counts_rows_without_drawing_them(data: pathlib.Path) -> None:
-    as_csv(data, [row("one"), row("two", answer="")])
-    reason = "the row has no answer"
-    assert survey("folder", data=data) == Survey("folder", 2, 1, Counter([reason]), {reason: ["line 3"]})
-    assert survey("colour").usable is None
-    as_csv(data, [row("two", answer="")])
-    with pytest.raises(DataError, match=r"No row of .* can be used: the row has no answer \(1\)"):
-        survey("folder", data=data)
