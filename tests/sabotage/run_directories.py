@@ -242,7 +242,8 @@ def _name(file: str, files: Sequence[str] = (), damage: str = "") -> tuple[str, 
     """What an error may call a file: its name, its folder's, or that of a file which it was swapped with."""
     path = Path(file)
     alike = [Path(other).name for other in files if damage == "swapped" and Path(other).suffix == path.suffix]
-    return path.name, f"{path.parent.name}/" if path.parent.name else path.stem, *alike
+    listed = ("list of files",) if path.name.startswith("manifest") else ()  # what a manifest is in plain words
+    return path.name, f"{path.parent.name}/" if path.parent.name else path.stem, *alike, *listed
 
 
 def _again(prepared: Path, file: str, damage: Damage, draw: Random, folder: Path) -> Any:

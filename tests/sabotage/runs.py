@@ -100,7 +100,7 @@ def _other_files(seed: int, prepared: Path) -> Found:
             path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
             return same_command(path.parent)
 
-        yield f"run.json-with-{name}", partial(written, change), refuses("run.json")
+        yield f"run.json-with-{name}", partial(written, change), either(reference, "run.json")
     for name, text in {
         "a-list": "[]",
         "a-word": '"run"',
