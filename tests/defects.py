@@ -174,6 +174,50 @@ CLASSES: dict[str, dict[str, str]] = {
             "tests/zoo/test_zoo.py::test_a_file_that_was_not_shipped_is_refused"
         ),
     },
+    "Run directories": {
+        "a run directory that was harmed is believed": (
+            "tests/notice/test_damage.py::test_every_file_that_is_harmed_is_made_again_or_named"
+        ),
+        "counts change after a file was deleted": (
+            "tests/notice/test_damage.py::test_what_was_counted_is_counted_again"
+        ),
+        "a report is made of a damaged run": (
+            "tests/notice/test_damage.py::test_a_report_and_a_comparison_of_a_harmed_run_name_the_file"
+        ),
+        "a comparison overwrites a file of a run": (
+            "tests/notice/test_damage.py::test_a_comparison_takes_no_place_in_a_run"
+        ),
+        "a run goes on with another model": (
+            "tests/notice/test_identity.py::test_another_model_is_refused_by_what_differs"
+        ),
+        "a run goes on with other packages": (
+            "tests/notice/test_identity.py::test_other_packages_are_refused_by_name_and_accepted_on_demand"
+        ),
+        "a run goes on with other rows": ("tests/notice/test_identity.py::test_other_rows_are_refused_by_name"),
+        "one deleted picture shifts every later row": (
+            "tests/notice/test_identity.py::test_a_picture_deleted_from_a_folder_shifts_no_example"
+        ),
+        "a row is refused when everything is computed": (
+            "tests/notice/test_identity.py::test_every_row_is_checked_before_the_first_example"
+        ),
+        "an option is refused when everything is computed": (
+            "tests/notice/test_identity.py::test_every_option_is_checked_before_anything_is_made"
+        ),
+        "a truncated run.json has no way out": (
+            "tests/notice/test_directory.py::test_a_damaged_run_json_is_written_anew"
+        ),
+        "a file is written through a symbolic link": (
+            "tests/notice/test_directory.py::test_nothing_is_written_through_a_symbolic_link"
+        ),
+        "a file is moved before it is on the disk": (
+            "tests/notice/test_directory.py::test_a_file_is_on_the_disk_before_and_after_it_is_moved"
+        ),
+        "a flipped bit is read": ("tests/notice/test_directory.py::test_one_bit_is_noticed_wherever_it_is"),
+        "another run's file counts": (
+            "tests/notice/test_directory.py::test_another_runs_file_is_refused_and_left_alone"
+        ),
+        "one file an example": ("tests/notice/test_resume.py::test_a_block_is_a_file_and_not_an_example"),
+    },
     "The report's word": {
         "a verdict differs from place to place": (
             "tests/notice/test_verdicts.py::test_every_place_gives_the_same_verdict"
