@@ -63,7 +63,8 @@ class NoticeConfig:
         region: corrupt the masked region of the image instead of taking the task's corrupt image: "blur", "mean",
             "inpaint".
         prompt_template: a text with {prompt}. Where it holds the image's placeholder ("<image>" in LLaVA) it stands in
-            place of the model's own template, else inside of it.
+            place of the model's own template, else inside of it. Control tokens in it ("</s>") are read as such, those
+            in a row's prompt are refused.
         random_draws: draws of random heads that the selected ones are compared with.
         bootstrap: resamples for every interval.
         device: where the model runs; None or "auto" for the accelerator that is here, else the CPU.

@@ -22,7 +22,7 @@ from hooked_vlm import notice
 from hooked_vlm.notice import report, summary, terminal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.report.compare import compare
-from tests.notice.made import run_directory
+from tests.notice.made import run_directory, write_tables
 from tests.notice.report.parsed import Page
 
 SMALL = {"kinds": ["attn-heads"], "corrupt": ["image"], "layers": 2, "heads": 3, "dropped": 0}
@@ -40,11 +40,10 @@ def runs(tmp_path_factory):
 
 
 def write_ablation(path, harms, draws, seed):
-    """Ablation files: in each task the chosen heads cost so much more than random ones do, on average."""
+    """Ablation tables: in each task the chosen heads cost so much more than random ones do, on average."""
     draw = np.random.default_rng(seed)
-    shutil.rmtree(path / "ablation", ignore_errors=True)
-    (path / "ablation").mkdir()
     for task, harm in zip(TASKS, harms, strict=True):
+        tables = {}
         for number in range(6):
             key = {"task": task, "example": f"{task}-{number}", "group": "g", "overlap": 0}
             rows = [{**key, "selection": FULL, "draw": SELECTED, "n_heads": 0, "correct": True, "logit_diff": 6.0}]
@@ -60,7 +59,8 @@ def write_ablation(path, harms, draws, seed):
                         "logit_diff": left,
                     }
                 )
-            pd.DataFrame(rows).to_parquet(path / "ablation" / f"{task}-{number:06d}.parquet")
+            tables[number] = pd.DataFrame(rows)
+        write_tables(path, "ablation", task, tables)
 
 
 def of_headline(text):
