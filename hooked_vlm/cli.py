@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hooked_vlm import __version__
-from hooked_vlm.errors import HookedVLMError, HookNameError
+from hooked_vlm.errors import HookedVLMError, HookNameError, quoted
 
 app = typer.Typer(
     name="hooked-vlm",
@@ -65,7 +65,7 @@ def hooks(
     rows = table.hook_table(table.skeleton(model, revision=revision))
     shown = [row for row in rows if filter in row.name]
     if not shown:
-        raise HookNameError(f"none of the {len(rows)} hook points of {model!r} contains {filter!r}")
+        raise HookNameError(f"none of the {len(rows)} hook points of {quoted(model)} contains {quoted(filter)}")
     if markdown:
         typer.echo(table.to_markdown(shown))
         return

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vlm.errors import DataError, StackError
+from hooked_vlm.errors import DataError, StackError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.notice.vocabulary import Head, module_of, of_heads
@@ -45,7 +45,9 @@ def hook_name(model: Any, kind: str, layer: int) -> str:
     """
     name = f"{model.stacks[model.prompt_stack].prefix}blocks.{layer}.{module_of(kind)}.hook_z"
     if name not in model.hook_dict:
-        raise StackError(f"there is no {name}: {model.prompt_stack} has no heads of kind {kind!r} in layer {layer}")
+        raise StackError(
+            f"there is no {name}: {model.prompt_stack} has no heads of kind {quoted(kind)} in layer {layer}"
+        )
     return name
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hooked_vlm.notice import fingerprint
 from hooked_vlm.notice.findings import Records
 from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.labels import NONE
@@ -44,6 +45,33 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     said += _about_heads(data, tables, rule)
     said += _about_scope(data, tables, config)
     return said
+
+
+def about_packages(record: Mapping[str, Any]) -> list[str]:
+    """With which packages a run went on that it did not begin with, in sentences.
+
+    Args:
+        record: what run.json says.
+    """
+    return [
+        f"Accepted on demand: from {when} on, the run was made with {listed(changes)}. Its numbers are of both."
+        for when, changes in accepted(record)
+    ]
+
+
+def accepted(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """When a run went on with other packages than it began with, and with which: "torch 2.9 in place of 2.8"."""
+    began = record.get("packages") or {}
+    return [
+        (
+            str(each["when"]),
+            [
+                f"{name} {each['packages'].get(name, 'none')} in place of {began.get(name, 'none')}"
+                for name in fingerprint.differences(began, each["packages"])
+            ],
+        )
+        for each in record.get("accepted") or []
+    ]
 
 
 def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> list[str]:

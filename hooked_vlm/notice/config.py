@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.errors import InputsError, ResumeError, closest
+from hooked_vlm.errors import InputsError, ResumeError, closest, quoted
+from hooked_vlm.given import is_blank
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
 
 POSITIONS = ("text", "answer", "last", "all")
@@ -30,7 +31,13 @@ _CHOICE: dict[str, tuple[str | None, ...]] = {
     "select_at": SELECT_AT,
     "region": (None, *REGIONS),
 }
-_AT_LEAST = {"examples": 1, "seed": 0, "random_draws": 0, "bootstrap": 1, "batch": 1}  # whole numbers
+_WHOLE = {  # whole numbers, from and to: every row is looked through, and every draw of a table is in memory
+    "examples": (1, 100_000),
+    "seed": (0, 2**63 - 1),
+    "random_draws": (0, 10_000),
+    "bootstrap": (1, 100_000),
+    "batch": (1, 100_000),
+}
 _LEFT_OUT = ("batch", "data", "region", "prompt_template", "device", "dtype", "revision")  # None is a value of them
 _TEXTS = ("model", "positions", "select_at", "data", "region", "prompt_template", "device", "dtype", "revision")
 
@@ -48,7 +55,7 @@ class NoticeConfig:
             word, "last", or "all".
         select_at: where heads are selected: "answer", "last", "every position", or "auto", the paper's choice: the
             answer's word in BLIP, the last prompt token in LLaVA.
-        examples: kept examples wanted of each task; four times as many rows are seen at most.
+        examples: kept examples wanted of each task, 100,000 at most; four times as many rows are seen at most.
         seed: of the rows, the noise and every random draw.
         data: the folder of the data set, for tasks that read one.
         noise: also run Gaussian noise, the method that NOTICE is compared with.
@@ -56,7 +63,8 @@ class NoticeConfig:
         region: corrupt the masked region of the image instead of taking the task's corrupt image: "blur", "mean",
             "inpaint".
         prompt_template: a text with {prompt}. Where it holds the image's placeholder ("<image>" in LLaVA) it stands in
-            place of the model's own template, else inside of it.
+            place of the model's own template, else inside of it. Control tokens in it ("</s>") are read as such, those
+            in a row's prompt are refused.
         random_draws: draws of random heads that the selected ones are compared with.
         bootstrap: resamples for every interval.
         device: where the model runs; None or "auto" for the accelerator that is here, else the CPU.
@@ -94,18 +102,19 @@ class NoticeConfig:
             given = getattr(self, name)
             names = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
             if names is None or not all(isinstance(each, str) and _sayable(each) for each in names):
-                raise InputsError(f"{name} is {given!r}; expected a sequence of names")
-            given = names
-            object.__setattr__(self, name, tuple(given))
-            if len(set(given)) < len(given) or (not given and name != "kinds"):
-                raise InputsError(f"{name} is {tuple(given)}; expected each name once, and at least one")
+                raise InputsError(f"{name} is {quoted(given)}; expected a sequence of names")
+            object.__setattr__(self, name, names)
+            if len(set(names)) < len(names) or (not names and name != "kinds"):
+                raise InputsError(f"{name} is {quoted(names)}; expected each name once, and at least one")
         for name, known in _CHOICES.items():
             for each in getattr(self, name):
                 _refuse_unknown(name, each, known)
         for name, values in _CHOICE.items():
             _refuse_unknown(name, getattr(self, name), values)
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
-            raise InputsError(f"prompt_template is {self.prompt_template!r}; expected a text with {{prompt}} in it")
+            raise InputsError(
+                f"prompt_template is {quoted(self.prompt_template)}; expected a text with {{prompt}} in it"
+            )
         if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, EVERY):
             raise InputsError(
                 f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
@@ -116,29 +125,32 @@ class NoticeConfig:
                 f"region is {self.region!r}, and the image is not corrupted: leave it out, or corrupt 'image'"
             )
         if len(set(stems := [file_name(task) for task in self.tasks])) < len(stems):
-            raise InputsError(f"tasks {self.tasks} would be written to files of the same names: rename one")
+            raise InputsError(f"tasks {quoted(self.tasks)} would be written to files of the same names: rename one")
 
     def _refuse_other_types(self) -> None:
         """Raise InputsError if an option is of another type than its values, or a number out of its range."""
         for name in _TEXTS:
             given = getattr(self, name)
             if not isinstance(given, str) and not (given is None and name in _LEFT_OUT):
-                raise InputsError(f"{name} is {given!r}; expected a text")
+                raise InputsError(f"{name} is {quoted(given)}; expected a text")
+            if given is not None and is_blank(given):
+                way = "; leave it out for what is decided without it" if name in _LEFT_OUT else ""
+                raise InputsError(f"{name} is {quoted(given)}; expected a text that says something{way}")
             if given is not None and ((not given.isprintable() and name != "prompt_template") or not _sayable(given)):
-                raise InputsError(f"{name} is {given!r}; expected a text that can be written and read")
+                raise InputsError(f"{name} is {quoted(given)}; expected a text that can be written and read")
         if not isinstance(self.noise, bool):
-            raise InputsError(f"noise is {self.noise!r}; expected True or False")
-        for name, least in _AT_LEAST.items():
+            raise InputsError(f"noise is {quoted(self.noise)}; expected True or False")
+        for name, (least, most) in _WHOLE.items():
             given = getattr(self, name)
             if given is None and name in _LEFT_OUT:
                 continue
             if isinstance(given, bool) or not isinstance(given, int):
-                raise InputsError(f"{name} is {given!r}; expected a whole number")
-            if given < least:
-                raise InputsError(f"{name} is {given}; expected {least} or more")
+                raise InputsError(f"{name} is {quoted(given)}; expected a whole number")
+            if not least <= given <= most:
+                raise InputsError(f"{name} is {quoted(given)}; expected {least} or more, and {most} at most")
         scale = self.noise_scale
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise InputsError(f"noise_scale is {scale!r}; expected a number above 0")
+            raise InputsError(f"noise_scale is {quoted(scale)}; expected a number above 0")
 
     def resolved(self, model: Any) -> NoticeConfig:
         """The same with "auto" and empty choices decided by a model.
@@ -198,9 +210,11 @@ class NoticeConfig:
             InputsError: if an option is missing, unknown, or of another type.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise InputsError(f"the configuration is {quoted(given)}; expected options by name, as to_json gives them")
         if unknown := [name for name in given if name not in fields]:
             raise InputsError(
-                f"a run has no option {unknown[0]!r}: the closest are {', '.join(closest(unknown[0], fields))}"
+                f"a run has no option {quoted(unknown[0])}: the closest are {', '.join(closest(unknown[0], fields))}"
             )
         if missing := [name for name in ("model", "tasks") if name not in given]:
             raise InputsError(f"the configuration lacks {' and '.join(missing)}")
@@ -221,7 +235,11 @@ class NoticeConfig:
     def differences(self, other: NoticeConfig) -> list[str]:
         """What differs in another configuration, in words: "seed was 0 and is 1"."""
         mine, theirs = self.to_json(), other.to_json()
-        return [f"{name} was {mine[name]!r} and is {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name} was {quoted(mine[name])} and is {quoted(theirs[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
 
     def refuse_another(self, other: NoticeConfig, directory: Path) -> None:
         """Raise ResumeError if a directory holds this configuration's run and another one is asked for."""
@@ -255,4 +273,4 @@ def _sayable(text: str) -> bool:
 
 def _refuse_unknown(name: str, value: Any, known: Any) -> None:
     if value not in known:
-        raise InputsError(f"{name} has no {value!r}: expected {', '.join(map(repr, known))}")
+        raise InputsError(f"{name} has no {quoted(value)}: expected {', '.join(map(repr, known))}")

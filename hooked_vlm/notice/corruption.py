@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageFilter, ImageStat
 from torch import Tensor
 
-from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError
+from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError, quoted
 from hooked_vlm.hooks import swap_image, swap_tokens, where
 from hooked_vlm.images import to_rgb, to_rgb_list
 from hooked_vlm.models.inputs import VLMInputs
@@ -117,7 +117,7 @@ class SymmetricTokenReplacement:
             raise ReplacementError(_LENGTH.format("example 0", ids.shape[1], inputs.input_ids.shape[1]))
         for row, (its, mine) in enumerate(zip(theirs.sum(1).tolist(), real.sum(1).tolist(), strict=True)):
             if mine != its:
-                raise ReplacementError(_LENGTH.format(f"example {row}", its, mine) + f" ({self.prompt!r})")
+                raise ReplacementError(_LENGTH.format(f"example {row}", its, mine) + f" ({quoted(self.prompt)})")
         new = inputs.input_ids.clone()
         new[real] = ids[theirs].to(new)
         if bool((inputs.replace(input_ids=new).is_image != inputs.is_image).any()):
@@ -152,7 +152,7 @@ class GaussianNoise:
             InputsError: if the target is none, or there are other numbers of seeds than examples.
         """
         if self.target not in ("text", "image"):
-            raise InputsError(f"noise on {self.target!r}: expected 'text' or 'image'")
+            raise InputsError(f"noise on {quoted(self.target)}: expected 'text' or 'image'")
         seeds = [self.seed] * len(inputs) if isinstance(self.seed, int) else list(self.seed)
         if len(seeds) != len(inputs):
             raise InputsError(f"there are {len(seeds)} seeds for {len(inputs)} examples: give one, or as many")
@@ -210,7 +210,7 @@ class RegionCorruption:
         """
         fills = {"blur": _blurred, "mean": _mean, "inpaint": _inpainted}
         if self.how not in fills:
-            raise InputsError(f"a region corrupted by {self.how!r}: expected {', '.join(map(repr, fills))}")
+            raise InputsError(f"a region corrupted by {quoted(self.how)}: expected {', '.join(map(repr, fills))}")
         images = to_rgb_list(self.image)
         masks = list(self.mask) if isinstance(self.mask, (list, tuple)) else [self.mask]
         if len(masks) != len(images):

@@ -16,7 +16,6 @@ Costs two digests of what is there when a run begins (1 s for 1 GB). Knows no mo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.errors import RunDirectoryError, cut, quoted
 from hooked_vlm.notice import storage
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.files import AGAIN, MANIFEST, ListedFiles, text_of
@@ -101,8 +100,8 @@ class RunDirectory(ListedFiles):
         names = {entry.name for entry in entries} - {_LOCK}
         if names and not names & {RUN, MANIFEST} and not all(name.endswith(PART) for name in names):
             raise RunDirectoryError(
-                f"{self.path} is no run: it holds {', '.join(sorted(names)[:3])} and no {RUN}. Take an empty or a new "
-                "directory"
+                f"{self.path} is no run: it holds {cut(', '.join(sorted(names)[:3]))} and no {RUN}. Take an empty or "
+                "a new directory"
             )
 
     def stored(self) -> dict[str, Any] | None:
@@ -115,7 +114,7 @@ class RunDirectory(ListedFiles):
             entries = self._manifest.read()
             text = storage.read(self.path / RUN) if (self.path / RUN).exists() else None
         try:
-            found = None if text is None else json.loads(text)
+            found = None if text is None else storage.parsed(text)
         except ValueError:
             found = None
         kept = [found, *(entry["run"] for entry in reversed(entries) if "run" in entry)]
@@ -131,8 +130,8 @@ class RunDirectory(ListedFiles):
             return good[0]
         if isinstance(found, dict) and found.get("version") not in (None, VERSION):
             raise RunDirectoryError(
-                f"{self.path / RUN} has version {found['version']!r} and this package writes {VERSION}: the run cannot "
-                "go on. Take another directory; the same command runs there from the beginning"
+                f"{self.path / RUN} has version {quoted(found['version'])} and this package writes {VERSION}: the run "
+                "cannot go on. Take another directory; the same command runs there from the beginning"
             )
         if text is None and not any((self.path / kind).exists() for kind in RESULTS):
             return None  # killed before anything was done
@@ -219,7 +218,7 @@ class RunDirectory(ListedFiles):
 
     def _run_json(self) -> Any:
         try:
-            return json.loads(storage.read(self.path / RUN))
+            return storage.parsed(storage.read(self.path / RUN))
         except (OSError, ValueError):
             return None
 

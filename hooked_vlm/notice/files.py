@@ -15,9 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice import storage
-from hooked_vlm.notice.storage import Manifest, digest, refuse_link, whole
+from hooked_vlm.notice.storage import Manifest, digest, parsed, place_of, refuse_link, whole
 
 MANIFEST = "manifest.jsonl"
 AGAIN = "run the same `hooked-vlm notice` command, which computes it again"
@@ -31,7 +31,7 @@ class ListedFiles:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = place_of(path, "the run's directory, out,")
         self._manifest = Manifest(self.path / MANIFEST)
         self._digests: dict[str, list[str]] = {}  # of each file, the last one written last
 
@@ -72,7 +72,7 @@ class ListedFiles:
         Raises:
             RunDirectoryError: as `content`.
         """
-        found: dict[str, Any] = json.loads(self.content(name))
+        found: dict[str, Any] = parsed(self.content(name))
         return found
 
     def lists(self, name: str) -> bool:
@@ -146,7 +146,7 @@ class ListedFiles:
             else:
                 way_out = f"{way_out}, or take another directory"
             where = at or getattr(error, "filename", None) or self.path
-            raise RunDirectoryError(f"{where} {what} ({reason}): {way_out}") from error
+            raise RunDirectoryError(f"{cut(where)} {what} ({cut(reason)}): {way_out}") from error
 
 
 def text_of(values: Mapping[str, Any]) -> bytes:

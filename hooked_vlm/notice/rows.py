@@ -18,7 +18,7 @@ from PIL import Image
 
 from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.sources import Source, source
-from hooked_vlm.errors import ResumeError, TaskSchemaError
+from hooked_vlm.errors import ResumeError, TaskSchemaError, quoted
 from hooked_vlm.notice import fingerprint
 from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
 from hooked_vlm.notice.storage import digest_of
@@ -67,9 +67,9 @@ class Survey:
             if number in numbers:
                 if (str(row["id"]), fingerprint.of_row(row)) != (self.ids[number], self.prints[number]):
                     raise ResumeError(
-                        f"row {number} of {self.task} was {self.ids[number]!r} when the run began, and is "
-                        f"{str(row['id'])!r} now or holds something else: leave the data alone while a run reads it, "
-                        "bring it back, and the same command goes on"
+                        f"row {number} of {self.task} was {quoted(self.ids[number])} when the run began, and is "
+                        f"{quoted(str(row['id']))} now or holds something else: leave the data alone while a run "
+                        "reads it, bring it back, and the same command goes on"
                     )
                 yield number, row
             if number >= last:
@@ -93,7 +93,9 @@ class Survey:
         for what, names in found.items():
             if names:
                 more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                told.append(f"{', '.join(map(repr, names[:NAMED]))}{more} {'is' if len(names) == 1 else 'are'} {what}")
+                told.append(
+                    f"{', '.join(map(quoted, names[:NAMED]))}{more} {'is' if len(names) == 1 else 'are'} {what}"
+                )
         return told or (["they stand in another order"] if tuple(ids) != self.ids else [])
 
 
@@ -124,7 +126,8 @@ def survey(config: NoticeConfig, model: Any, task: str) -> Survey:
         check(row, name)
         if row["id"] in places:
             raise TaskSchemaError(
-                f"rows {places[row['id']]} and {number} of {task} are both called {row['id']!r}: ids differ in a task"
+                f"rows {places[row['id']]} and {number} of {task} are both called {quoted(row['id'])}: ids differ in "
+                "a task"
             )
         places[row["id"]] = number
         prints.append(fingerprint.of_row(row))
@@ -141,14 +144,14 @@ def check(row: Mapping[str, Any], name: str) -> None:
     Raises:
         TaskSchemaError: if a column is missing or of another type, or a mask does not fit its picture.
     """
-    name = f"{name} ({row['id']!r})" if isinstance(row.get("id"), str) else name
+    name = f"{name} ({quoted(row['id'])})" if isinstance(row.get("id"), str) else name
     for column in pairs.COLUMNS:
         value = row.get(column)
         if column == "image" or (column in pairs.PICTURES and value is not None):
             if not isinstance(value, Image.Image):
                 raise TaskSchemaError(f"{name} has a {type(value).__name__} as its {column}: expected a picture")
         elif not (isinstance(value, str) and value.strip() if column in _NEEDED else isinstance(value, str | None)):
-            raise TaskSchemaError(f"{name} has {value!r} as its {column}: expected a text")
+            raise TaskSchemaError(f"{name} has {quoted(value)} as its {column}: expected a text")
     mask, image = row.get("mask"), row["image"]
     if mask is not None and mask.size != image.size:
         raise TaskSchemaError(

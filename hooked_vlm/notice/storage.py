@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.errors import RunDirectoryError, cut, quoted
 
 PART = ".part"
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # each where there is such a thing
@@ -43,6 +43,18 @@ def digest(data: bytes) -> str:
 def digest_of(values: Any) -> str:
     """The digest of plain values, whatever the order of their keys."""
     return digest(json.dumps(values, sort_keys=True, ensure_ascii=True).encode("ascii"))
+
+
+def parsed(text: bytes | str) -> Any:
+    """The values that a JSON text holds, whoever wrote it.
+
+    Raises:
+        ValueError: if it is none, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep for JSON that a run wrote") from None
 
 
 # --- single files ---------------------------------------------------------------------------------------
@@ -84,7 +96,7 @@ def opened(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CREAT | _NO_LINKS | getattr(os, "O_NONBLOCK", 0), 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise RunDirectoryError(f"{path} is no ordinary file: remove it, and the same command goes on")
+        raise RunDirectoryError(f"{cut(path)} is no ordinary file: remove it, and the same command goes on")
     return descriptor
 
 
@@ -92,8 +104,8 @@ def refuse_link(path: Path) -> None:
     """Raise RunDirectoryError if a place holds a symbolic link: what is written there would land elsewhere."""
     if path.is_symlink():
         raise RunDirectoryError(
-            f"{path} is a symbolic link to {os.readlink(path)}, and nothing is read or written through one: remove the "
-            "link, and the same command goes on"
+            f"{cut(path)} is a symbolic link to {cut(os.readlink(path))}, and nothing is read or written through "
+            "one: remove the link, and the same command goes on"
         )
 
 
@@ -108,6 +120,21 @@ def read(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
     return path.read_bytes()
+
+
+def place_of(given: Any, what: str) -> Path:
+    """A path that was given; an empty one is none, and not the working directory.
+
+    Args:
+        given: a text or a path.
+        what: what errors say that it is the place of.
+
+    Raises:
+        RunDirectoryError: if it is neither, or empty.
+    """
+    if isinstance(given, str | os.PathLike) and (path := os.fsdecode(given)):
+        return Path(path)
+    raise RunDirectoryError(f"{what} is {quoted(given)}; expected a path, such as 'runs/first' ('.' for right here)")
 
 
 def synced(folder: Path) -> None:
@@ -144,7 +171,7 @@ class Manifest:
         for line in lines:
             found, _, text = line.partition(b" ")
             if found.decode("latin-1") == digest(text):
-                entries.append(json.loads(text))
+                entries.append(parsed(text))
         return entries
 
     def add(self, entry: Mapping[str, Any]) -> None:
@@ -223,7 +250,7 @@ class Packed:
         try:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             known = self._file.metadata.metadata or {}
-            self.about: dict[str, Any] = json.loads(known[_ABOUT])
+            self.about: dict[str, Any] = parsed(known[_ABOUT])
             self.numbers: list[int] = self.about.pop(_NUMBERS)
             before, seal, after = data.rpartition(known[_SEAL])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:

@@ -119,7 +119,11 @@ def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any
         "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
         "disagreements": universal.disagreements(selection, rule, at=data.at),
         "findings": [verdict.to_record() for verdict in verdicts],
-        "cautions": notes + cautions.cautions(data, made_of, config, rule),
+        "cautions": [
+            *notes,
+            *cautions.about_packages(place.record),
+            *cautions.cautions(data, made_of, config, rule),
+        ],
         "select_at": dict.fromkeys(data.head_kinds, data.at),
         "config": dict(config),
         "model": dict(model),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +152,20 @@ def edit_summary(path: Path, **changes: Any) -> dict[str, Any]:
 
 def edit_tables(path: Path, kind: str, task: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Change the tables of a kind of a task, as if the run had written them."""
-    place = RunDirectory(path).opened()
     columns = pd.read_parquet(next((path / kind).glob(f"{task}-*.parquet"))).columns
-    tables = dict(place.tables(kind, task, list(columns)))
-    place.add(
-        kind,
-        task,
-        {n: pa.Table.from_pandas(change(table.to_pandas()), preserve_index=False) for n, table in tables.items()},
-    )
+    tables = dict(RunDirectory(path).opened().tables(kind, task, list(columns)))
+    write_tables(path, kind, task, {number: change(table.to_pandas()) for number, table in tables.items()})
+
+
+def write_tables(path: Path, kind: str, task: str, frames: Mapping[int, pd.DataFrame]) -> None:
+    """Write the tables of some examples, as if the run had."""
+    tables = {number: pa.Table.from_pandas(frame, preserve_index=False) for number, frame in frames.items()}
+    RunDirectory(path).opened().add(kind, task, tables)
+
+
+def number_of(frame: pd.DataFrame) -> int:
+    """The number of the example whose table this is."""
+    return int(frame["example"].iloc[0].rpartition("-")[2])
 
 
 def _example(key: dict[str, str], number: int, good: bool, every: Sequence[str]) -> dict[str, Any]:

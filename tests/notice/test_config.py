@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,18 @@ def test_it_cannot_be_changed() -> None:
         ({"data": 3}, "data is 3; expected a text"),
         ({"data": "a\0b"}, "expected a text that can be written"),
         ({"prompt_template": "{prompt}\ud800"}, "expected a text that can be written"),
+        ({"model": ""}, "model is ''; expected a text that says something$"),
+        ({"device": ""}, "device is ''; expected a text that says something; leave it out"),
+        ({"dtype": " "}, "dtype is ' '"),
+        ({"data": ""}, "data is ''"),
+        ({"revision": "\u200b"}, "revision is "),
+        ({"examples": 10**30}, "examples is 10+; expected 1 or more, and 100000 at most"),
+        ({"examples": 10**5000}, "examples is an integer of 16610 bits"),
+        ({"seed": 1 << 63}, "seed is 9223372036854775808; expected 0 or more"),
+        ({"bootstrap": 10**9}, "and 100000 at most"),
+        ({"random_draws": 10**9}, "and 10000 at most"),
+        ({"batch": 10**9}, "batch is 1000000000"),
+        ({"positions": "x" * 3000}, r"^positions has no 'x+ \.\.\. x+': expected 'text'.{,60}$"),
         ({"tasks": 3}, "tasks is 3; expected a sequence of names"),
         ({"batch": 0}, "batch is 0; expected 1 or more"),
         ({"prompt_template": "no place"}, "expected a text with {prompt} in it"),
@@ -91,6 +104,12 @@ def test_json_with_other_options_is_refused() -> None:
         NoticeConfig.from_json(PLAIN.to_json() | {"exampels": 3})
     with pytest.raises(InputsError, match="lacks model"):
         NoticeConfig.from_json({"tasks": ["colour"]})
+
+
+@pytest.mark.parametrize("given", [None, 3, "model", ["model", "tasks"], {3: "model"}])
+def test_what_is_no_configuration_is_refused(given: Any) -> None:
+    with unchecked(), pytest.raises(InputsError, match=r"the configuration is .*expected options by name"):
+        NoticeConfig.from_json(given)
 
 
 def test_another_configuration_is_refused_with_the_differences() -> None:

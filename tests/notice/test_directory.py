@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import storage
+from hooked_vlm.notice import compare, storage
 from hooked_vlm.notice.directory import VERSION, RunDirectory, sealed
+from tests.models.unchecked import unchecked
 
 TABLE = pa.table({"kept": [True], "word": ["red"]})
 RECORD = {"version": VERSION, "id": "a" * 64, "block": 16, "config": {"model": "naïve"}}
@@ -274,6 +276,37 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(RunDirectoryError, match=r"\.lock is no ordinary file"), RunDirectory(tmp_path).locked():
         pass
+
+
+@pytest.mark.parametrize("given", ["", None, 7, ["run"]], ids=repr)
+def test_what_is_no_path_is_no_directory(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the working directory is not taken in its place."""
+    monkeypatch.chdir(tmp_path)
+    with unchecked(), pytest.raises(RunDirectoryError, match=rf"out, is {re.escape(repr(given))}; expected a path"):
+        RunDirectory(given)
+    with unchecked(), pytest.raises(RunDirectoryError, match=r"a run's directory is .*; expected a path"):
+        compare([given, "run"], "out.html")
+    with unchecked(), pytest.raises(RunDirectoryError, match=r"the comparison's file, out, is .*; expected a path"):
+        compare(["run", "other"], given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "mappings"])
+def test_a_record_that_is_nested_without_end_is_a_damaged_one(text: str, tmp_path: Path) -> None:
+    begun(tmp_path)
+    (tmp_path / "run.json").write_text(text)
+    assert again(tmp_path).record["config"] == RECORD["config"]  # the manifest knows it
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "manifest.jsonl").unlink()
+    (tmp_path / "examples").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"run\.json is damaged"):
+        again(tmp_path)
+
+
+def test_an_error_about_a_directory_is_a_line_however_long_its_name(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"x \.\.\. x.*File name too long") as error:
+        RunDirectory("x" * 3000).locked().__enter__()
+    assert len(str(error.value)) < 500
 
 
 # --- the disk and other processes -----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from scipy import stats
 
 from hooked_vlm.notice import report, statistics, summary
 from hooked_vlm.notice.report.compare import compare
-from tests.notice.made import run_directory
+from tests.notice.made import edit_tables, run_directory
 from tests.notice.report.parsed import Page
 
 
@@ -23,17 +22,19 @@ def directory(tmp_path_factory):
     """A run in which all that can be constant is: all right, all flipped, a head that always has the same effect."""
     path = tmp_path_factory.mktemp("alike") / "run"
     run_directory(path, kept=50, dropped=0, tasks=("colour",), kinds=["attn-heads"], layers=2, heads=3)
-    for file in (path / "effects").glob("*.parquet"):
-        rows = pd.read_parquet(file)
-        rows.loc[rows["head"] == 0, "effect"] = 1.5
-        rows.loc[rows["head"] == 1, "effect"] = 0.0
-        rows.to_parquet(file)
-    for file in (path / "attention").glob("*.parquet"):
-        rows = pd.read_parquet(file)
-        rows.assign(pointing=1.0, inside=0.4, lift=2.5, outlier=(rows["head"] == 2).astype(float)).to_parquet(file)
-    for file in (path / "ablation").glob("*.parquet"):
-        rows = pd.read_parquet(file)
-        rows.assign(correct=rows["draw"] >= 0, logit_diff=np.where(rows["draw"] < 0, 1.0, 3.0)).to_parquet(file)
+    alike = {
+        "effects": lambda rows: rows.assign(
+            effect=rows["effect"].mask(rows["head"] == 0, 1.5).mask(rows["head"] == 1, 0)
+        ),
+        "attention": lambda rows: rows.assign(
+            pointing=1.0, inside=0.4, lift=2.5, outlier=(rows["head"] == 2).astype(float)
+        ),
+        "ablation": lambda rows: rows.assign(
+            correct=rows["draw"] >= 0, logit_diff=np.where(rows["draw"] < 0, 1.0, 3.0)
+        ),
+    }
+    for kind, change in alike.items():
+        edit_tables(path, kind, "colour", change)
     summary.summarise(path)
     report.write(path)
     return path

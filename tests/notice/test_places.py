@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hooked_vlm.notice import report, summary, terminal
 from hooked_vlm.notice.report.compare import compare
-from tests.notice.made import run_directory
+from tests.notice.made import edit_tables, number_of, run_directory
 from tests.notice.report.parsed import Page
 
 SMALL = {"kept": 5, "dropped": 1, "kinds": ["attn-heads"], "layers": 2, "heads": 3, "noise": True, "strong": False}
@@ -28,12 +28,14 @@ ELSEWHERE = {
 def place(request, tmp_path_factory):
     """A run in which L1.H2 moves the answer by 5 at one role, and by nothing where heads are read; and that role."""
     path = run_directory(tmp_path_factory.mktemp("runs") / "run", tasks=("shape",), **SMALL)
-    for i, file in enumerate(sorted((path / "effects").glob("*.parquet"))):
-        rows = pd.read_parquet(file)
-        head = (rows["layer"] == 1) & (rows["head"] == 2)
+
+    def moved(rows):
+        i, head = number_of(rows), (rows["layer"] == 1) & (rows["head"] == 2)
         rows.loc[head, "effect"] = 0.001 * i
         rows.loc[head & (rows["role"] == request.param), "effect"] = 5.0 + 0.1 * i
-        rows.to_parquet(file)
+        return rows
+
+    edit_tables(path, "effects", "shape", moved)
     summary.summarise(path)
     report.write(path)
     return path, ELSEWHERE[request.param]

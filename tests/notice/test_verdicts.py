@@ -22,7 +22,7 @@ from hooked_vlm import notice
 from hooked_vlm.notice import report, summary, terminal
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.report.compare import compare
-from tests.notice.made import run_directory
+from tests.notice.made import run_directory, write_tables
 from tests.notice.report.parsed import Page
 
 SMALL = {"kinds": ["attn-heads"], "corrupt": ["image"], "layers": 2, "heads": 3, "dropped": 0}
@@ -40,11 +40,10 @@ def runs(tmp_path_factory):
 
 
 def write_ablation(path, harms, draws, seed):
-    """Ablation files: in each task the chosen heads cost so much more than random ones do, on average."""
+    """Ablation tables: in each task the chosen heads cost so much more than random ones do, on average."""
     draw = np.random.default_rng(seed)
-    shutil.rmtree(path / "ablation", ignore_errors=True)
-    (path / "ablation").mkdir()
     for task, harm in zip(TASKS, harms, strict=True):
+        tables = {}
         for number in range(6):
             key = {"task": task, "example": f"{task}-{number}", "group": "g", "overlap": 0}
             rows = [{**key, "selection": FULL, "draw": SELECTED, "n_heads": 0, "correct": True, "logit_diff": 6.0}]
@@ -60,7 +59,8 @@ def write_ablation(path, harms, draws, seed):
                         "logit_diff": left,
                     }
                 )
-            pd.DataFrame(rows).to_parquet(path / "ablation" / f"{task}-{number:06d}.parquet")
+            tables[number] = pd.DataFrame(rows)
+        write_tables(path, "ablation", task, tables)
 
 
 def of_headline(text):
@@ -92,8 +92,8 @@ def of_terminal(path, claims):
 harm = st.sampled_from([-3.0, -0.3, 0.0, 0.3, 3.0])
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(harms=(-0.3, 3.0), draws=3, seed=0)  # LLaVA's layers of four heads
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(harms=(-0.3, 3.0), draws=3, seed=0)  # LLaVA: a headline said "may hurt more", a list "no"
 @example(harms=(3.0, 3.0), draws=20, seed=1)
 @example(harms=(3.0, -3.0), draws=20, seed=2)
 @given(st.tuples(harm, harm), st.sampled_from([0, 1, 3, 18, 19, 25]), st.integers(0, 99))
@@ -118,17 +118,7 @@ def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws
     assert all(claim in told._repr_html_() and claim in repr(told) for claim in verdicts)
 
 
-def test_three_random_sets_leave_it_undecided_everywhere(runs):
-    """A LLaVA's report said "may hurt more, too few to tell" on its first screen, and "does not hold" in its list."""
-    path, _ = runs
-    write_ablation(path, (-0.3, 3.0), 3, 0)
-    summary.summarise(path)
-    source = report.write(path).read_text(encoding="utf-8")
-    (listed,) = [word for claim, word in of_list(source).items() if CLAIM.match(claim)]
-    assert of_headline(Page(source).text) == listed == "undecided"
-
-
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.tuples(harm, harm), st.integers(19, 25), st.integers(0, 99))
 def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws, seed):
     path, _ = runs

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 
 from hooked_vlm.cli import main
 from hooked_vlm.errors import HookedVLMError
 from tests.sabotage import tables
-from tests.sabotage.engine import Case, Name, Oracle, refuses
+from tests.sabotage.engine import Case, Name, Oracle, equals, refuses
 
 FAMILY = "cli"
 NOTICE = (
@@ -108,7 +109,7 @@ def _notice() -> Found:
         "--task": ("colours", "", "absent.parquet", "/dev/zero.parquet", ["colour", "colour"], ["colour", "all"], None),
         "--sites": ("mlps", ["mlp", "mlp"], ""),
         "--region": ("blurr", "inpaint2"),
-        "--template": ("", "no place", "{prompt", "{prompt!r}", "{0}", "[SEP] {prompt}", "{prompt} " + "red " * 99,
+        "--template": ("", "no place", "{prompt", "{prompt!r}", "{0}", "{prompt} " + "red " * 99,
             "<image> <image>"), "--device": ("cuda:99", "gpu", "meta", ""), "--dtype": ("int8", "float99", ""),
         "--out": (None, "", "/dev/null", "/proc/run", "x" * 300),
     }.items():  # fmt: skip
@@ -143,6 +144,16 @@ def _notice() -> Found:
             )
         elif name != "revision":
             yield name, partial(_run, changes), refuses(word)
+
+    def templated(folder: Path) -> list[str]:
+        """The first tokens of the prompt, where a template begins with a control token: it is read as what it is."""
+        _run({"--template": "[SEP] {prompt}", "--positions": "text"}, folder)
+        (table,) = Path("out", "effects").iterdir()
+        rows = pq.read_table(table, columns=["position", "token"]).to_pylist()
+        tokens = {row["position"]: row["token"] for row in rows}
+        return [tokens[position] for position in range(3)]
+
+    yield "template-with-a-control-token", templated, equals(["[CLS]", "[SEP]", "is"])
 
     def taken(folder: Path) -> str:
         (folder / "out").mkdir()

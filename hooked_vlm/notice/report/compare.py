@@ -7,12 +7,13 @@ same, and the report says what that is worth. Costs a second, and 5 MB of disk f
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.errors import RunDirectoryError
+from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
 from hooked_vlm.notice.files import MANIFEST
@@ -31,7 +32,7 @@ from hooked_vlm.notice.report.words import (
 )
 from hooked_vlm.notice.report.writing import NAMED, setting
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.storage import whole
+from hooked_vlm.notice.storage import place_of, whole
 from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, RULES, head_name, listed, module_of
 from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
 
@@ -50,13 +51,14 @@ def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
         RunDirectoryError: There are fewer than two directories, one stands there twice or holds no finished run
             or a damaged one, or the file cannot be written or lies among the files of a run.
     """
-    paths = [Path(directory) for directory in directories]
+    given = [directories] if isinstance(directories, str | os.PathLike) else directories
+    paths = [place_of(directory, "a run's directory") for directory in given]
     if len(paths) < 2:
         raise RunDirectoryError(f"{len(paths)} run directories are nothing to compare: give two or more")
     twice = [path for path, n in Counter(path.resolve() for path in paths).items() if n > 1]
     if twice:
         raise RunDirectoryError(f"{twice[0]} was given twice: a run agrees with itself")
-    target = Path(out)
+    target = place_of(out, "the comparison's file, out,")
     refuse_place(target)
     runs = named([Loaded.read(path) for path in paths])
     text = html_of(runs)
@@ -67,7 +69,7 @@ def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RunDirectoryError(f"{target} cannot be written: {reason}; nothing else was changed") from error
+        raise RunDirectoryError(f"{cut(target)} cannot be written: {cut(reason)}; nothing else was changed") from error
 
 
 def refuse_place(target: Path) -> None:
@@ -77,7 +79,7 @@ def refuse_place(target: Path) -> None:
         target: the file that is to be written.
     """
     if target.is_dir():
-        raise RunDirectoryError(f"{target} is a directory: name a file, such as {target / 'compare.html'}")
+        raise RunDirectoryError(f"{cut(target)} is a directory: name a file, such as {target / 'compare.html'}")
     for folder in target.resolve().parents:
         if (folder / RUN).exists() or (folder / MANIFEST).exists():
             raise RunDirectoryError(

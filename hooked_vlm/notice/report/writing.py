@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hooked_vlm.notice.cautions import accepted
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import REPORT, RunDirectory
 from hooked_vlm.notice.report import evidence, maps, selection
@@ -128,6 +129,7 @@ def what_was_run(run: Loaded) -> list[Child]:
         if key not in ("model", "tasks", "corrupt", "kinds")
     ]
     versions = [(str(name), str(version)) for name, version in (run.run.get("packages") or {}).items()]
+    versions += [(f"from {when} on", listed(changes)) for when, changes in accepted(run.run)]
     if run.run.get("started"):
         versions.insert(0, ("started", str(run.run["started"])))
     return [
