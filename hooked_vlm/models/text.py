@@ -177,8 +177,7 @@ class PreparesInputs:
             pieces = tokenizer.convert_ids_to_tokens(ids[:_FEW])
             more = " and more" if len(ids) > _FEW else ""
             raise TextError(
-                f"{quoted(text)} is {len(ids)} tokens ({', '.join(map(repr, pieces)) or 'none'}{more}), not one; take "
-                "to_tokens, or another word"
+                f"{quoted(text)} is {len(ids)} tokens {pieces}{more}, not one; take to_tokens, or another word"
             )
         if ids[0] == tokenizer.unk_token_id:
             raise TextError(
