@@ -55,18 +55,18 @@ def refuse_huge(texts: Sequence[str]) -> None:
             )
 
 
-def refuse_unread(texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+def refuse_unread(texts: Sequence[str], n_tokens: Iterable[int]) -> None:
     """Refuse texts of which a tokenizer makes nothing: it may drop what can be seen, such as an accent alone.
 
     Args:
         texts: each as the user wrote it.
-        ids: the tokens of each.
+        n_tokens: how many tokens each is, none added.
 
     Raises:
         TextError: naming the text.
     """
-    for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
-        if not len(row):
+    for i, (text, n) in enumerate(zip(texts, n_tokens, strict=True)):
+        if not n:
             raise TextError(f"text {i} ({text[:40]!a}) is empty to the tokenizer, which drops all of it; write a word")
 
 

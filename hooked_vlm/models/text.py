@@ -98,7 +98,7 @@ class PreparesInputs:
         refuse_endless(tokenizer, words, self.stacks[self.prompt_stack].cfg.n_ctx)
         with self._reads():
             ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-            refuse_unread(words, ids)
+            refuse_unread(words, map(len, ids))
             if not allow_special_tokens:
                 placeholder = self.processor.image_token if "image_token" in self.processor_parts else None
                 refuse_special_tokens(tokenizer, words, ids, placeholder)
@@ -130,9 +130,14 @@ class PreparesInputs:
         words = listed(texts)
         refuse_huge(words)
         with self._reads():
-            ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
-            refuse_unread(words, ids)
-            return torch.tensor(ids, device=self.device)
+            read = tokenizer(
+                words,
+                padding=len(words) > 1,
+                add_special_tokens=prepend_bos is not False,
+                return_attention_mask=True,
+            )
+            refuse_unread(words, map(sum, read["attention_mask"]))
+            return torch.tensor(read["input_ids"], device=self.device)
 
     def to_string(self, tokens: Any) -> Any:
         """Token ids as text: a string for one row (or one id), a list of strings for [batch pos].
