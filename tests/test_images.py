@@ -374,3 +374,16 @@ def test_a_closed_picture_is_refused(tmp_path: Path) -> None:
     image.close()
     with pytest.raises(ImageError, match=r"closed\.png.*closed"):
         to_rgb(image)
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(4, 4, 3, device="meta"), torch.rand(4, 4, 3).to_sparse()])
+def test_a_tensor_that_holds_no_dense_numbers_is_refused(tensor: torch.Tensor) -> None:
+    with pytest.raises(ImageError, match=r"image is a tensor that cannot be read .*; expected a dense one"):
+        to_rgb(tensor)
+
+
+def test_an_endless_name_is_not_repeated() -> None:
+    for name in ("x" * 5000 + ".png", "a/" * 2000 + "b.png"):
+        with pytest.raises(ImageError) as raised:
+            to_rgb(name)
+        assert len(str(raised.value)) < 600 and name[:20] in str(raised.value)

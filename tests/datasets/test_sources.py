@@ -1,6 +1,7 @@
 """Sources: every task's rows by its name, the same row at the same number whatever came before."""
 
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hooked_vlm.datasets.sources import TASKS, Source, source
 from hooked_vlm.errors import DataError, TaskSchemaError
 from hooked_vlm.zoo import locate
 from tests.models.checkpoints import byte_tokenizer, word_tokenizer
+from tests.models.unchecked import unchecked
 
 
 def texts(drawn: Source) -> list[dict[str, Any]]:
@@ -141,6 +143,48 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
         source("color")
     with pytest.raises(DataError, match="start is -1"):
         source("colour", start=-1)
+
+
+@pytest.mark.parametrize("data", [7, [], True, 0, b"folder"])
+@pytest.mark.parametrize("task", ["folder", "svo_verb", "colour", "x.parquet"])
+def test_data_that_is_no_path_is_refused(task: str, data: Any) -> None:
+    with unchecked(), pytest.raises(DataError, match=f"data is {re.escape(repr(data))}; expected the path"):
+        source(task, data=data)
+
+
+def test_a_task_that_is_no_name_is_refused() -> None:
+    with unchecked(), pytest.raises(DataError, match=r"The task is \[\]; expected a name"):
+        source([])  # type: ignore[arg-type]
+
+
+def test_ids_may_be_stored_as_a_dictionary(tmp_path: pathlib.Path) -> None:
+    task = shapes.load("colour", 5)
+    pairs.write_parquet(task, tmp_path / "task.parquet")
+    read = pq.read_table(tmp_path / "task.parquet")
+    ids = read.column_names.index("id")
+    pq.write_table(read.set_column(ids, "id", read["id"].dictionary_encode()), tmp_path / "task.parquet")
+    assert [row["id"] for row in source(str(tmp_path / "task.parquet")).rows] == task["id"]
+
+
+def test_a_parquet_file_of_no_rows_is_refused(tmp_path: pathlib.Path) -> None:
+    shapes.load("colour", 2).select([]).to_parquet(str(tmp_path / "none.parquet"))
+    with pytest.raises(DataError, match=r"none\.parquet' holds no rows"):
+        source(str(tmp_path / "none.parquet"))
+
+
+@pytest.mark.parametrize("tokenizer", [None, word_tokenizer()])
+def test_a_corrupt_prompt_that_is_the_prompt_is_none(tmp_path: pathlib.Path, tokenizer: Any) -> None:
+    one, other = shapes.rows("colour", 2)
+    pairs.table([one, {**other, "corrupt_prompt": other["prompt"]}]).to_parquet(str(tmp_path / "alike.parquet"))
+    drawn = source(str(tmp_path / "alike.parquet"), tokenizer=tokenizer)
+    assert [row["corrupt_prompt"] for row in drawn.rows] == [one["corrupt_prompt"], None]
+    assert drawn.named == {"no corrupt prompt: the one given is the prompt itself": [other["id"]]}
+
+
+def test_a_table_that_is_a_link_to_itself_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "pairs.csv").symlink_to("pairs.csv")
+    with pytest.raises(DataError, match=r"has no pairs\.csv"):
+        source("folder", data=tmp_path)
 
 
 def test_every_task_has_a_line() -> None:

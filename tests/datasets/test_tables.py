@@ -80,6 +80,18 @@ def test_a_header_that_does_not_fit_is_named(tmp_path: pathlib.Path, content: st
         read(written(tmp_path / "t.csv", content))
 
 
+def test_a_cell_under_no_name_is_refused_save_in_the_first_column(tmp_path: pathlib.Path) -> None:
+    """The first is an index, as data frames write it; empty columns at the end are a spreadsheet's."""
+    assert read(written(tmp_path / "t.csv", ",one,two,,\n0,a,b,,\n1,c,d, ,\n")) == [
+        {"one": "a", "two": "b"},
+        {"one": "c", "two": "d"},
+    ]
+    with pytest.raises(
+        TaskSchemaError, match=r"Line 3 of .*t\.csv' holds 'lost' in column 4, which the header does not"
+    ):
+        read(written(tmp_path / "t.csv", "one,two,,\na,b,,\nc,d,,lost\n"))
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"t\.csv' is no file"):
