@@ -7,7 +7,13 @@ All derive from `HookedVLMError` and from the built-in that fits (`ValueError`, 
 from __future__ import annotations
 
 import difflib
+import os
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_QUOTED = 200  # letters of what was given that a message repeats: a path has room, a message stays one
+_CUT = " ... "
 
 
 class HookedVLMError(Exception):
@@ -137,3 +143,49 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     ['blocks.0.attn.hook_z']
     """
     return difflib.get_close_matches(name, list(known), n=n, cutoff=0.0)
+
+
+def quoted(value: Any, longest: int = _QUOTED) -> str:
+    """What was given as a message repeats it: its `repr`, a path's in quotation marks, cut in the middle where long.
+
+    Of a long list or text only the ends are read; a `repr` that raises is named by its type.
+
+    Args:
+        value: what was given, of any type.
+        longest: letters, about.
+
+    >>> quoted("a question?"), quoted("x" * 3000, 20)
+    ("'a question?'", "'xxxxxx ... xxxxxxx'")
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return _Bounded(longest).repr(value)
+
+
+def cut(text: object, longest: int = _QUOTED) -> str:
+    """What another package says, cut in the middle where long: it may repeat the whole of what was given.
+
+    >>> cut("no such file"), cut("x" * 3000, 20)
+    ('no such file', 'xxxxxxx ... xxxxxxxx')
+    """
+    said = str(text)
+    head = (longest - len(_CUT)) // 2
+    return said if len(said) <= longest else said[:head] + _CUT + said[head + len(_CUT) - longest :]
+
+
+class _Bounded(reprlib.Repr):
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self.fillvalue = _CUT
+        self.maxstring = self.maxother = self.maxlong = longest
+        self.maxlevel = 3
+        self._longest = longest
+
+    def repr(self, x: Any) -> str:
+        return cut(super().repr(x), self._longest)
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # more digits than Python writes
+            return f"an integer of {x.bit_length()} bits"

@@ -1,6 +1,7 @@
 """What comes from outside, looked at before it is used: whether a text says anything, whether a path stays inside.
 
-Costs a walk along the text or the path. Imports the standard library alone.
+And what another package says of it, in a line. Costs a walk along the text or the path. Imports the standard library,
+and the package's errors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import os
 import unicodedata
 from pathlib import Path
 
+from hooked_vlm.errors import cut
+
+_SAID = 300  # letters of another package's error
 _UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # controls, formats (zero-width ones are these), separators
 _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
 
@@ -65,3 +69,26 @@ def leads_out(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> b
         return False
     snapshots = next((parent for parent in (root, *root.parents) if parent.parent.name == "snapshots"), None)
     return snapshots is None or not found.is_relative_to(snapshots.parent.parent / "blobs")
+
+
+def line(error: BaseException) -> str:
+    r"""The first line of another package's error, shortened, without its full stop; its type where it says nothing.
+
+    Example:
+        >>> line(ValueError("no such size.\\nSee the manual.")), line(MemoryError())
+        ('no such size', 'MemoryError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    first = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return cut(first.rstrip("."), _SAID)
+
+
+def told(error: BaseException) -> str:
+    """The same with its type in front, for what may be raised by anything.
+
+    Example:
+        >>> told(KeyError("size")), told(MemoryError())
+        ("KeyError: 'size'", 'MemoryError')
+    """
+    kind, first = type(error).__name__, line(error)
+    return first if first == kind else f"{kind}: {first}"

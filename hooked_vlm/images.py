@@ -13,7 +13,7 @@ Files are looked at before they are opened: a directory, a FIFO or a device is r
 without pixels, with more than `PIL.Image.MAX_IMAGE_PIXELS`, or far longer than wide are refused before they are
 decoded, and so are formats that another program would have to draw.
 
-Cost: one decoded image. Imports Pillow and NumPy, and of the package its errors alone.
+Cost: one decoded image. Imports Pillow and NumPy, and of the package its errors and `given`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hooked_vlm.errors import ImageError
+from hooked_vlm.errors import ImageError, cut
+from hooked_vlm.given import line
 
 LONGEST = 500  # times the shorter side: processors that scale it to 336 would make 56 million pixels of the rest
 _DRAWN_BY_OTHERS = ("EPS", "WMF", "EMF")  # Pillow starts Ghostscript, or asks Windows
@@ -54,16 +55,26 @@ def to_rgb(image: Any, name: str = "image") -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return read(image)
     if isinstance(image, Image.Image):
-        return _decoded(image, getattr(image, "filename", "") or name)
+        return _decoded(image, cut(getattr(image, "filename", "") or name))
     if hasattr(image, "detach") and hasattr(image, "is_floating_point"):  # a tensor, and torch need not be loaded
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = _numbers(image, name)
     if isinstance(image, np.ndarray):
         return _from_array(image, name)
     raise ImageError(
         f"{name} is a {type(image).__name__}; expected a PIL image, a path, a NumPy array or a tensor. "
         "Preprocessed pixels go in VLMInputs(pixel_values=..., input_ids=...)"
     )
+
+
+def _numbers(tensor: Any, name: str) -> NDArray[Any]:
+    try:
+        tensor = tensor.detach().cpu()
+        array: NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (RuntimeError, TypeError, ValueError) as error:  # there are tensors without numbers, and without places
+        raise ImageError(
+            f"{name} is a tensor that cannot be read ({line(error)}); expected a dense one that holds its numbers"
+        ) from error
+    return array
 
 
 def to_rgb_list(images: Any) -> list[Image.Image]:
@@ -91,7 +102,7 @@ def read(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Ima
     Raises:
         ImageError: if there is no such file, it is no regular file, damaged, no picture, or far too large.
     """
-    name = name or _named(source)
+    name = cut(name or _named(source))
     with _opened(source, name) as image:
         return _decoded(image, name)
 
@@ -108,7 +119,7 @@ def _opened(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Image
         try:
             image = Image.open(file)
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{name!r} may be a decompression bomb: {error}. {_BOMB_WAY_OUT}") from error
+            raise ImageError(f"{name!r} may be a decompression bomb: {line(error)}. {_BOMB_WAY_OUT}") from error
         except UnidentifiedImageError as error:
             raise ImageError(f"{name!r} is not an image that Pillow can read; {_CONVERT}") from error
         except Exception as error:  # Pillow's readers raise whatever they trip over
@@ -144,12 +155,13 @@ def _file(source: str | os.PathLike[str] | bytes, name: str) -> io.BytesIO | io.
     except ImageError:
         raise
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name!r} cannot be read ({error}); check the path and the rights") from error
+        said = getattr(error, "strerror", None) or line(error)  # without the path, which may be endless
+        raise ImageError(f"{name!r} cannot be read ({said}); check the path and the rights") from error
     return opened
 
 
 def _damaged(name: str, error: BaseException) -> ImageError:
-    return ImageError(f"{name!r} is truncated, damaged or closed ({error}); get the file again, or {_CONVERT}")
+    return ImageError(f"{name!r} is truncated, damaged or closed ({line(error)}); get the file again, or {_CONVERT}")
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
@@ -169,7 +181,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         return turned.convert("RGB")
     except Exception as error:
         raise ImageError(
-            f"{name!r} has mode {turned.mode}, which Pillow does not turn into RGB ({error}); {_CONVERT}"
+            f"{name!r} has mode {turned.mode}, which Pillow does not turn into RGB ({line(error)}); {_CONVERT}"
         ) from error
 
 

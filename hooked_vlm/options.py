@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError
+from hooked_vlm.errors import InputsError, quoted
 
 Bound = int | float
 T = TypeVar("T")
@@ -78,5 +78,4 @@ def told(given: Any) -> str:
     if isinstance(given, np.ndarray):
         return f"an ndarray of shape {given.shape} and {given.dtype}"
     kind = type(given).__name__
-    words = " ".join(repr(given).split())
-    return f"{words if len(words) < 60 else words[:56] + ' ...'}, a{'n' * (kind[0] in 'aeiou')} {kind}"
+    return f"{quoted(given, 60)}, a{'n' * (kind[0] in 'aeiou')} {kind}"

@@ -17,7 +17,7 @@ from hooked_vlm.datasets.pictures import Skips, existing_folder, names_in, shuff
 from hooked_vlm.datasets.questions import Questions, Rows, in_turns
 from hooked_vlm.datasets.replacements import same_part_of_speech
 from hooked_vlm.datasets.rows import NEEDED, unusable, whole
-from hooked_vlm.errors import DataError, TaskSchemaError
+from hooked_vlm.errors import DataError, TaskSchemaError, quoted
 
 TASK = "folder"
 OPTIONAL = ("id", "task", "group", "corrupt_prompt", "mask")
@@ -94,7 +94,7 @@ def lines(folder: Path, skips: Skips) -> Iterator[tuple[int, dict[str, str]]]:
         line["group"] = line["group"] or "/".join(sorted((line["answer"], line["wrong_answer"])))
         if line["id"] in seen:
             raise TaskSchemaError(
-                f"Lines {seen[line['id']]} and {number} of {str(table)!r} are both called {line['id']!r}: "
+                f"Lines {seen[line['id']]} and {number} of {str(table)!r} are both called {quoted(line['id'])}: "
                 "ids differ in a task."
             )
         seen[line["id"]] = number

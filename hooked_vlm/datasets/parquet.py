@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.rows import Row
-from hooked_vlm.errors import DataError, TaskSchemaError
+from hooked_vlm.errors import DataError, TaskSchemaError, cut, quoted
 
 
 def opened(path: Path) -> pq.ParquetFile:
     """A task's file, its columns and ids checked; its pictures stay on disk.
 
     Raises:
-        DataError: There is no such file, or it is no parquet file.
+        DataError: There is no such file, it is no parquet file, or it holds no rows.
         TaskSchemaError: A column is missing or of another type, or a row has no id or another row's.
     """
     if not path.is_file():
@@ -28,16 +28,18 @@ def opened(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else it keeps every row group it read
         _check_columns(path, file.schema_arrow)
-        ids = file.read(columns=["id"])["id"]
+        ids = file.read(columns=["id"])["id"].cast(pa.string())
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{str(path)!r} is no parquet file that can be read: {error}") from error
+        raise DataError(f"{str(path)!r} is no parquet file that can be read: {cut(error)}") from error
+    if not len(ids):
+        raise DataError(f"{str(path)!r} holds no rows: expected one at least.")
     if pc.count_distinct(ids, mode="all").as_py() != len(ids) or ids.null_count:
         names = ids.to_pylist()
         if None in names:
             raise TaskSchemaError(f"Row {names.index(None)} of {str(path)!r} has no id.")
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise TaskSchemaError(f"{str(path)!r} has two rows called {twice!r}: ids differ in a task.")
-    if (empty := pc.index(pc.utf8_trim_whitespace(pc.cast(ids, pa.string())), "").as_py()) >= 0:
+        raise TaskSchemaError(f"{str(path)!r} has two rows called {quoted(twice)}: ids differ in a task.")
+    if (empty := pc.index(pc.utf8_trim_whitespace(ids), "").as_py()) >= 0:
         raise TaskSchemaError(f"Row {empty} of {str(path)!r} has no id.")
     return file
 
@@ -54,7 +56,7 @@ def rows(file: pq.ParquetFile, path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=8, row_groups=[group], columns=columns, use_threads=False):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read to its end: {error}") from error
+        raise DataError(f"{str(path)!r} cannot be read to its end: {cut(error)}") from error
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
@@ -69,7 +71,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
         found = schema.field(name).type
         fits, expected = (_is_text, "texts") if name in pairs.TEXTS else (_is_picture, "pictures (bytes, or paths)")
         if not (fits(found) or pa.types.is_null(found)) or (name == "id" and pa.types.is_null(found)):
-            raise TaskSchemaError(f"The column {name} of {str(path)!r} holds {found}; expected {expected}.")
+            raise TaskSchemaError(f"The column {name} of {str(path)!r} holds {cut(found)}; expected {expected}.")
 
 
 def _is_text(found: pa.DataType) -> bool:

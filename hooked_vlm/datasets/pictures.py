@@ -8,13 +8,13 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from hooked_vlm.errors import DataError, ImageError
+from hooked_vlm.errors import DataError, ImageError, quoted
 from hooked_vlm.images import read
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -75,7 +75,7 @@ def names_in(folder: str | os.PathLike[str]) -> Iterator[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
+            yield from (entry.name for entry in entries if _is(entry.is_file))
     except OSError as error:
         raise DataError(f"{os.fspath(folder)!r} cannot be listed ({error.strerror or error}).") from error
 
@@ -88,9 +88,16 @@ def folders_in(folder: str | os.PathLike[str]) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is(entry.is_dir) and not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{os.fspath(folder)!r} cannot be listed ({error.strerror or error}).") from error
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself is nothing
+        return False
 
 
 def existing_folder(data: str | os.PathLike[str] | None, task: str, what: str) -> Path:
@@ -109,7 +116,7 @@ def existing_folder(data: str | os.PathLike[str] | None, task: str, what: str) -
     folder = Path(data)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{str(folder)!r} {found}: the task {task!r} needs a folder with {what}.")
+        raise DataError(f"{quoted(folder)} {found}: the task {task!r} needs a folder with {what}.")
     return folder
 
 

@@ -10,6 +10,7 @@ model: of a tokenizer it only asks how many tokens a text has.
 """
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 from hooked_vlm.datasets import facial_expressions, folder, mit_states, parquet, shapes, svo_probes
 from hooked_vlm.datasets.pictures import Skips
 from hooked_vlm.datasets.rows import whole
-from hooked_vlm.errors import DataError, closest
+from hooked_vlm.errors import DataError, closest, quoted
 
 Rows = Iterator[dict[str, Any]]
 
@@ -96,6 +97,10 @@ def source(
         >>> next(colour.rows)["prompt"], colour.length
         ('is the square red or green?', 1)
     """
+    if not isinstance(task, str):
+        raise DataError(f"The task is {quoted(task)}; expected a name, such as 'colour', or a parquet file's.")
+    if not (data is None or isinstance(data, (str, os.PathLike))):
+        raise DataError(f"data is {quoted(data)}; expected the path of the folder with the data of {quoted(task)}.")
     if start < 0 or (n is not None and n < 0):
         raise DataError(f"start is {start} and n is {n}: both count rows, from 0.")
     skips = Skips()
@@ -103,22 +108,22 @@ def source(
     if task in shapes.TASKS:
         rows: Rows = (shapes.pair(task, k, seed=seed).to_row() for k in itertools.count())
         length = n
-        rows = _of_equal_length(rows, tokenizer, skips)
+        rows = _corrupted(rows, tokenizer, skips)
     elif task.endswith(".parquet"):
         path = Path(data or "") / task
         file = parquet.opened(path)
         left = max(0, file.metadata.num_rows - start)
         length = left if n is None else min(n, left)
         found = (whole(row, path.parent, skips) for row in parquet.rows(file, path))
-        rows = _of_equal_length((row for row in found if row is not None), tokenizer, skips)
+        rows = _corrupted((row for row in found if row is not None), tokenizer, skips)
     elif task in TASKS:
         adapter = partial(svo_probes.rows, task) if task in svo_probes.TASKS else _FOLDERS[task].rows
         rows = adapter(data, seed=seed, tokenizer=tokenizer, skips=skips)
         if task == folder.TASK:
-            rows = _of_equal_length(rows, tokenizer, skips)
+            rows = _corrupted(rows, tokenizer, skips)
     else:
         raise DataError(
-            f"There is no task {task!r}: the tasks are {', '.join(TASKS)}, or a file ending in .parquet. "
+            f"There is no task {quoted(task)}: the tasks are {', '.join(TASKS)}, or a file ending in .parquet. "
             f"Nearest: {', '.join(closest(task, TASKS))}."
         )
     # Rows before the start are made and dropped: only so is it known which of them are passed over.
@@ -133,15 +138,19 @@ def _told(rows: Rows, skips: Skips, where: str) -> Rows:
     skips.warn(where)
 
 
-def _of_equal_length(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:
-    """The rows, without those corrupt prompts that have another number of tokens than their prompts."""
+def _corrupted(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:
+    """The rows, without those corrupt prompts that are none: their prompts again, or of another number of tokens."""
     for row in rows:
         corrupt = row["corrupt_prompt"]
-        if corrupt is not None and tokenizer is not None and not _as_many_tokens(corrupt, row["prompt"], tokenizer):
-            skips.add("no corrupt prompt: the one given has another number of tokens", row["id"])
+        if corrupt is not None and (reason := _no_corruption(corrupt, row["prompt"], tokenizer)):
+            skips.add(f"no corrupt prompt: the one given {reason}", row["id"])
             row = {**row, "corrupt_prompt": None}
         yield row
 
 
-def _as_many_tokens(one: str, other: str, tokenizer: Any) -> bool:
-    return len(tokenizer(one)["input_ids"]) == len(tokenizer(other)["input_ids"])
+def _no_corruption(corrupt: str, prompt: str, tokenizer: Any) -> str:
+    """Why a text is no corrupt prompt; empty if it is one, as far as that can be known without a tokenizer."""
+    one, other = (text if tokenizer is None else tokenizer(text)["input_ids"] for text in (corrupt, prompt))
+    if one == other:
+        return "is the prompt itself"
+    return "" if tokenizer is None or len(one) == len(other) else "has another number of tokens"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hooked_vlm.errors import DataError, TaskSchemaError
+from hooked_vlm.errors import DataError, TaskSchemaError, cut, quoted
 
 _MARKS = {  # longest first: UTF-32's begins with UTF-16's
     b"\xff\xfe\0\0": "UTF-32",
@@ -28,13 +28,14 @@ def lines(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> It
     Args:
         path: The file.
         needed: Columns that it must have.
-        optional: Columns that are "" where it has none; others are not read.
+        optional: Columns that are "" where it has none; others are not read. The first may have no name, as where a
+            data frame numbers its rows.
 
     Yields:
         The number of the line (of its last, where a cell has line breaks; the header is line 1), and its cells.
 
     Raises:
-        TaskSchemaError: A column is missing, or there are two of one name.
+        TaskSchemaError: A column is missing, there are two of one name, or one that holds something has no name.
         DataError: It is no regular file, it is not UTF-8, a quote is not closed or stands where none can, or a line
             has not as many cells as the header. The message names the line.
     """
@@ -53,6 +54,11 @@ def lines(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> It
                     f"Line {reader.line_num} of {str(path)!r} has {len(cells)} cells and the header {len(header)}: a "
                     'cell with commas in it stands in double quotes, "so, then".'
                 )
+            if lost := next((i for i, name in enumerate(header) if i and not name and cells[i].strip()), 0):
+                raise TaskSchemaError(
+                    f"Line {reader.line_num} of {str(path)!r} holds {quoted(cells[lost])} in column {lost + 1}, which "
+                    "the header does not name: name the column, or empty it."
+                )
             line = dict(zip(header, (cell.strip() for cell in cells), strict=True))
             yield reader.line_num, {name: line.get(name, "") for name in (*needed, *optional)}
     except csv.Error as error:
@@ -64,12 +70,12 @@ def lines(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> It
 
 def _check_header(path: Path, header: list[str], needed: Sequence[str], optional: Sequence[str]) -> None:
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        raise TaskSchemaError(f"{str(path)!r} has two columns called {', '.join(map(repr, twice))}: names differ.")
+        raise TaskSchemaError(f"{str(path)!r} has two columns called {cut(', '.join(map(repr, twice)))}: names differ.")
     if missing := [name for name in needed if name not in header]:
         also = f" (and {', '.join(optional)}, where wanted)" if optional else ""
         raise TaskSchemaError(
             f"{str(path)!r} has no column {', '.join(missing)}: expected {', '.join(needed)}{also}; "
-            f"found {', '.join(header) or 'nothing'}."
+            f"found {cut(', '.join(header)) or 'nothing'}."
         )
 
 

@@ -168,7 +168,8 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         weights_on, weights_as = placement.placed(
             device, dtype, config, device_map=device_map, quantization_config=quantization_config
         )
-        processor = processor or loading.load_processor(directory, revision=revision, **hf_options)
+        if processor is None:
+            processor = loading.load_processor(directory, revision=revision, **hf_options)
         hf_model = loading.load_model(  # last, since it takes longest
             directory,
             hf_class,

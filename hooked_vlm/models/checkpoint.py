@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from hooked_vlm.errors import CheckpointError
+from hooked_vlm.errors import CheckpointError, cut, quoted
 from hooked_vlm.given import leads_out
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,6 +43,10 @@ _SIZES = (
     *("encoder_hidden_size", "projection_dim", "image_text_hidden_size"),
 )
 _LARGEST = 2**40
+_EDGES = ("height", "width", "shortest_edge")  # of the pictures that a processor makes
+_LONGEST_EDGE = 2**14
+_INTEGERS = 2**63  # beyond which no number is an index, and torch takes none
+_DESCRIBE = ("config.json", "processor_config.json", "preprocessor_config.json")
 _PACKED = 16  # of weights quantised to 2 bits, a number of 32 holds so many
 _SPARE = 10_000_000  # numbers that a small model may have besides those its files hold, such as tables of positions
 
@@ -52,12 +56,15 @@ class Files:
     """The files of a checkpoint by name, in a directory or through the hub's cache.
 
     Args:
-        name: what errors call it: a directory or a hub name.
+        name: a directory or a hub name; errors call the files by it, shortened (`str`).
         options: which revision, cache and subfolder, as Hugging Face takes them.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return quoted(self.name)
 
     @property
     def folder(self) -> Path | None:
@@ -76,11 +83,11 @@ class Files:
             root = Path(self.name)
             if leads_out(root, Path(self.options.get("subfolder") or "", file)):
                 raise CheckpointError(
-                    f"{file!r} of {self.name!r} leads out of it (to {os.path.realpath(self.folder / file)!r}): copy "
+                    f"{file!r} of {self} leads out of it (to {os.path.realpath(self.folder / file)!r}): copy "
                     "the file into the directory, or name the directory that it is in"
                 )
         elif leads_out(".", file):
-            raise CheckpointError(f"{file!r} of {self.name!r} leads out of it; a checkpoint names its own files alone")
+            raise CheckpointError(f"{file!r} of {self} leads out of it; a checkpoint names its own files alone")
         quiet = ("gated_repo", "missing_entries", "connection_errors")
         try:
             found = cached_file(
@@ -101,7 +108,7 @@ class Files:
             values = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
             deque(_entries(values), maxlen=0)  # all of them can be reached
         except RecursionError as error:
-            raise CheckpointError(f"the {file} of {self.name!r} is nested too deeply to be read") from error
+            raise CheckpointError(f"the {file} of {self} is nested too deeply to be read") from error
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
@@ -114,20 +121,20 @@ def refuse_untrusted(files: Files) -> None:
         CheckpointError: naming the file.
     """
     if os.path.isfile(files.name):
-        raise CheckpointError(f"{files.name!r} is a file; expected a directory, a hub name or 'zoo:...'")
+        raise CheckpointError(f"{files} is a file; expected a directory, a hub name or 'zoo:...'")
     if files.folder is not None and files.folder.is_dir():
         for file in sorted(os.listdir(files.folder)):
             if file.endswith(_READ):
                 files.find(file)
             if _DISTRIBUTED.fullmatch(file):
-                raise CheckpointError(f"{files.name!r} holds a part of a distributed checkpoint, {file}: {_ONE_PIECE}")
+                raise CheckpointError(f"{files} holds a part of a distributed checkpoint, {file}: {_ONE_PIECE}")
     if files.find("adapter_config.json") is not None:
         raise CheckpointError(
-            f"{files.name!r} holds an adapter (adapter_config.json), which changes the model's layers: merge it into "
+            f"{files} holds an adapter (adapter_config.json), which changes the model's layers: merge it into "
             "the weights (merge_and_unload) and save that, or take the file away"
         )
     if "audio_tokenizer" in files.read("processor_config.json") or files.find("audio_tokenizer_config.json"):
-        raise CheckpointError(f"the processor of {files.name!r} names a second model (audio_tokenizer): leave it out")
+        raise CheckpointError(f"the processor of {files} names a second model (audio_tokenizer): leave it out")
     listed = files.read("tokenizer_config.json").get("fast_tokenizer_files")
     for file in listed if isinstance(listed, list) else []:
         if isinstance(file, str):
@@ -137,21 +144,28 @@ def refuse_untrusted(files: Files) -> None:
 def refuse_absurd_config(files: Files) -> None:
     """Refuse a config that counts or measures what no model has: before it is parsed, since lists are made of counts.
 
+    The processor's is looked at too: pictures would be scaled to whatever it says.
+
     Raises:
-        CheckpointError: naming the entry, its value and what was expected.
+        CheckpointError: naming the file, the entry, its value and what was expected.
     """
-    for name, value in _entries(files.read("config.json")):
-        key = name.rpartition(".")[2]
-        where = f"the config.json of {files.name!r} says {name} = {value!r}"
-        if key in _KERNELS and isinstance(value, str) and "/" in value:
-            raise CheckpointError(f"{where}, which is code from a hub: take the entry out")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        counts, measures = bool(_COUNT.search(key)), key in _SIZES
-        if measures and not (value >= 1 and (isinstance(value, int) or value.is_integer())):
-            raise CheckpointError(f"{where}; expected a whole number, at least 1")
-        if (counts or measures) and abs(value) > (_MOST if counts else _LARGEST):
-            raise CheckpointError(f"{where}, more than any model has. Get the file again")
+    for file in _DESCRIBE:
+        for name, value in _entries(files.read(file)):
+            _refuse_absurd(name, value, f"the {file} of {files} says {cut(name)} = {quoted(value)}")
+
+
+def _refuse_absurd(name: str, value: Any, where: str) -> None:
+    key = name.rpartition(".")[2]
+    if key in _KERNELS and isinstance(value, str) and "/" in value:
+        raise CheckpointError(f"{where}, which is code from a hub: take the entry out")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    counts, measures = bool(_COUNT.search(key)), key in _SIZES
+    if measures and not (value >= 1 and (isinstance(value, int) or value.is_integer())):
+        raise CheckpointError(f"{where}; expected a whole number, at least 1")
+    most = _MOST if counts else _LARGEST if measures else _LONGEST_EDGE if key in _EDGES else None
+    if (most is not None and abs(value) > most) or (isinstance(value, int) and abs(value) >= _INTEGERS):
+        raise CheckpointError(f"{where}, more than any model has. Get the file again")
 
 
 def weight_files(files: Files, config: Any, variant: str | None = None) -> list[Path]:
@@ -164,9 +178,7 @@ def weight_files(files: Files, config: Any, variant: str | None = None) -> list[
     if named is not None and not (
         isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
     ):
-        raise CheckpointError(
-            f"the config.json of {files.name!r} names the weights {named!r}: only safetensors are read"
-        )
+        raise CheckpointError(f"the config.json of {files} names the weights {named!r}: only safetensors are read")
     for file in [str(named)] if named else [_variant(WEIGHTS, variant), _variant(INDEX, variant)]:
         if (found := files.find(file)) is not None:
             return _parts(files, file) if file.endswith(".json") else [found]
@@ -183,18 +195,18 @@ def _parts(files: Files, index: str) -> list[Path]:
     parts = values.get("weight_map")
     if not (isinstance(parts, dict) and parts and isinstance(values.get("metadata"), dict)):
         raise CheckpointError(
-            f"the {index} of {files.name!r} is damaged: expected metadata, and a weight_map from names to files"
+            f"the {index} of {files} is damaged: expected metadata, and a weight_map from names to files"
         )
     for weight, part in parts.items():
         if not isinstance(part, str) or not part.endswith(".safetensors"):
             raise CheckpointError(
-                f"the {index} of {files.name!r} names {part!r} for {weight}: only safetensors are read, so pickled "
+                f"the {index} of {files} names {part!r} for {weight}: only safetensors are read, so pickled "
                 "weights must be converted first"
             )
     found = {part: files.find(part) for part in sorted(set(parts.values()))}
     if missing := [part for part, path in found.items() if path is None]:
         raise CheckpointError(
-            f"the {index} of {files.name!r} names {', '.join(missing[:3])}, which is not there: get the file again"
+            f"the {index} of {files} names {', '.join(missing[:3])}, which is not there: get the file again"
         )
     return [path for path in found.values() if path is not None]
 
@@ -218,7 +230,7 @@ def refuse_oversized(files: Files, hf_class: Any, config: Any, weights: list[Pat
     for name, value in _entries(config.to_dict()):
         if name.endswith("num_hidden_layers") and isinstance(value, int) and value > len(shapes):
             raise CheckpointError(
-                f"the config.json of {files.name!r} says {name} = {value}, and its weights are {len(shapes)} tensors: "
+                f"the config.json of {files} says {name} = {value}, and its weights are {len(shapes)} tensors: "
                 "a layer has at least one. Check that config.json belongs to them"
             )
     with torch.device("meta"):
@@ -227,7 +239,7 @@ def refuse_oversized(files: Files, hf_class: Any, config: Any, weights: list[Pat
     held = sum(map(prod, shapes))
     if described > (2 if whole else _PACKED) * held + _SPARE:
         raise CheckpointError(
-            f"the config.json of {files.name!r} describes a model of {described:,} numbers, and its weights are "
+            f"the config.json of {files} describes a model of {described:,} numbers, and its weights are "
             f"{held:,}: check that config.json belongs to them"
         )
 

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, PositionError, RowError, closest
+from hooked_vlm.errors import InputsError, PositionError, RowError, closest, quoted
 from hooked_vlm.models import placement, shown
 from hooked_vlm.options import whole
 from hooked_vlm.positions import read
@@ -341,7 +342,7 @@ class VLMInputs:
             PositionError: if it is not there, is there more often and no occurrence was named, or stands
                 elsewhere in other rows (use `find_each`).
         """
-        return self._common(self.find_each(text, occurrence), f"find({text!r})", f"find_each({text!r})")
+        return self._common(self.find_each(text, occurrence), f"find({quoted(text)})", f"find_each({quoted(text)})")
 
     def find_each(self, text: str, occurrence: int | None = None) -> Int[Tensor, "batch n_tokens"]:
         """`find` in each row.
@@ -349,9 +350,15 @@ class VLMInputs:
         Raises:
             PositionError: as `find`; or if `text` takes more tokens in one row than in another.
         """
+        if not isinstance(text, str):
+            raise PositionError(f"find was asked for a {type(text).__name__}; expected a text that the prompt holds")
+        if occurrence is not None and (isinstance(occurrence, bool) or not isinstance(occurrence, Integral)):
+            raise PositionError(f"find was asked for occurrence {quoted(occurrence)}; expected a whole number, from 0")
         rows = [self._find_in_row(i, text, occurrence) for i in range(len(self))]
         if len({len(row) for row in rows}) > 1:
-            raise PositionError(f"{text!r} takes {[len(row) for row in rows]} tokens in the rows; expected as many")
+            raise PositionError(
+                f"{quoted(text)} takes {[len(row) for row in rows]} tokens in the rows; expected as many"
+            )
         return torch.tensor(rows, device=self.input_ids.device)
 
     def _common(self, each: Tensor, name: str, instead: str) -> list[int]:
@@ -362,16 +369,19 @@ class VLMInputs:
 
     def _find_in_row(self, i: int, text: str, occurrence: int | None) -> list[int]:
         spelled, spans = self._spelled(i)
-        word = rf"(?<!\w){_with_free_spaces(text)}(?!\w)"
-        hits = self._hits(i, word, spelled, spans) or self._hits(i, f"(?i:{word})", spelled, spans)
-        shown = spelled if len(spelled) < 200 else spelled[:90] + " ... " + spelled[-90:]
-        if not text.strip() or not hits:
-            raise PositionError(f"{text!r} is not in row {i}, whose tokens spell {shown!r}")
+        hits, sought, shown = list[tuple[int, int]](), quoted(text), quoted(spelled)
+        if text.strip() and len("".join(text.split())) <= len(spelled):  # no pattern is made of what cannot be there
+            word = rf"(?<!\w){_with_free_spaces(text)}(?!\w)"
+            hits = self._hits(i, word, spelled, spans) or self._hits(i, f"(?i:{word})", spelled, spans)
+        if not hits:
+            raise PositionError(f"{sought} is not in row {i}, whose tokens spell {shown}")
         if occurrence is None and len(hits) > 1:
-            raise PositionError(f"{text!r} is {len(hits)} times in row {i} ({shown!r}); name one: occurrence=0")
+            raise PositionError(f"{sought} is {len(hits)} times in row {i} ({shown}); name one: occurrence=0")
         if not -len(hits) <= (occurrence or 0) < len(hits):
-            raise PositionError(f"{text!r} is {len(hits)} times in row {i}; there is no occurrence {occurrence}")
-        start, stop = hits[occurrence or 0]
+            raise PositionError(
+                f"{sought} is {len(hits)} times in row {i}; there is no occurrence {quoted(occurrence)}"
+            )
+        start, stop = hits[int(occurrence or 0)]
         return [p for p, (a, b) in enumerate(spans) if a < stop and b > start]
 
     def _hits(self, i: int, word: str, spelled: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

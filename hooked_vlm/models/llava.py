@@ -24,6 +24,7 @@ from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Sight, Stack, StackedWeights, StackPass
 from hooked_vlm.components.weights import Projection, dense_weight, held
 from hooked_vlm.errors import CheckpointError, InputsError, TextError
+from hooked_vlm.given import told
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.inputs import Layout, VLMInputs
@@ -325,10 +326,23 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             raise TextError(f"text {i} has {n_images} {token!r} placeholders; expected one, for its one image")
         if n_images == 1:
             return text
+        written = f"USER: {token}\n{text[:40]} ASSISTANT:"
         if getattr(self.processor, "chat_template", None) is None:
             raise TextError(
                 f"text {i} has no {token!r} and the processor has no chat template to place it: write the whole "
-                f"prompt, e.g. 'USER: {token}\\n{text} ASSISTANT:'"
+                f"prompt, e.g. {written!r}"
             )
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-        return str(self.processor.apply_chat_template([turn], add_generation_prompt=True))
+        try:
+            prompt = str(self.processor.apply_chat_template([turn], add_generation_prompt=True))
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise TextError(
+                f"the processor's chat template cannot be applied to text {i}: {told(error)}. Mend the template "
+                f"(processor.chat_template), or write the whole prompt, e.g. {written!r}"
+            ) from error
+        if (n_images := prompt.count(token)) != 1:
+            raise TextError(
+                f"the processor's chat template makes {n_images} {token!r} placeholders of text {i}; expected one. "
+                f"Mend the template (processor.chat_template), or write the whole prompt, e.g. {written!r}"
+            )
+        return prompt

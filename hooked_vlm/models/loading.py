@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError
+from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError, quoted
+from hooked_vlm.given import line, told
 from hooked_vlm.models import checkpoint
 
 OURS = {
@@ -35,17 +35,6 @@ OURS = {
     "kernel_config": "no code of a hub is ever run",
     "allow_all_kernels": "no code of a hub is ever run",
 }
-_NONSENSE = (
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RecursionError,
-)
-"""What Hugging Face raises of configs that mean nothing."""
 
 
 def resolve(name: str) -> str:
@@ -56,7 +45,9 @@ def resolve(name: str) -> str:
     """
     name = os.fspath(name) if isinstance(name, (str, os.PathLike)) else name
     if not isinstance(name, str) or not name.strip():
-        raise CheckpointError(f"a checkpoint was asked for by {name!r}; expected a hub name, a directory or 'zoo:...'")
+        raise CheckpointError(
+            f"a checkpoint was asked for by {quoted(name)}; expected a hub name, a directory or 'zoo:...'"
+        )
     if not name.startswith("zoo:"):
         return name
     from hooked_vlm import zoo
@@ -83,20 +74,25 @@ def read_config(directory: str, *, revision: str | None = None, **options: Any) 
         config = AutoConfig.from_pretrained(
             directory, revision=revision, trust_remote_code=False, **_hub_options(options)
         )
-    except (OSError, StrictDataclassError, *_NONSENSE) as error:
+    except Exception as error:  # of a config that means nothing, anything
         if os.path.isfile(os.path.join(directory, options.get("subfolder") or "", "config.json")):
             raise CheckpointError(
-                f"the config.json of {directory!r} cannot be read: {_line(error)}. Get the file again, or save it with "
+                f"the config.json of {files} cannot be read: {line(error)}. Get the file again, or save it with "
                 "config.save_pretrained"
             ) from error
         raise CheckpointError(
-            f"{directory!r} is neither a directory with a config.json nor a model that the hub (or its local cache) "
-            f"has: {_line(error)}"
+            f"{files} is neither a directory with a config.json nor a model that the hub (or its local cache) "
+            f"has: {line(error)}"
         ) from error
     names = getattr(config, "architectures", None) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"the config.json of {files} says architectures = {quoted(names)}; expected a list with the name of "
+            'its Hugging Face class, "architectures": ["..."]'
+        )
     if not names:
         raise UnsupportedArchitectureError(
-            f"the config of {directory!r} names no architecture (model_type {config.model_type!r}): write the name of "
+            f"the config of {files} names no architecture (model_type {config.model_type!r}): write the name of "
             'its Hugging Face class into config.json, "architectures": ["..."]'
         )
     return config, names[0]
@@ -123,7 +119,13 @@ def load_model(
         InputsError: if there is an option that Hugging Face does not know.
     """
     import transformers
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
+    if quantization_config is not None and not isinstance(quantization_config, (Mapping, QuantizationConfigMixin)):
+        raise InputsError(
+            f"quantization_config is {quoted(quantization_config)}; expected one of Hugging Face's, such as "
+            "transformers.BitsAndBytesConfig(load_in_4bit=True), or a dictionary of its values"
+        )
     given = {"device_map": device_map, "quantization_config": quantization_config}
     given = {name: value for name, value in given.items() if value is not None}
     family, files = getattr(transformers, hf_class), _files(directory, revision, options)
@@ -142,22 +144,23 @@ def load_model(
             **given,
             **options,
         )
-    except (torch.OutOfMemoryError, CheckpointError):
+    except (torch.OutOfMemoryError, MemoryError, CheckpointError):
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the weights of {directory!r} cannot be loaded: {_line(error)}. Only safetensors are read: "
+            f"the weights of {files} cannot be loaded: {line(error)}. Only safetensors are read: "
             "pickled weights (.bin) must be converted first, and a damaged file fetched again"
         ) from error
-    except (StrictDataclassError, *_NONSENSE) as error:
+    except Exception as error:
         if isinstance(error, TypeError) and options:
-            raise InputsError(f"{hf_class} cannot be loaded with the options {', '.join(options)}: {error}") from error
+            raise InputsError(
+                f"{hf_class} cannot be loaded with the options {', '.join(options)}: {line(error)}"
+            ) from error
         raise CheckpointError(
-            f"{directory!r} cannot be built as its config.json and the options given say ({type(error).__name__}: "
-            f"{_line(error)}): check both"
+            f"{files} cannot be built as its config.json and the options given say ({told(error)}): check both"
         ) from error
     if strict:
-        _refuse_differences(directory, report)
+        _refuse_differences(files, report)
     return model if device is None else model.to(device)
 
 
@@ -169,31 +172,32 @@ def load_processor(directory: str, *, revision: str | None = None, **options: An
     """
     from transformers import AutoProcessor
 
+    files = _files(directory, revision, options)
     try:
         with _quiet():
             processor = AutoProcessor.from_pretrained(
                 directory, revision=revision, trust_remote_code=False, **_hub_options(options)
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged tokenizer is told with a bare Exception
         raise CheckpointError(
-            f"the processor of {directory!r} cannot be loaded ({_line(error)}): save it beside the model with "
+            f"the processor of {files} cannot be loaded ({line(error)}): save it beside the model with "
             "processor.save_pretrained, or pass processor="
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(
-            f"{directory!r} has a {type(processor).__name__} where a processor of images and text is needed: save one "
+            f"{files} has a {type(processor).__name__} where a processor of images and text is needed: save one "
             "beside the model with processor.save_pretrained, or pass processor="
         )
     tokenizer = processor.tokenizer
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what Hugging Face makes of a missing vocabulary
         raise CheckpointError(
-            f"the tokenizer of {directory!r} knows no words: its tokenizer.json (or vocabulary) is missing. Save the "
+            f"the tokenizer of {files} knows no words: its tokenizer.json (or vocabulary) is missing. Save the "
             "processor beside the model with processor.save_pretrained, or pass processor="
         )
     return processor
 
 
-def _refuse_differences(directory: str, report: Any) -> None:
+def _refuse_differences(files: checkpoint.Files, report: Any) -> None:
     keys_of = {kind: report.get(f"{kind}_keys", ()) for kind in ("missing", "unexpected", "mismatched")}
     keys_of["mismatched"] = [
         f"{key} is {tuple(has)} and not {tuple(wants)}" for key, has, wants in keys_of["mismatched"]
@@ -206,16 +210,9 @@ def _refuse_differences(directory: str, report: Any) -> None:
             if keys
         )
         raise CheckpointError(
-            f"the weights of {directory!r} are not this architecture's: {listed}. Check that config.json belongs to "
+            f"the weights of {files} are not this architecture's: {listed}. Check that config.json belongs to "
             "them; strict=False loads them all the same, with fresh values for what is missing or mismatched"
         )
-
-
-def _line(error: BaseException) -> str:
-    """An error's first line, without its full stop (Hugging Face's go on for a page)."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    first = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    return first.rstrip(".")
 
 
 def _files(directory: str, revision: str | None, options: dict[str, Any]) -> checkpoint.Files:

@@ -42,12 +42,43 @@ def listed(texts: Any) -> list[str]:
     return found
 
 
-def refuse_special_tokens(tokenizer: Any, texts: Sequence[str], placeholder: str | None) -> None:
+def refuse_huge(texts: Sequence[str]) -> None:
+    """Refuse texts that nobody reads in one piece: a tokenizer takes minutes for them.
+
+    Raises:
+        TextError: naming the text, its length, and the limit.
+    """
+    for i, text in enumerate(texts):
+        if len(text) > _LONG:
+            raise TextError(
+                f"text {i} ({text[:40]!a}...) has {len(text):,} characters; expected at most {_LONG:,}. Cut it in parts"
+            )
+
+
+def refuse_unread(texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Refuse texts of which a tokenizer makes nothing: it may drop what can be seen, such as an accent alone.
+
+    Args:
+        texts: each as the user wrote it.
+        ids: the tokens of each.
+
+    Raises:
+        TextError: naming the text.
+    """
+    for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
+        if not len(row):
+            raise TextError(f"text {i} ({text[:40]!a}) is empty to the tokenizer, which drops all of it; write a word")
+
+
+def refuse_special_tokens(
+    tokenizer: Any, texts: Sequence[str], ids: Sequence[Sequence[int]], placeholder: str | None
+) -> None:
     """Refuse texts in which the tokenizer reads control tokens, such as its end or its padding.
 
     Args:
         tokenizer: the model's.
         texts: each as the user wrote it, before any template.
+        ids: the tokens of each, none added.
         placeholder: the one control token that a prompt may hold, in families that read one.
 
     Raises:
@@ -58,10 +89,8 @@ def refuse_special_tokens(tokenizer: Any, texts: Sequence[str], placeholder: str
     if placeholder is not None:
         special.discard(tokenizer.convert_tokens_to_ids(placeholder))
     spelled = {tokenizer.unk_token, PLACEHOLDER} - {placeholder, None}  # the first is also what unknown words become
-    for i, (text, ids) in enumerate(
-        zip(texts, tokenizer(list(texts), add_special_tokens=False)["input_ids"], strict=True)
-    ):
-        found = [tokenizer.convert_ids_to_tokens(id) for id in ids if id in special]
+    for i, (text, row) in enumerate(zip(texts, ids, strict=True)):
+        found = [tokenizer.convert_ids_to_tokens(id) for id in row if id in special]
         if found := [*found, *(token for token in sorted(spelled) if token in text)]:
             raise TextError(
                 f"text {i} ({text[:40]!a}) holds {found[0]!r}, which is a control token and no word: take it out, or "

@@ -5,7 +5,8 @@ Cost: that of the Hugging Face processor. Which words surround a question is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from hooked_vlm.components.stack import Stack
-from hooked_vlm.errors import InputsError, TextError
+from hooked_vlm.errors import HookedVLMError, InputsError, TextError, quoted
+from hooked_vlm.given import told
 from hooked_vlm.images import to_rgb_list
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import Layout, VLMInputs
-from hooked_vlm.models.prompts import listed, refuse_endless, refuse_special_tokens
+from hooked_vlm.models.prompts import listed, refuse_endless, refuse_huge, refuse_special_tokens, refuse_unread
 from hooked_vlm.models.turn import Turn
+
+_FEW = 8  # tokens that an error repeats
 
 
 class PreparesInputs:
@@ -61,7 +65,7 @@ class PreparesInputs:
             ImageError: if an image cannot be read.
             TextError: if a text is empty, beyond the context, holds a control token, or has not exactly one image
                 placeholder.
-            InputsError: if there are different numbers of images and texts, or no processor.
+            InputsError: if there are different numbers of images and texts, no processor, or one that fails on them.
         """
         self._need("processor")
         pictures = to_rgb_list(images)
@@ -76,7 +80,7 @@ class PreparesInputs:
                 raise InputsError(
                     f"{len(pictures)} images and {len(words)} texts: give as many of each, or one of either"
                 )
-        with self.reading.taken(running=True):
+        with self._reads():
             inputs = self._prepare(pictures, words)
         return inputs.to(self.device).replace(layout=self.layout)
 
@@ -92,35 +96,43 @@ class PreparesInputs:
         """
         words, tokenizer = listed(texts), self._need("tokenizer")
         refuse_endless(tokenizer, words, self.stacks[self.prompt_stack].cfg.n_ctx)
-        if not allow_special_tokens:
-            placeholder = self.processor.image_token if "image_token" in self.processor_parts else None
-            refuse_special_tokens(tokenizer, words, placeholder)
+        with self._reads():
+            ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+            refuse_unread(words, ids)
+            if not allow_special_tokens:
+                placeholder = self.processor.image_token if "image_token" in self.processor_parts else None
+                refuse_special_tokens(tokenizer, words, ids, placeholder)
 
     def to_pixels(self, images: Any) -> Float[Tensor, "batch channel height width"]:
         """Images alone, preprocessed, on the model's device.
 
         Raises:
             ImageError: as `to_inputs`.
+            InputsError: if there is no processor, or one that fails on them.
         """
         pictures = to_rgb_list(images)
-        pixels: Tensor = self._need("processor").image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        processor = self._need("processor")
+        with self._reads():
+            pixels: Tensor = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         return pixels.to(self.device)
 
     def to_tokens(self, texts: str | Sequence[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
         """Texts as token ids, padded on the tokenizer's side, without any prompt template.
 
         Args:
-            texts: one or several, of any length; control tokens in them are read as such.
+            texts: one or several, beyond the context too; control tokens in them are read as such.
             prepend_bos: True or None for the tokenizer's own special tokens, False for none.
 
         Raises:
-            TextError: if a text is empty or no string.
+            TextError: if a text is empty, no string, or longer than a million characters, which would take minutes.
         """
         tokenizer = self._need("tokenizer")
         words = listed(texts)
-        with self.reading.taken(running=True):
+        refuse_huge(words)
+        with self._reads():
             ids = tokenizer(words, padding=len(words) > 1, add_special_tokens=prepend_bos is not False)["input_ids"]
-        return torch.tensor(ids, device=self.device)
+            refuse_unread(words, ids)
+            return torch.tensor(ids, device=self.device)
 
     def to_string(self, tokens: Any) -> Any:
         """Token ids as text: a string for one row (or one id), a list of strings for [batch pos].
@@ -158,14 +170,19 @@ class PreparesInputs:
             TextError: if it takes several tokens, or none, or is not in the vocabulary.
         """
         tokenizer = self._need("tokenizer")
-        listed(text)
-        with self.reading.taken(running=True):
+        refuse_huge(listed(text))
+        with self._reads():
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(ids)
-            raise TextError(f"{text!r} is {len(ids)} tokens {pieces}, not one; take to_tokens, or another word")
+            pieces = tokenizer.convert_ids_to_tokens(ids[:_FEW])
+            more = " and more" if len(ids) > _FEW else ""
+            raise TextError(
+                f"{quoted(text)} is {len(ids)} tokens {pieces}{more}, not one; take to_tokens, or another word"
+            )
         if ids[0] == tokenizer.unk_token_id:
-            raise TextError(f"{text!r} is not in the vocabulary: the tokenizer reads it as {tokenizer.unk_token!r}")
+            raise TextError(
+                f"{quoted(text)} is not in the vocabulary: the tokenizer reads it as {tokenizer.unk_token!r}"
+            )
         return int(ids[0])
 
     def to_single_str_token(self, token: int) -> str:
@@ -201,6 +218,23 @@ class PreparesInputs:
             )
         return found
 
+    @contextmanager
+    def _reads(self) -> Iterator[None]:
+        """The turn to read; what the processor raises meanwhile, and that may be anything, becomes an `InputsError`."""
+        with self.reading.taken(running=True):
+            try:
+                yield
+            except (HookedVLMError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                whose = getattr(getattr(self.processor, "tokenizer", None), "name_or_path", "")
+                called = type(self.processor).__name__ + (f" of {quoted(whose)}" if whose else "")
+                raise InputsError(
+                    f"this model's processor, a {called}, fails on what it was given: {told(error)}. Check its files "
+                    "(tokenizer.json, processor_config.json and, where there is one, chat_template.jinja), or pass the "
+                    "processor that belongs to the model"
+                ) from error
+
     @staticmethod
     def _refuse_long(texts: list[str] | None, lengths: list[int], limit: int) -> None:
         """Raise TextError if a row has more tokens than the context."""
@@ -218,9 +252,9 @@ def _ids(tokens: Any, n_known: int) -> Tensor:
         ids = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(
-            f"the tokens cannot be read as ids ({error}); expected integers, [pos] or [batch pos]"
+            f"the tokens cannot be read as ids ({told(error)}); expected integers, [pos] or [batch pos]"
         ) from error
-    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 2 or not ids.numel():
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim > 2 or not ids.numel():
         raise InputsError(
             f"the tokens have dtype {ids.dtype} and shape {tuple(ids.shape)}; expected integer ids, "
             "[pos] or [batch pos]"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError
+from hooked_vlm.errors import InputsError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.options import told
@@ -242,8 +242,7 @@ def _ids(given: Tokens | list[list[int]], axes: Collection[int] = (0, 1)) -> Ten
 
 
 def _few(given: Any) -> str:
-    words = repr(given) if not isinstance(given, Tensor) or given.numel() < 9 else told(given)
-    return words if len(words) < 80 else words[:76] + " ..."
+    return told(given) if isinstance(given, Tensor) and given.numel() > 8 else quoted(given, 80)
 
 
 def _last(logits: Tensor, name: str, n: int) -> Float[Tensor, "batch n d_vocab"]:
