@@ -78,4 +78,4 @@ def told(given: Any) -> str:
     if isinstance(given, np.ndarray):
         return f"an ndarray of shape {given.shape} and {given.dtype}"
     kind = type(given).__name__
-    return f"{quoted(given, 60)}, a{'n' * (kind[0] in 'aeiou')} {kind}"
+    return f"{' '.join(quoted(given, 60).split())}, a{'n' * (kind[0] in 'aeiou')} {kind}"

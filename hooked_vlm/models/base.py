@@ -225,7 +225,8 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
-        at = logits_at if logits_at == "last" else read(logits_at, "logits_at (or 'last')", by_row=False)
+        is_last = isinstance(logits_at, str) and logits_at == "last"
+        at = "last" if is_last else read(logits_at, "logits_at (or 'last')", by_row=False)
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
         inputs = VLMInputs.of(inputs)

@@ -7,7 +7,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from transformer_lens.config import TransformerLensConfig
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError
 from hooked_vlm.models.cache import StackCache, VLMCache, cut, sliced
+from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
 
 
@@ -154,13 +155,17 @@ class FocusedStack:
                 raise HookNameError(f"the filter matches none of the hook points of {self.name}")
             live = set(self.model.hook_names(lambda full: full in dict(pairs).values()))
             return [(short, full) for short, full in pairs if full in live]
+        if not isinstance(name, Iterable):
+            self.model.hook_names(name)  # raises
         shorts = [name] if isinstance(name, str) else list(name)
         pairs = [(short, self._full_names.get(short, self.stack.prefix + short)) for short in shorts]
         self.model.hook_names([full for _, full in pairs])
         return pairs
 
     def _full(self, hooks: Sequence[Any]) -> list[Any]:
-        return [(full, _renaming(fn, short)) for name, fn in hooks for short, full in self._matching(name)]
+        return [
+            (full, _renaming(fn, short)) for name, fn in pairs(hooks, "hooks") for short, full in self._matching(name)
+        ]
 
     # --- tokens -------------------------------------------------------------------------------------
 

@@ -156,6 +156,8 @@ class Placed(nn.Module):
         Raises:
             InputsError: if there is no such device or dtype.
         """
+        if where and isinstance(where[-1], bool):  # as torch takes it, after the others
+            *where, options["non_blocking"] = where
         device, dtype = asked(where, options.pop("device", None), options.pop("dtype", None))
         return super().to(device=device, dtype=dtype, **options)
 

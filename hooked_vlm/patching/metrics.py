@@ -222,7 +222,7 @@ def _known(ids: Tensor, scores: Tensor) -> Tensor:
     return ids.to(scores.device)
 
 
-def _ids(given: Tokens | list[list[int]], axes: Collection[int] = (0, 1)) -> Tensor:
+def _ids(given: Any, axes: Collection[int] = (0, 1)) -> Tensor:
     """Token ids as a tensor, [1] for a single one.
 
     Raises:

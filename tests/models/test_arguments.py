@@ -105,7 +105,7 @@ def test_a_model_is_moved_to_what_is_here(blip: HookedVLM, inputs: VLMInputs) ->
     refused(lambda: blip.to(torch.int32), "int32")
     refused(lambda: setattr(blip.cfg, "use_attn_result", "yes"), "use_attn_result is 'yes'")
     assert not blip.cfg.use_attn_result
-    for where in ((), ("cpu",), (torch.float32,), (torch.device("cpu"), torch.float32), (inputs,)):
+    for where in ((), ("cpu",), (torch.float32,), ("cpu", torch.float32, True), (inputs,)):
         assert blip.to(*where) is blip
     assert blip.to(dtype=torch.float32, device="cpu", non_blocking=True).dtype == torch.float32
 
@@ -130,6 +130,8 @@ def test_a_cache_is_asked_for_what_there_is(
 def test_hooks_are_a_list_of_pairs(blip: HookedVLM, inputs: VLMInputs, given: Any) -> None:
     refused(lambda: blip.run_with_hooks(inputs, fwd_hooks=given), "pairs")
     refused(lambda: blip.hooks(fwd_hooks=given).__enter__(), "pairs")
+    view = blip.focus("text_encoder", images=checkpoints.picture(0))
+    refused(lambda: view.run_with_hooks(inputs.input_ids, fwd_hooks=given), "pairs")
 
 
 @pytest.mark.parametrize("fn", [3, None, torch.zeros(1)])
