@@ -69,10 +69,10 @@ class HookPoint(LensHookPoint):
         """Identity; a copy where the activation is aliased and somebody may edit it in place."""
         return x.clone() if self.aliased and self._forward_hooks else x
 
-    def add_hook(self, hook: Any, *args: Any, **options: Any) -> None:
+    def add_hook(self, hook: Any, *args: Any, **options: Any) -> Any:
         """As TransformerLens'. Raises HookFunctionError if the hook cannot be called."""
         refuse_uncallable(self.name, hook)
-        super().add_hook(hook, *args, **options)
+        return super().add_hook(hook, *args, **options)
 
     def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:
         """As PyTorch's, for a hook that gives back what it was given in all but its numbers.

@@ -17,7 +17,7 @@ For runs side by side give each thread a `copy.deepcopy(model)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ from hooked_vlm.models.shown import Shown
 from hooked_vlm.models.signatures import Signatures
 from hooked_vlm.models.text import PreparesInputs
 from hooked_vlm.models.turn import Turn, alone
-from hooked_vlm.positions import read
+from hooked_vlm.positions import Places, read
 
 FAMILIES: dict[str, type[HookedVLM]] = {}
 Model = TypeVar("Model", bound="HookedVLM")
@@ -226,7 +226,9 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
         is_last = isinstance(logits_at, str) and logits_at == "last"
-        at = "last" if is_last else read(logits_at, "logits_at (or 'last')", by_row=False)
+        at: Literal["last"] | Places | None = (
+            "last" if is_last else read(logits_at, "logits_at (or 'last')", by_row=False)
+        )
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
         inputs = VLMInputs.of(inputs)

@@ -114,7 +114,7 @@ class VLMInputs:
                 f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(self.input_ids.shape)}; they must "
                 "be alike"
             )
-        odd = () if mask.is_meta else mask[(mask != 0) & (mask != 1)].unique()[:4].tolist()
+        odd = () if mask.is_meta else mask[(mask != 0) & (mask != 1)][:4].tolist()
         if odd:
             raise InputsError(
                 f"attention_mask holds {odd}; expected 1 for tokens and 0 for padding, and nothing else (no additive "

@@ -157,7 +157,7 @@ class Placed(nn.Module):
             InputsError: if there is no such device or dtype.
         """
         if where and isinstance(where[-1], bool):  # as torch takes it, after the others
-            *where, options["non_blocking"] = where
+            where, options["non_blocking"] = where[:-1], where[-1]
         device, dtype = asked(where, options.pop("device", None), options.pop("dtype", None))
         return super().to(device=device, dtype=dtype, **options)
 
