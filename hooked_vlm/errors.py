@@ -37,11 +37,11 @@ class SilentHookError(HookedVLMError, RuntimeError):
 
 
 class NonFiniteError(HookedVLMError, ValueError):
-    """Logits are NaN or infinite, so that no number measured on them means anything."""
+    """Logits, or what a metric gives, are NaN or infinite, so that no number measured means anything."""
 
 
 class HookFunctionError(HookedVLMError, ValueError):
-    """A hook gave back something else than a tensor of the shape, dtype and device that it was given."""
+    """A hook cannot be called, or gave back something else than a tensor of the form it was given."""
 
 
 class NotCachedError(HookedVLMError, KeyError):
@@ -86,6 +86,10 @@ class TextError(HookedVLMError, ValueError):
 
 class InputsError(HookedVLMError, ValueError):
     """Inputs do not fit one another or the model: counts, shapes, dtypes, devices, missing parts."""
+
+
+class RowError(InputsError, IndexError):
+    """Rows of a batch were asked for that it does not have, or in a way that means no rows."""
 
 
 class PositionError(HookedVLMError, ValueError):

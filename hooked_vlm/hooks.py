@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hooked_vlm.errors import PositionError
+from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.options import number, of_type, told
 from hooked_vlm.positions import Index, Places, each_row, members, read
 
 HookFunction = Callable[..., Tensor]
@@ -45,10 +46,10 @@ def patch(source: Mapping[str, Tensor] | Any, positions: Index = None, heads: In
         PositionError: when it runs, if the source lacks the hook point or has another shape, or an index is out
             of range.
     """
-    at = _Where(positions, heads)
+    at, source = _Where(positions, heads), _source(source)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        new = _aligned(_look_up(source, hook), activation, hook)
+        new = _aligned(_look_up(source, activation, hook), activation, hook)
         return torch.where(at(activation, hook), new, activation)
 
     return hook_fn
@@ -75,10 +76,10 @@ def mean_ablate(source: Mapping[str, Tensor] | Any, positions: Index = None, hea
     Raises:
         PositionError: as `patch`.
     """
-    at = _Where(positions, heads)
+    at, source = _Where(positions, heads), _source(source)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        mean = _look_up(source, hook).to(activation).mean(0, keepdim=True)
+        mean = _look_up(source, activation, hook).to(activation).mean(0, keepdim=True)
         return torch.where(at(activation, hook), _aligned(mean, activation, hook), activation)
 
     return hook_fn
@@ -98,10 +99,11 @@ def resample_ablate(
     Raises:
         PositionError: as `patch`.
     """
-    at = _Where(positions, heads)
+    at, source = _Where(positions, heads), _source(source)
+    _draws(generator)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        reference = _look_up(source, hook)
+        reference = _look_up(source, activation, hook)
         drawn = torch.randint(len(reference), (len(activation),), generator=generator, device=generator.device)
         new = _aligned(reference[drawn.to(reference.device)], activation, hook)
         return torch.where(at(activation, hook), new, activation)
@@ -142,8 +144,14 @@ def add_noise(std: float, generator: torch.Generator, positions: Index = None, h
         generator: draws it, anew in every pass: seed it for each run to repeat one.
         positions: where; None everywhere.
         heads: which heads; None all.
+
+    Raises:
+        InputsError: if `std` is negative or not finite, or `generator` is none.
+        PositionError: when it runs, if an index is out of range.
     """
     at = _Where(positions, heads)
+    number(std, "std", least=0)
+    _draws(generator)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         noise = torch.randn(activation.shape, generator=generator, device=generator.device).to(activation) * std
@@ -157,7 +165,11 @@ def swap_image(pixel_values: Float[Tensor, "batch channel height width"]) -> Hoo
 
     Args:
         pixel_values: preprocessed, one image or one for each row.
+
+    Raises:
+        InputsError: if they are no tensor.
     """
+    of_type(pixel_values, "pixel_values", Tensor, "preprocessed pixels: model.to_pixels(image)")
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         return _aligned(pixel_values, activation, hook)
@@ -171,7 +183,11 @@ def swap_tokens(embeddings: Float[Tensor, "batch pos d_model"]) -> HookFunction:
     Args:
         embeddings: of as many tokens, e.g. ``W_E[ids]``; one row or one for each. Tokens generated after them
             keep their own.
+
+    Raises:
+        InputsError: if they are no tensor.
     """
+    of_type(embeddings, "embeddings", Tensor, "a tensor [batch pos d_model], e.g. W_E[ids]")
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         return activation if hook.first_position else _aligned(embeddings, activation, hook)
@@ -189,10 +205,22 @@ def steer(
         scale: how much of it.
         positions: where; None everywhere.
         heads: which heads; None all.
+
+    Raises:
+        InputsError: if the direction is no tensor, or the scale no finite number.
+        PositionError: when it runs, if the direction does not fit the activation, or an index is out of range.
     """
     at = _Where(positions, heads)
+    of_type(direction, "direction", Tensor, "a tensor [d_model] or [d_head]")
+    if not isinstance(scale, Tensor):
+        number(scale, "scale")
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+        if not _broadcasts(direction, activation):
+            raise PositionError(
+                f"the direction is {tuple(direction.shape)} and the activation at {hook.name} "
+                f"{tuple(activation.shape)}: expected [{activation.shape[-1]}], or what broadcasts to it"
+            )
         moved = activation + scale * direction.to(activation)
         return torch.where(at(activation, hook), moved, activation)
 
@@ -240,14 +268,36 @@ def _members(places: Places | None, activation: Tensor, hook: Any, axis: int, wh
     return members(places, activation.shape[axis], first, what, activation, hook.n_examples, growing)
 
 
-def _look_up(source: Any, hook: Any) -> Tensor:
-    if isinstance(source, Tensor):
+def _source(source: Any) -> Any:
+    """A cache or an activation, as it is. Raises InputsError if it is neither."""
+    if isinstance(source, Tensor) or (hasattr(source, "__getitem__") and hasattr(source, "keys")):
         return source
+    raise InputsError(f"the source is {told(source)}; expected a cache, from run_with_cache, or an activation of it")
+
+
+def _look_up(source: Any, activation: Tensor, hook: Any) -> Tensor:
+    """The source's activation at a hook point, of one row at least."""
     try:
-        found: Tensor = source[hook.name]
+        found = source if isinstance(source, Tensor) else source[hook.name]
     except KeyError as error:
         raise PositionError(f"the source has no {hook.name}: cache it with run_with_cache") from error
+    if not of_type(found, f"the source at {hook.name}", Tensor, "an activation").numel():
+        raise PositionError(
+            f"the source at {hook.name} is {tuple(found.shape)}, empty, and this run's activation "
+            f"{tuple(activation.shape)}: expected at least one row"
+        )
     return found
+
+
+def _draws(generator: Any) -> None:
+    """Raise InputsError if it cannot draw."""
+    of_type(generator, "generator", torch.Generator, "a torch.Generator: torch.Generator().manual_seed(0)")
+
+
+def _broadcasts(part: Tensor, whole: Tensor) -> bool:
+    """Whether adding `part` leaves the shape of `whole` as it is."""
+    sizes = zip(reversed(part.shape), reversed(whole.shape), strict=False)
+    return part.ndim <= whole.ndim and all(size in (1, of_whole) for size, of_whole in sizes)
 
 
 def _aligned(new: Tensor, activation: Tensor, hook: Any) -> Tensor:

@@ -82,9 +82,14 @@ class VisionStack(Stack):
             interpolate: stretch the learned positions over images of another size.
 
         Raises:
-            InputsError: if the images have another size than the positions and `interpolate` is off.
+            InputsError: if the images have other channels, or another size than the positions and `interpolate` is off.
         """
         leaves, (height, width) = self._embed, pixel_values.shape[-2:]
+        if pixel_values.shape[1] != leaves.patch.in_channels:
+            raise InputsError(
+                f"pixel_values are {tuple(pixel_values.shape)}, of {pixel_values.shape[1]} channels; {self.name} reads "
+                f"[batch {leaves.patch.in_channels} height width]: model.to_inputs makes them"
+            )
         if (height, width) != leaves.image_size and not interpolate:
             raise InputsError(
                 f"pixel_values are {height} x {width} and {self.name} was trained on "

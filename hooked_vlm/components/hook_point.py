@@ -19,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 
 from hooked_vlm.errors import HookFunctionError
+from hooked_vlm.options import told
 
 HookFunction = Callable[..., Any]
-Form = tuple[torch.Size, torch.dtype, torch.device]  # what a hook must leave as it was
+Form = tuple[torch.Size, torch.dtype, torch.device, torch.layout]  # what a hook must leave as it was
 
 
 class Window:
@@ -68,6 +69,11 @@ class HookPoint(LensHookPoint):
         """Identity; a copy where the activation is aliased and somebody may edit it in place."""
         return x.clone() if self.aliased and self._forward_hooks else x
 
+    def add_hook(self, hook: Any, *args: Any, **options: Any) -> Any:
+        """As TransformerLens'. Raises HookFunctionError if the hook cannot be called."""
+        refuse_uncallable(self.name, hook)
+        return super().add_hook(hook, *args, **options)
+
     def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:
         """As PyTorch's, for a hook that gives back what it was given in all but its numbers.
 
@@ -79,7 +85,7 @@ class HookPoint(LensHookPoint):
         @wraps(hook)
         def checked(module: HookPoint, *given: Any) -> Any:
             x: Tensor = given[-1]
-            before = x.shape, x.dtype, x.device  # read now: a hook may resize the activation in place
+            before = _form(x)  # read now: a hook may resize the activation in place
             result = hook(module, *given)
             module._refuse_other(before, x if result is None else result)
             return result
@@ -96,7 +102,7 @@ class HookPoint(LensHookPoint):
         @wraps(hook)
         def checked(module: HookPoint, grad_input: Any, grad_output: Any) -> Any:
             x: Tensor = grad_output[0]
-            before = x.shape, x.dtype, x.device
+            before = _form(x)
             result = hook(module, grad_input, grad_output)
             new = result[0] if isinstance(result, tuple) and len(result) == 1 else result
             module._refuse_other(before, x if new is None else new, "a gradient of ")
@@ -113,11 +119,10 @@ class HookPoint(LensHookPoint):
     register_full_backward_pre_hook = register_forward_pre_hook
 
     def _refuse_other(self, before: Form, after: Any, kind: str = "") -> None:
-        is_tensor = isinstance(after, Tensor)
-        if not is_tensor or after.shape != before[0] or after.dtype != before[1] or after.device != before[2]:
-            found = _told(after.shape, after.dtype, after.device) if is_tensor else f"a {type(after).__name__}"
+        if not isinstance(after, Tensor) or _form(after) != before:
+            found = _told(_form(after)) if isinstance(after, Tensor) else f"a {type(after).__name__}"
             raise HookFunctionError(
-                f"a hook at {self.name} was given {kind}{_told(*before)} and gave back {found}: it must give back the "
+                f"a hook at {self.name} was given {kind}{_told(before)} and gave back {found}: it must give back the "
                 "same shape, dtype and device. Edit a part of a copy (z = z.clone(); z[:, 3] = 0; return z), convert "
                 "with .to(activation), or return None to change nothing"
             )
@@ -144,8 +149,21 @@ class HookPoint(LensHookPoint):
         return int(match.group(1))
 
 
-def _told(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
-    return f"{list(shape)} {dtype} on {device}"
+def _form(x: Tensor) -> Form:
+    return x.shape, x.dtype, x.device, x.layout
+
+
+def _told(form: Form) -> str:
+    shape, dtype, device, layout = form
+    return f"{'' if layout == torch.strided else 'sparse '}{list(shape)} {dtype} on {device}"
+
+
+def refuse_uncallable(name: Any, fn: Any) -> None:
+    """Raise HookFunctionError if what is to be a hook cannot be called."""
+    if not callable(fn):
+        raise HookFunctionError(
+            f"the hook at {name!r} is {told(fn)}; expected a function of (activation, hook), e.g. hooks.zero_ablate()"
+        )
 
 
 @contextmanager

@@ -16,10 +16,8 @@ For runs side by side give each thread a `copy.deepcopy(model)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -27,18 +25,19 @@ from torch import Tensor, nn
 
 from hooked_vlm.components.embed import Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint, Window
-from hooked_vlm.components.stack import StackPass
 from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError
 from hooked_vlm.models import checkpoint, loading, placement
 from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.inputs import Layout, VLMInputs
-from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.resuming import Resumes
+from hooked_vlm.models.run import Run
 from hooked_vlm.models.shown import Shown
 from hooked_vlm.models.signatures import Signatures
 from hooked_vlm.models.text import PreparesInputs
 from hooked_vlm.models.turn import Turn, alone
+from hooked_vlm.positions import Places, read
 
 FAMILIES: dict[str, type[HookedVLM]] = {}
 Model = TypeVar("Model", bound="HookedVLM")
@@ -54,7 +53,7 @@ def register(*hf_classes: str) -> Callable[[type[Model]], type[Model]]:
     return add
 
 
-class HookedVLM(Shown, PreparesInputs, Signatures):
+class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     """Base of the families, and the door to all of them: `HookedVLM.from_pretrained(name)`.
 
     Attributes:
@@ -222,15 +221,18 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
 
         Raises:
             InputsError: if the inputs do not fit the model.
+            PositionError: if there are no logits at these positions.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
-        if isinstance(logits_at, str) and logits_at != "last":
-            raise InputsError(f"logits_at is {logits_at!r}; expected 'last', a slice, a list of positions or None")
+        is_last = isinstance(logits_at, str) and logits_at == "last"
+        at: Literal["last"] | Places | None = (
+            "last" if is_last else read(logits_at, "logits_at (or 'last')", by_row=False)
+        )
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
         inputs = VLMInputs.of(inputs)
-        logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=logits_at))
+        logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=at))
         if return_type in ("logits", None):
             return logits if return_type else None
         loss = self._loss(logits, inputs, loss_per_token)
@@ -259,117 +261,6 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
             ignore_index=-100,
             reduction="none" if per_token else "mean",
         )
-
-    def run_with_state(
-        self, inputs: VLMInputs | Mapping[str, Any], *, interpolate_pos_encoding: bool = False
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], RunState]:
-        """Run, and keep what `resume` needs to go on from inside any stack.
-
-        Returns:
-            The logits, and the state: keys, values and a residual stream for every layer.
-        """
-        inputs = VLMInputs.of(inputs)
-        state = RunState(inputs, interpolate_pos_encoding)
-        return self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, keep=state)), state
-
-    @alone
-    def resume(
-        self,
-        state: RunState,
-        stack: str,
-        joins: Mapping[int, Tensor],
-        *,
-        first_position: int = 0,
-        logits_at: str | None = None,
-    ) -> Float[Tensor, "rows pos d_vocab"]:
-        """Run on from inside a finished run, with altered residuals.
-
-        Rows join before the layers named in `joins` and go on together; what they cannot change is read from
-        the state and shared: all earlier stages, the keys and values of cross-attention, and in a causal stack
-        those of the positions before `first_position`. Hooks fire on the rows alone. If the base run had
-        hooks at or after the layers that are run again, keep them in place (`with model.hooks(...)`).
-
-        Args:
-            state: from `run_with_state`.
-            stack: the stack to resume in.
-            joins: for each layer, the residual stream of rows as it arrives there (n_layers: as it leaves the
-                last), [batch * n_rows pos d_model], the rows of one example next to one another, positions from
-                `first_position` on. Whatever reads the stream there sees it.
-            first_position: in a causal stack, the first position that differs from the base run.
-            logits_at: "last" to unembed each row's last real position alone.
-
-        Returns:
-            Logits of all rows, [batch * rows pos d_vocab]: each example's rows in the order in which they
-            joined. Positions are those from `first_position` on where `stack` makes the logits, else all.
-
-        Raises:
-            StackError: if the stack, a layer, a shape or the first position does not fit.
-        """
-        state.refuse_misfits(self.stacks[stack], joins, first_position)
-        run = Run(
-            interpolate=state.interpolate,
-            logits_at=logits_at,
-            state=state,
-            stack=stack,
-            joins=joins,
-            first_position=first_position,
-        )
-        with ExitStack() as rows:
-            for name, other in self.stacks.items():
-                rows.enter_context(other.window.at(first_position if name == stack else 0, len(state.inputs)))
-            rows.enter_context(self.outside.at(0, len(state.inputs)))
-            return self._run(state.inputs, run)
-
-    def _through(
-        self,
-        name: str,
-        run: Run,
-        embed: Callable[[], Tensor],
-        given: Callable[[], StackPass],
-        collect: Sequence[int] = (),
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """One stack's part in a run; None if the run is resumed after it, so that it did not change."""
-        stack, order = self.stacks[name], list(self.stacks)
-        if run.state is not None and run.stack is not None:
-            if order.index(name) < order.index(run.stack):
-                return None, {}
-            if name == run.stack:
-                before = run.state.passes[name]
-                rotary = before.rotary
-                if rotary is not None:
-                    rotary = (rotary[0][:, run.first_position :], rotary[1][:, run.first_position :])
-                again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
-                return stack(None, again, joins=run.joins, collect=collect)
-        new = given()
-        if run.keep is not None:
-            new.memory, new.keep = stack.new_memory(), True
-            run.keep.passes[name] = new
-        return stack(embed(), new, collect=collect)
-
-    @staticmethod
-    def _text_of_rows(inputs: VLMInputs, x: Tensor | None) -> VLMInputs:
-        """The text of each example as often as `x` has rows of it; its pixels, which were read, are not repeated."""
-        rows = 1 if x is None else x.shape[0] // len(inputs)
-        if rows == 1:
-            return inputs
-        return inputs.replace(pixel_values=inputs.pixel_values[:, :, :1, :1]).repeat(rows)
-
-    @staticmethod
-    def _select(x: Tensor, run: Run, last_each: Tensor | None = None) -> Tensor:
-        """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
-        if run.logits_at is None:
-            return x
-        if not isinstance(run.logits_at, str):
-            return x[:, run.logits_at]
-        if last_each is None:
-            return x[:, -1:]
-        places = last_each.repeat_interleave(x.shape[0] // len(last_each)) - run.first_position
-        if bool((places < 0).any()):
-            raise StackError(
-                f"first_position is {run.first_position}, and a row's last real position is {int(last_each.min())}: "
-                "resume from there, or leave logits_at out"
-            )
-        return x[torch.arange(len(x), device=x.device), places.to(x.device)][:, None]
 
     # --- the rest -----------------------------------------------------------------------------------
 
@@ -427,26 +318,3 @@ class HookedVLM(Shown, PreparesInputs, Signatures):
     def _need_unembedding(self) -> None:
         if "unembed" not in self._modules:
             raise StackError(f"{type(self).__name__} makes no tokens, so it has no unembedding")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first weight is that is in memory; the CPU if all are offloaded."""
-        devices = (p.device for p in self.hf_model.parameters() if p.device.type != "meta")
-        return next(devices, torch.device("cpu"))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' floating-point type (the first such, in a quantised model)."""
-        return next(p.dtype for p in self.hf_model.parameters() if p.is_floating_point())
-
-    @property
-    def _is_dispatched(self) -> bool:
-        return len(set(getattr(self.hf_model, "hf_device_map", {}).values())) > 1
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._after_move()
-        return self
-
-    def _after_move(self) -> None:
-        self.cfg.sync(self.device, self.dtype)

@@ -20,8 +20,16 @@ from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.slice import Slice
 
 from hooked_vlm.components.hook_point import HookPoint
-from hooked_vlm.errors import HookNameError, NotCachedError, ResidualError, StackError, closest
+from hooked_vlm.errors import (
+    HookNameError,
+    NotCachedError,
+    PositionError,
+    ResidualError,
+    StackError,
+    closest,
+)
 from hooked_vlm.models import shown
+from hooked_vlm.positions import read
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -52,22 +60,49 @@ def act_name(name: str, layer: int | None = None, layer_type: str | None = None)
     return ".".join([*([] if layer is None else ["blocks", str(layer)]), part, found.rpartition(".")[2]])
 
 
-def sliced(activation: Tensor, hook: HookPoint, pos_slice: Any, has_batch_dim: bool = True) -> Tensor:
-    """Some positions of an activation, along the axis that is a position; all of it where there is none."""
+def sliced(activation: Tensor, hook: HookPoint, pos_slice: Slice, has_batch_dim: bool = True) -> Tensor:
+    """Some positions of an activation, along the axis that is a position; all of it where there is none.
+
+    Raises:
+        PositionError: if it has no such position.
+    """
     axes = [axis for axis in hook.axes if axis in ("pos", "query_pos")]
     if not axes:
         return activation
-    found: Tensor = Slice.unwrap(pos_slice).apply(activation, dim=hook.axes.index(axes[0]) - (not has_batch_dim))
+    axis = hook.axes.index(axes[0]) - (not has_batch_dim)
+    try:
+        found: Tensor = pos_slice.apply(activation, dim=axis)
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise PositionError(
+            f"pos_slice is {pos_slice.slice}, and {hook.name} has positions 0 to {activation.shape[axis] - 1}"
+        ) from error
     return found
 
 
+def cut(pos_slice: Any) -> Slice:
+    """Positions to keep, as TransformerLens reads them.
+
+    Args:
+        pos_slice: an int, a list of ints, a mask, a slice, a tuple of its bounds, or None for all.
+
+    Raises:
+        PositionError: if it is none of these.
+    """
+    if isinstance(pos_slice, Slice):
+        return pos_slice
+    is_bounds = isinstance(pos_slice, tuple) and 0 < len(pos_slice) < 4
+    read(slice(*pos_slice) if is_bounds else pos_slice, "pos_slice", by_row=False)
+    return Slice.unwrap(list(pos_slice) if isinstance(pos_slice, range) else pos_slice)
+
+
 def caching_hook(
-    cache: dict[str, Tensor], suffix: str, device: Any, remove_batch_dim: bool, pos_slice: Any
+    cache: dict[str, Tensor], suffix: str, device: Any, remove_batch_dim: bool, pos_slice: Slice | None
 ) -> Callable[..., None]:
     """A hook that stores what it sees, sliced along its position axis, and changes nothing."""
 
     def save(activation: Tensor, hook: HookPoint) -> None:
-        stored = sliced(activation.detach().to(device), hook, pos_slice)
+        whole = activation.detach().to(device)
+        stored = whole if pos_slice is None else sliced(whole, hook, pos_slice)
         cache[f"{hook.name}{suffix}"] = stored[0] if remove_batch_dim and stored.shape[0] == 1 else stored
 
     return save

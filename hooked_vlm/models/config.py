@@ -8,6 +8,7 @@ import torch
 from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.errors import AttributeNameError, StackNameError, closest
+from hooked_vlm.options import of_type
 
 T = TypeVar("T")
 FLAGS = ("use_attn_result", "use_split_qkv_input")
@@ -123,8 +124,9 @@ class VLMConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in FLAGS:
             raise AttributeNameError(f"cfg.{name} cannot be set; the flags that can be are {' and '.join(FLAGS)}")
+        of_type(value, f"cfg.{name}", bool, "True or False")
         for cfg in self.stacks.values():
-            setattr(cfg, name, bool(value))
+            setattr(cfg, name, value)
 
     def sync(self, device: torch.device, dtype: torch.dtype) -> None:
         """Tell every stack's config where the weights are now."""

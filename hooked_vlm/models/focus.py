@@ -7,7 +7,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,8 @@ from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError
-from hooked_vlm.models.cache import StackCache, VLMCache, sliced
+from hooked_vlm.models.cache import StackCache, VLMCache, cut, sliced
+from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
 
 
@@ -133,7 +134,7 @@ class FocusedStack:
         if own_slice is not None:  # the model slices its prompt's positions; here they are this stack's
             for full, activation in cache.cache_dict.items():
                 points = self.model.hook_dict[full.removesuffix("_grad")]
-                cache.cache_dict[full] = sliced(activation, points, own_slice, cache.has_batch_dim)
+                cache.cache_dict[full] = sliced(activation, points, cut(own_slice), cache.has_batch_dim)
         return out, self.cache_of(cache)
 
     def cache_of(self, cache: VLMCache) -> StackCache:
@@ -154,13 +155,17 @@ class FocusedStack:
                 raise HookNameError(f"the filter matches none of the hook points of {self.name}")
             live = set(self.model.hook_names(lambda full: full in dict(pairs).values()))
             return [(short, full) for short, full in pairs if full in live]
+        if not isinstance(name, Iterable):
+            self.model.hook_names(name)  # raises
         shorts = [name] if isinstance(name, str) else list(name)
         pairs = [(short, self._full_names.get(short, self.stack.prefix + short)) for short in shorts]
         self.model.hook_names([full for _, full in pairs])
         return pairs
 
     def _full(self, hooks: Sequence[Any]) -> list[Any]:
-        return [(full, _renaming(fn, short)) for name, fn in hooks for short, full in self._matching(name)]
+        return [
+            (full, _renaming(fn, short)) for name, fn in pairs(hooks, "hooks") for short, full in self._matching(name)
+        ]
 
     # --- tokens -------------------------------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class FocusedStack:
                 raise InputsError(
                     "a vision encoder is run for a text: model.focus('vision_encoder', texts='a question?')"
                 )
-            pixels = torch.stack([self._seen[i] for i in tokens[:, 0].tolist()])
+            pixels = torch.stack([self._image(i) for i in tokens[:, 0].tolist()])
             asked = self.model.to_inputs(Image.new("RGB", (64, 64)), self._texts)
             return self._for_rows(asked, len(pixels)).replace(pixel_values=pixels)
         if self._images is None:
@@ -211,6 +216,15 @@ class FocusedStack:
         asked = self.model.to_inputs(self._images, self._texts)
         return self._for_rows(asked, len(tokens)).replace(decoder_input_ids=tokens)
 
+    def _image(self, i: int) -> Tensor:
+        """The pixels that an id stands for."""
+        if not 0 <= i < len(self._seen):
+            raise InputsError(
+                f"the id {i} stands for no image of this view, which has seen {len(self._seen)}: make ids with "
+                "view.to_tokens(images)"
+            )
+        return self._seen[i]
+
     @staticmethod
     def _for_rows(held: VLMInputs, n: int) -> VLMInputs:
         if len(held) not in (1, n):
@@ -218,8 +232,12 @@ class FocusedStack:
         return held if len(held) == n else held.repeat(n)
 
     def _padding(self, tokens: Tensor) -> Tensor | None:
+        """1 from each row's first token that is not the padding's to its last: one inside a prompt is a token of it."""
         pad = getattr(getattr(self.model.processor, "tokenizer", None), "pad_token_id", None)
-        return None if pad is None else (tokens != pad).long()
+        if pad is None:
+            return None
+        said = (tokens != pad).long()
+        return said.cummax(1).values * said.flip(1).cummax(1).values.flip(1)
 
     @property
     def tokenizer(self) -> Any:

@@ -18,8 +18,9 @@ from hooked_vlm.components.stack import Sight, Stack
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.run import Run, RunState, refuse_non_finite
 from hooked_vlm.models.turn import alone
+from hooked_vlm.options import number, whole
 
 
 class Generates:
@@ -82,9 +83,10 @@ class Generates:
 
         Raises:
             InputsError: if the inputs do not fit, or an option is out of its range.
+            NonFiniteError: if the logits of a step are NaN or infinite.
         """
-        if max_new_tokens < 1:
-            raise InputsError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens", 1)
+        seed = None if seed is None else whole(seed, "seed", -(2**63), 2**64 - 1)
         if return_type not in ("str", "tokens"):
             raise InputsError(f"return_type is {return_type!r}; expected 'str' or 'tokens'")
         warp = _warpers(temperature, top_k, top_p) if do_sample else None
@@ -118,7 +120,7 @@ class Generates:
         done = torch.zeros(len(inputs), dtype=torch.bool, device=logits.device)
         answer: list[Tensor] = []
         while True:
-            token = _pick(torch.cat([so_far, *answer], 1), logits, warp, generator).to(so_far.device)
+            token = _pick(torch.cat([so_far, *answer], 1), refuse_non_finite(logits), warp, generator).to(so_far.device)
             token = token.masked_fill(done[:, None].to(token.device), pad) if stop_at_eos else token
             answer.append(token)
             if stop_at_eos:
@@ -145,16 +147,12 @@ class Generates:
 def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> Any:
     from transformers.generation import logits_process as hf
 
-    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise InputsError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: expected temperature > 0, top_k >= 1 and "
-            "0 < top_p <= 1. For no randomness leave do_sample off"
-        )
+    number(temperature, "temperature (for no randomness leave do_sample off)", above=0)
     warpers = hf.LogitsProcessorList([hf.TemperatureLogitsWarper(float(temperature))])
     if top_k is not None:
-        warpers.append(hf.TopKLogitsWarper(top_k))
+        warpers.append(hf.TopKLogitsWarper(whole(top_k, "top_k", 1)))
     if top_p is not None:
-        warpers.append(hf.TopPLogitsWarper(float(top_p)))
+        warpers.append(hf.TopPLogitsWarper(float(number(top_p, "top_p", above=0, most=1))))
     return warpers
 
 

@@ -5,7 +5,7 @@ Cost: a cache costs the activations it holds. Knows no family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -13,16 +13,33 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from hooked_vlm.components.attention import gated_error
-from hooked_vlm.components.hook_point import HookPoint, Window
+from hooked_vlm.components.hook_point import HookPoint, Window, refuse_uncallable
 from hooked_vlm.components.stack import Stack
-from hooked_vlm.errors import HookNameError, InputsError, SilentHookError, closest
-from hooked_vlm.models.cache import VLMCache, caching_hook
+from hooked_vlm.errors import HookFunctionError, HookNameError, InputsError, SilentHookError, closest
+from hooked_vlm.models import placement
+from hooked_vlm.models.cache import VLMCache, caching_hook, cut
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import Turn, alone
+from hooked_vlm.options import told
 
 HookName = str | Callable[[str], bool]
 Model = TypeVar("Model", bound="HasHooks")
+
+
+def pairs(hooks: Any, what: str) -> list[tuple[HookName, Callable[..., Any]]]:
+    """Hooks as they are listed: each a name or filter, and a function.
+
+    Raises:
+        HookFunctionError: if they are no list of such pairs, or a function cannot be called.
+    """
+    is_list = isinstance(hooks, Iterable) and not isinstance(hooks, (str, bytes, Mapping, Tensor))
+    listed = list(hooks) if is_list else [hooks]
+    for pair in listed:
+        if not is_list or not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise HookFunctionError(f"{what} has {told(pair)}; expected a list of pairs, (hook name, function)")
+        refuse_uncallable(*pair)
+    return listed
 
 
 class HasHooks(HookedRootModule):
@@ -59,6 +76,8 @@ class HasHooks(HookedRootModule):
             self._refuse_unknown(name)
             return [name]
         if not callable(name):
+            if not isinstance(name, Iterable):
+                raise HookNameError(f"{told(name)} names no hook point; expected a name, a list of names or a filter")
             return [hook for one in name for hook in self.hook_names(one)]
         matched = [hook for hook in self.hook_dict if name(hook)]
         if not matched:
@@ -116,7 +135,7 @@ class HasHooks(HookedRootModule):
         super().reset_hooks(*args, **kwargs)
 
     def _named(self, hooks: Sequence[Any]) -> list[Any]:
-        return [(one, fn) for name, fn in hooks for one in self.hook_names(name)]
+        return [(one, fn) for name, fn in pairs(hooks, "hooks") for one in self.hook_names(name)]
 
     @alone
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
@@ -138,7 +157,9 @@ class HasHooks(HookedRootModule):
 
             return call
 
-        watched = [(name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in fwd_hooks]
+        watched = [
+            (name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in pairs(fwd_hooks, "fwd_hooks")
+        ]
         out = super().run_with_hooks(*args, fwd_hooks=watched, **kwargs)
         silent = [name for name, times in waiting.items() if not times]
         if silent:
@@ -146,7 +167,9 @@ class HasHooks(HookedRootModule):
         return out
 
     @alone
-    def run_with_cache(self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> tuple[Any, VLMCache]:
+    def run_with_cache(
+        self, *args: Any, remove_batch_dim: bool = False, pos_slice: Any = None, **kwargs: Any
+    ) -> tuple[Any, VLMCache]:
         """As TransformerLens', returning an `ActivationCache`.
 
         Args:
@@ -159,10 +182,13 @@ class HasHooks(HookedRootModule):
 
         Raises:
             HookNameError, GatedHookError: as `hook_names`.
+            InputsError: if there is no such device, or the batch axis cannot be dropped.
+            PositionError: if there are no such positions.
         """
         if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
             raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
-        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
+        kept = cut(pos_slice)
+        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, pos_slice=kept, **kwargs)
         return out, VLMCache(cached, self, has_batch_dim=not remove_batch_dim)
 
     def get_caching_hooks(
@@ -176,13 +202,14 @@ class HasHooks(HookedRootModule):
     ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
         """TransformerLens' caching hooks, for the hook points that are on, sliced along the axis that is a position."""
         cache = {} if cache is None else cache
+        device = None if device is None else placement.to_device(device)
+        kept = cut(pos_slice)
         names = self.hook_names((lambda _: True) if names_filter is None else names_filter)
         sliced = {n for n in names if self.stack_of(n) == self.prompt_stack}
 
         def hooks(suffix: str) -> list[Any]:
             return [
-                (n, caching_hook(cache, suffix, device, remove_batch_dim, pos_slice if n in sliced else None))
-                for n in names
+                (n, caching_hook(cache, suffix, device, remove_batch_dim, kept if n in sliced else None)) for n in names
             ]
 
         self.is_caching = True

@@ -17,11 +17,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, PositionError, quoted
+from hooked_vlm.errors import InputsError, PositionError, RowError, closest, quoted
 from hooked_vlm.models import placement, shown
+from hooked_vlm.options import whole
+from hooked_vlm.positions import read
 
+PARTS = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
+UNREAD = ("token_type_ids", "mm_token_type_ids", "image_sizes")  # what Hugging Face's processors may give besides
 _NAMED = "make them with model.to_inputs, or inputs.replace(layout=model.layout), to name positions"
 _UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
+
+
+def _is_integral(ids: Tensor) -> bool:
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
 
 
 def _with_free_spaces(text: str) -> str:
@@ -61,7 +69,7 @@ class VLMInputs:
         layout: filled in by `model.to_inputs`; `model.layout` for inputs built by hand.
 
     Raises:
-        InputsError: if shapes, dtypes or batch sizes do not fit one another.
+        InputsError: if shapes, dtypes or batch sizes do not fit one another, or the mask holds more than 0 and 1.
     """
 
     pixel_values: Float[Tensor, "batch channel height width"]
@@ -86,19 +94,31 @@ class VLMInputs:
                 raise InputsError(f"{name} has {value.shape[0]} rows and input_ids {batch}; they must be as many")
             if value.device != device:
                 raise InputsError(f"{name} is on {value.device} and input_ids on {device}: put all on one device")
+            if value.layout != torch.strided:
+                raise InputsError(f"{name} is sparse ({value.layout}); expected a dense tensor: {name}.to_dense()")
         for name in ("input_ids", "decoder_input_ids"):
             value = getattr(self, name)
-            if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
+            if value is not None and not _is_integral(value):
                 raise InputsError(f"{name} has dtype {value.dtype}; expected integer token ids")
         if not self.pixel_values.is_floating_point():
             raise InputsError(
                 f"pixel_values has dtype {self.pixel_values.dtype}; expected preprocessed floats. "
                 "Raw images go through model.to_inputs"
             )
-        if self.attention_mask is not None and self.attention_mask.shape != self.input_ids.shape:
+        if self.attention_mask is not None:
+            self._refuse_other_mask(self.attention_mask)
+
+    def _refuse_other_mask(self, mask: Tensor) -> None:
+        if mask.shape != self.input_ids.shape:
             raise InputsError(
-                f"attention_mask has shape {tuple(self.attention_mask.shape)} and input_ids "
-                f"{tuple(self.input_ids.shape)}; they must be alike"
+                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(self.input_ids.shape)}; they must "
+                "be alike"
+            )
+        odd = () if mask.is_meta else mask[(mask != 0) & (mask != 1)][:4].tolist()
+        if odd:
+            raise InputsError(
+                f"attention_mask holds {odd}; expected 1 for tokens and 0 for padding, and nothing else (no additive "
+                "mask, and no weights)"
             )
 
     @classmethod
@@ -115,11 +135,16 @@ class VLMInputs:
                 f"the model was given a {type(given).__name__}; expected VLMInputs: "
                 "inputs = model.to_inputs(image, 'a question?')"
             )
-        known = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
-        missing = [name for name in known[:2] if given.get(name) is None]
+        missing = [name for name in PARTS[:2] if given.get(name) is None]
         if missing:
             raise InputsError(f"the inputs lack {' and '.join(missing)}; model.to_inputs makes them all")
-        return cls(**{name: given[name] for name in known if given.get(name) is not None})
+        unknown = [name for name in given if name not in (*PARTS, *UNREAD) and given[name] is not None]
+        if unknown:
+            raise InputsError(
+                f"the inputs hold {unknown[0]!r}, which no model here reads; expected {', '.join(PARTS)} (closest: "
+                f"{closest(str(unknown[0]), PARTS, 1)[0]})"
+            )
+        return cls(**{name: given[name] for name in PARTS if given.get(name) is not None})
 
     # --- as a batch ---------------------------------------------------------------------------------
 
@@ -128,12 +153,22 @@ class VLMInputs:
         return int(self.input_ids.shape[0])
 
     def __getitem__(self, rows: int | slice | list[int] | Tensor) -> VLMInputs:
-        """Some rows, padding included; an int gives a batch of one."""
-        if isinstance(rows, Integral):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} of a batch of {len(self)}")
-            rows = [int(rows) % len(self)]
-        return self._each(lambda t: t[rows])
+        """Some rows, padding included; an int gives a batch of one.
+
+        Args:
+            rows: an int (negative ones count from the end), a slice, a list of ints or a mask [batch].
+
+        Raises:
+            RowError: if there is no such row, or none is left.
+        """
+        try:
+            places = read(rows, "rows", by_row=False)
+            if places is None:
+                raise PositionError("None was given as rows; expected an int, a slice, a list of ints or a mask")
+            (chosen,) = places.spelled(len(self), "rows of this batch")
+        except PositionError as error:
+            raise RowError(str(error)) from error
+        return self._each(lambda t: t[list(chosen)])
 
     def __iter__(self) -> Iterator[VLMInputs]:
         """The rows, each a batch of one."""
@@ -143,11 +178,10 @@ class VLMInputs:
         """Every row `n` times, its copies next to one another.
 
         Raises:
-            InputsError: if `n` is below 1.
+            InputsError: if `n` is no whole number, or below 1.
         """
-        if n < 1:
-            raise InputsError(f"rows cannot be repeated {n} times; expected at least 1")
-        return self._each(lambda t: t.repeat_interleave(n, 0))
+        times = whole(n, "n, how often rows are repeated,", 1)
+        return self._each(lambda t: t.repeat_interleave(times, 0))
 
     def to(
         self,
@@ -189,8 +223,7 @@ class VLMInputs:
         return replace(self, **changes)
 
     def _each(self, fn: Any) -> VLMInputs:
-        parts = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
-        given = {name: getattr(self, name) for name in parts}
+        given = {name: getattr(self, name) for name in PARTS}
         changed: dict[str, Any] = {name: None if t is None else fn(t) for name, t in given.items()}
         return replace(self, **changed)
 

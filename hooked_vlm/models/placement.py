@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from hooked_vlm.errors import InputsError
+from hooked_vlm.models.config import VLMConfig
 
 HALF = (torch.float16, torch.bfloat16)
 _UNPLACED = ("cpu", "disk", "meta")  # of a device map: where nothing is computed by an accelerator
@@ -140,6 +142,47 @@ def asked(
         to_device(found["device"][0]) if found["device"] else None,
         to_dtype(found["dtype"][0]) if found["dtype"] else None,
     )
+
+
+class Placed(nn.Module):
+    """Where a model's weights are, and how they are moved."""
+
+    hf_model: nn.Module
+    cfg: VLMConfig
+
+    def to(self, *where: Any, **options: Any) -> Any:
+        """As `nn.Module.to`, to what is here: a device, a floating-point dtype, both, or a tensor or inputs to be like.
+
+        Raises:
+            InputsError: if there is no such device or dtype.
+        """
+        if where and isinstance(where[-1], bool):  # as torch takes it, after the others
+            where, options["non_blocking"] = where[:-1], where[-1]
+        device, dtype = asked(where, options.pop("device", None), options.pop("dtype", None))
+        return super().to(device=device, dtype=dtype, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weight is that is in memory; the CPU if all are offloaded."""
+        devices = (p.device for p in self.hf_model.parameters() if p.device.type != "meta")
+        return next(devices, torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' floating-point type (the first such, in a quantised model)."""
+        return next(p.dtype for p in self.hf_model.parameters() if p.is_floating_point())
+
+    @property
+    def _is_dispatched(self) -> bool:
+        return len(set(getattr(self.hf_model, "hf_device_map", {}).values())) > 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._after_move()
+        return self
+
+    def _after_move(self) -> None:
+        self.cfg.sync(self.device, self.dtype)
 
 
 def _place(given: Any) -> dict[str, Any]:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vlm.components.stack import Stack, StackPass
-from hooked_vlm.errors import StackError
+from hooked_vlm.errors import InputsError, NonFiniteError, StackError
 from hooked_vlm.models import shown
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.options import of_type, told, whole
+from hooked_vlm.positions import Places
 
 
 @dataclass
@@ -44,18 +49,24 @@ class RunState:
             raise StackError(f"this run has no stack {stack!r}; it has {', '.join(self.passes)}")
         memory = self.passes[stack].memory
         assert memory is not None
-        if not 0 <= layer < len(memory):
+        if not isinstance(layer, Integral) or not 0 <= layer < len(memory):
             raise StackError(
                 f"{stack} has layers 0 to {len(memory) - 2}, and {len(memory) - 1} stands for what leaves the last; "
-                f"{layer} was asked for"
+                f"{layer!r} was asked for"
             )
         resid = memory[layer].resid_pre
         assert resid is not None
         return resid
 
     def refuse_misfits(self, stack: Stack, joins: Mapping[int, Tensor], first: int) -> None:
-        """Raise StackError if rows cannot join `stack` with these residuals from position `first` on."""
-        if not joins:
+        """Raise an error if rows cannot join `stack` with these residuals from position `first` on.
+
+        Raises:
+            StackError: if a layer, a shape or the first position does not fit.
+            InputsError: if something is of another type or dtype.
+        """
+        whole(first, "first_position", 0)
+        if not of_type(joins, "joins", Mapping, "residuals by layer, {layer: [rows pos d_model]}"):
             raise StackError("no rows join: give residuals for at least one layer, {layer: [rows pos d_model]}")
         if first and not stack.causal:
             raise StackError(
@@ -63,6 +74,11 @@ class RunState:
             )
         for layer, rows in joins.items():
             base = self.resid_pre(stack.name, layer)
+            if not isinstance(rows, Tensor) or (rows.dtype, rows.device) != (base.dtype, base.device):
+                raise InputsError(
+                    f"the rows that join {stack.name} before layer {layer} are {told(rows)}; expected a tensor of "
+                    f"dtype {base.dtype} on {base.device}, as the finished run's: rows.to(resid)"
+                )
             expected = (base.shape[1] - first, base.shape[2])
             if not 0 <= first < base.shape[1]:
                 raise StackError(f"first_position is {first}; {stack.name} has positions 0 to {base.shape[1] - 1}")
@@ -71,6 +87,23 @@ class RunState:
                     f"the rows that join {stack.name} before layer {layer} have shape {tuple(rows.shape)}; expected "
                     f"[n * {base.shape[0]} {expected[0]} {expected[1]}], n rows for each example"
                 )
+
+
+def refuse_non_finite(logits: Tensor) -> Tensor:
+    """Logits as they are.
+
+    Raises:
+        NonFiniteError: if one of them is NaN or infinite.
+    """
+    odd = ~torch.isfinite(logits).flatten(1).all(1)
+    if bool(odd.any()):
+        rows = odd.nonzero()[:, 0].tolist()
+        raise NonFiniteError(
+            f"logits of rows {rows[:8]} of {len(logits)} are NaN or infinite, so nothing measured on them means "
+            "anything. A weight may be, a hook may have made them so, or half precision overflowed: try "
+            "dtype=torch.float32"
+        )
+    return logits
 
 
 @dataclass
@@ -89,7 +122,7 @@ class Run:
     """
 
     interpolate: bool = False
-    logits_at: str | slice | list[int] | None = None
+    logits_at: Literal["last"] | Places | None = None
     keep: RunState | None = None
     state: RunState | None = None
     stack: str | None = None

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from hooked_vlm.errors import ModelBusyError
+from hooked_vlm.errors import InputsError, ModelBusyError
+from hooked_vlm.options import told
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,12 +85,22 @@ class Turn:
         return Turn, ()
 
 
+def a_model(given: Any) -> Any:
+    """The model that it is. Raises InputsError if it is none of this package's."""
+    if not isinstance(getattr(given, "turn", None), Turn):
+        raise InputsError(
+            f"model is {told(given)}; expected a HookedVLM: HookedVLM.from_pretrained(name) or "
+            "HookedVLM.from_hf(hf_model, processor)"
+        )
+    return given
+
+
 def alone(run: Callable[P, R]) -> Callable[P, R]:
     """Decorator of a function or method whose first argument is a model: it has the model to itself while it runs."""
 
     @wraps(run)
     def held(*args: P.args, **kwargs: P.kwargs) -> R:
-        model: Any = args[0] if args else kwargs["model"]
+        model = a_model(args[0] if args else kwargs["model"])
         with model.turn.taken(running=True):
             return run(*args, **kwargs)
 

@@ -35,11 +35,13 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.models.turn import alone
-from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
+from hooked_vlm.options import whole
+from hooked_vlm.patching.metrics import Metric, answering
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
-from hooked_vlm.patching.task import Measure, activations, by_name, closed_sites, refuse_different, result
+from hooked_vlm.patching.task import Measure, activations, asked, closed_sites, result, values_of
 from hooked_vlm.positions import Places
 
 Activations = dict[str, Tensor]
@@ -83,10 +85,9 @@ def attribution(
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches the sites.
     """
-    by_name(metric, direction, reduce)
-    if steps is not None and steps < 1:
-        raise InputsError(f"steps is {steps}; expected None or at least 1")
-    refuse_different(model, clean, corrupt)
+    asked(model, clean, corrupt, {"": sites}, metric, direction=direction, reduce=reduce)
+    steps = None if steps is None else whole(steps, "steps", 1)
+    verify_top = whole(verify_top, "verify_top", 0)
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     baseline, effects, sites = _estimated(model, source, base, sites, metric, steps, qk_fix)
     values = baseline + effects
@@ -141,15 +142,11 @@ def _measured(
     at_last = isinstance(metric, Metric) and metric.n_last == 1
     unembedded = "last" if at_last and sites.stack is not None else None  # what follows the blocks sees those alone
     logits = model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=unembedded)
-    found = torch.as_tensor(metric(refuse_non_finite(answering(model, inputs, logits) if at_last else logits)))
-    if found.shape != (len(inputs),):
-        raise InputsError(
-            f"the metric gave shape {tuple(found.shape)}; expected one number for each of {len(inputs)} examples"
-        )
+    name = getattr(metric, "name", "metric")
+    found = values_of(name, metric, refuse_non_finite(answering(model, inputs, logits) if at_last else logits))
     if hooks and not logits.requires_grad:
         raise InputsError(f"the metric cannot see {sites!r}: the logits do not depend on that stage of the model")
     if hooks and not found.requires_grad:
-        name = getattr(metric, "name", "the metric")
         raise InputsError(f"{name} has no gradient (a rank or an argmax, say): use sweep, or a logit difference")
     return found
 

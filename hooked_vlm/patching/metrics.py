@@ -7,7 +7,7 @@ the batch, and so are reference logits. Logits that are NaN or infinite are refu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, NonFiniteError
+from hooked_vlm.errors import InputsError, quoted
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.run import refuse_non_finite
+from hooked_vlm.options import told
 
 Tokens = int | list[int] | Int[Tensor, " batch"]
 
@@ -29,23 +31,23 @@ class Metric:
         name: what results call it.
         measure: ``[batch n_last d_vocab] -> [batch]``.
         n_last: how many of the last positions it reads.
+        partial: True if it is NaN for an example for which it means nothing; NaN is refused otherwise.
     """
 
     name: str
     measure: Callable[[Tensor], Tensor] = field(repr=False)
     n_last: int = 1
+    partial: bool = False
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         """One number for each example.
 
         Raises:
-            InputsError: if there are fewer positions than the metric reads, or it was made for other examples.
+            InputsError: if they are no logits, or of fewer positions than the metric reads, or it was made for other
+                examples or another vocabulary.
             NonFiniteError: if a logit it reads is NaN or infinite.
         """
-        if logits.shape[1] < self.n_last:
-            raise InputsError(f"{self.name} reads {self.n_last} positions and the logits have {logits.shape[1]}")
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        return self.measure(refuse_non_finite(logits[:, -self.n_last :]).to(exact))
+        return self.measure(_last(logits, self.name, self.n_last))
 
 
 def logit_diff(right: Tokens, wrong: Tokens) -> Metric:
@@ -55,21 +57,24 @@ def logit_diff(right: Tokens, wrong: Tokens) -> Metric:
         right: token id, or one for each example.
         wrong: likewise.
     """
+    leading, other = _ids(right), _ids(wrong)
 
     def measure(logits: Tensor) -> Tensor:
-        return _at(logits[:, -1], right) - _at(logits[:, -1], wrong)
+        return _at(logits[:, -1], leading) - _at(logits[:, -1], other)
 
     return Metric("logit_diff", measure)
 
 
 def probability(token: Tokens) -> Metric:
     """``P(token)``. Its effect, patched less corrupt, is the paper's restoration probability."""
-    return Metric("probability", lambda logits: _at(logits[:, -1].softmax(-1), token))
+    ids = _ids(token)
+    return Metric("probability", lambda logits: _at(logits[:, -1].softmax(-1), ids))
 
 
 def log_probability(token: Tokens) -> Metric:
     """``log P(token)``."""
-    return Metric("log_probability", lambda logits: _at(logits[:, -1].log_softmax(-1), token))
+    ids = _ids(token)
+    return Metric("log_probability", lambda logits: _at(logits[:, -1].log_softmax(-1), ids))
 
 
 def restoration(right: Tokens, corrupt: Float[Tensor, "batch pos d_vocab"]) -> Metric:
@@ -101,7 +106,7 @@ def normalised(
     def measure(logits: Tensor) -> Tensor:
         return (metric(logits) - _rows(low, len(logits))) / _rows(span, len(logits))
 
-    return Metric(f"normalised_{metric.name}", measure, metric.n_last)
+    return Metric(f"normalised_{metric.name}", measure, metric.n_last, partial=True)
 
 
 def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"]) -> Metric:
@@ -110,9 +115,11 @@ def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"]) -> Metric:
     Args:
         reference: logits of the run to compare with.
     """
-    p = reference[:, -1].float().log_softmax(-1)
+    p = _last(reference, "kl_divergence's reference", 1)[:, -1].log_softmax(-1)
 
     def measure(logits: Tensor) -> Tensor:
+        if logits.shape[-1] != p.shape[-1]:
+            raise InputsError(f"the reference has logits of {p.shape[-1]} tokens and this run of {logits.shape[-1]}")
         q, target = logits[:, -1].log_softmax(-1), _rows(p, len(logits)).to(logits.device)
         return (target.exp() * (target - q)).sum(-1)
 
@@ -121,9 +128,10 @@ def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"]) -> Metric:
 
 def rank(token: Tokens) -> Metric:
     """How many tokens have a larger logit: 0 for the likeliest."""
+    ids = _ids(token)
 
     def measure(logits: Tensor) -> Tensor:
-        return (logits[:, -1] > _at(logits[:, -1], token)[:, None]).sum(-1).float()
+        return (logits[:, -1] > _at(logits[:, -1], ids)[:, None]).sum(-1).float()
 
     return Metric("rank", measure)
 
@@ -137,11 +145,10 @@ def answer_log_probability(answer: Int[Tensor, " n_tokens"] | Int[Tensor, "batch
     Args:
         answer: its token ids; one answer, or one for each example.
     """
-    ids = torch.as_tensor(answer)
-    ids = ids if ids.ndim == 2 else ids[None]
+    ids = _answers(answer)
 
     def measure(logits: Tensor) -> Tensor:
-        asked = _rows(ids, len(logits)).to(logits.device)
+        asked = _rows(_known(ids, logits), len(logits))
         return logits.log_softmax(-1).gather(-1, asked[:, :, None])[..., 0].sum(-1)
 
     return Metric("answer_log_probability", measure, n_last=ids.shape[1])
@@ -179,8 +186,7 @@ def with_answer(model: Any, inputs: VLMInputs, answer: Tensor | list[int]) -> VL
     Raises:
         InputsError: if a row is padded on the right, so that an answer cannot follow it.
     """
-    ids = torch.as_tensor(answer, device=inputs.input_ids.device)
-    ids = (ids if ids.ndim == 2 else ids[None]).expand(len(inputs), -1)[:, :-1]
+    ids = _rows(_answers(answer).to(inputs.input_ids), len(inputs))[:, :-1]
     so_far, real = model._answer_so_far(inputs)
     grown = torch.cat([so_far, ids], 1)
     if model.answer_stack != model.prompt_stack:
@@ -191,21 +197,10 @@ def with_answer(model: Any, inputs: VLMInputs, answer: Tensor | list[int]) -> VL
     return inputs.replace(input_ids=grown, attention_mask=mask)
 
 
-def refuse_non_finite(logits: Tensor) -> Tensor:
-    """Logits as they are.
-
-    Raises:
-        NonFiniteError: if one of them is NaN or infinite.
-    """
-    odd = ~torch.isfinite(logits).flatten(1).all(1)
-    if bool(odd.any()):
-        rows = odd.nonzero()[:, 0].tolist()
-        raise NonFiniteError(
-            f"logits of rows {rows[:8]} of {len(logits)} are NaN or infinite, so nothing measured on them means "
-            "anything. A weight may be, a hook may have made them so, or half precision overflowed: try "
-            "dtype=torch.float32"
-        )
-    return logits
+def _answers(answer: Any) -> Int[Tensor, "batch n_tokens"]:
+    """Answers of several tokens, one for all or one for each example."""
+    ids = _ids(answer, axes=(1, 2))
+    return ids if ids.ndim == 2 else ids[None]
 
 
 def _rows(per_example: Tensor, n_rows: int) -> Tensor:
@@ -215,11 +210,50 @@ def _rows(per_example: Tensor, n_rows: int) -> Tensor:
     return per_example.expand(n_rows, *per_example.shape[1:])
 
 
-def _at(scores: Tensor, token: Tokens) -> Tensor:
+def _at(scores: Tensor, ids: Int[Tensor, " batch"]) -> Tensor:
     """The score of each row's token."""
-    ids = torch.as_tensor(token, device=scores.device).reshape(-1)
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise InputsError(f"token ids {token!r} were given; expected integers: model.to_single_token('red')")
+    return scores.gather(-1, _rows(_known(ids, scores), len(scores))[:, None])[:, 0]
+
+
+def _known(ids: Tensor, scores: Tensor) -> Tensor:
+    """Token ids where the scores are. Raises InputsError if one is not in their vocabulary."""
     if int(ids.min()) < 0 or int(ids.max()) >= scores.shape[-1]:
-        raise InputsError(f"token ids {ids.tolist()} are not all in the vocabulary, 0 to {scores.shape[-1] - 1}")
-    return scores.gather(-1, _rows(ids, len(scores))[:, None])[:, 0]
+        raise InputsError(f"token ids {_few(ids.tolist())} are not all in the vocabulary, 0 to {scores.shape[-1] - 1}")
+    return ids.to(scores.device)
+
+
+def _ids(given: Any, axes: Collection[int] = (0, 1)) -> Tensor:
+    """Token ids as a tensor, [1] for a single one.
+
+    Raises:
+        InputsError: if they are no whole numbers, too large for one, none at all, or have other axes.
+    """
+    way_out = "expected integers, one or one for each example: model.to_single_token('red')"
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        beyond = " beyond any vocabulary" if "verflow" in str(error) else ""
+        raise InputsError(f"token ids {_few(given)} were given{beyond}; {way_out}") from error
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.layout != torch.strided:
+        raise InputsError(f"token ids {_few(given)} were given, of {ids.dtype}; {way_out}")
+    if ids.ndim not in axes or not ids.numel():
+        raise InputsError(f"token ids of shape {tuple(ids.shape)} were given, {_few(given)}; {way_out}")
+    return (ids if ids.ndim else ids[None]).long()
+
+
+def _few(given: Any) -> str:
+    return told(given) if isinstance(given, Tensor) and given.numel() > 8 else quoted(given, 80)
+
+
+def _last(logits: Tensor, name: str, n: int) -> Float[Tensor, "batch n d_vocab"]:
+    """The last `n` positions of logits, in float32 at least.
+
+    Raises:
+        InputsError: if they are no logits, or have fewer positions.
+        NonFiniteError: if one of them is NaN or infinite.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or not logits.is_floating_point():
+        raise InputsError(f"{name} reads logits [batch pos d_vocab] and was given {told(logits)}")
+    if logits.shape[1] < n:
+        raise InputsError(f"{name} reads {n} positions and the logits have {logits.shape[1]}")
+    return refuse_non_finite(logits[:, -n:]).to(torch.promote_types(logits.dtype, torch.float32))

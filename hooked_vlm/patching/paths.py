@@ -31,9 +31,10 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import chunks, first_position, swept
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, Task, activations, by_name, prepared, refuse_different, result
+from hooked_vlm.patching.task import Measure, Task, activations, asked, prepared, result
 
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
+RECEIVED = (".hook_q", ".hook_k", ".hook_v")
 
 
 @alone
@@ -72,18 +73,24 @@ def path_patching(
         sender's axes are called "sender_layer" and so on. Flat, [metric, path, example], where sites were picked.
 
     Raises:
-        InputsError: if clean and corrupt differ in shape, or the senders are no heads or sub-layers.
+        InputsError: if clean and corrupt differ in shape, the senders are no heads or sub-layers, or the receivers
+            no queries, keys or values.
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches senders or receivers.
     """
     from tqdm.auto import tqdm
 
+    kinds = {"senders": senders, "receivers": receivers}
+    named = asked(model, clean, corrupt, kinds, metrics, direction=direction, reduce=reduce, budget=budget)
     _sublayer(senders)  # raises where it is none
-    named = by_name(metrics, direction, reduce)
-    refuse_different(model, clean, corrupt)
+    if not receivers.hook.endswith(RECEIVED):
+        raise InputsError(
+            f"{receivers!r} cannot be receivers: a path ends at a query, key or value, Sites.heads(model, stack, "
+            'attention, activation="q"), "k" or "v"'
+        )
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
-        tasks = prepared(model, source, base, {"senders": senders, "receivers": receivers}, named, (), ())
+        tasks = prepared(model, source, base, kinds, named, (), ())
         sending, receiving = tasks["senders"], tasks["receivers"]
         held = _held(model, sending.sites, through_mlps)
         before = activations(model, base, [*held, *receiving.sites.hooks])

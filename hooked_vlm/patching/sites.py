@@ -19,8 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hooked_vlm.components.hook_point import HookPoint
-from hooked_vlm.errors import HookNameError, PositionError, StackError, closest
+from hooked_vlm.errors import HookNameError, PositionError, closest
 from hooked_vlm.hooks import HEADS, POSITIONS
+from hooked_vlm.models.turn import a_model
 from hooked_vlm.positions import Index as AnyIndex
 from hooked_vlm.positions import Places, read
 
@@ -168,7 +169,7 @@ class Sites:
         Raises:
             HookNameError, GatedHookError: if there is none, or it is off.
         """
-        (name,) = model.hook_names(hook)
+        (name,) = a_model(model).hook_names(hook)
         found: HookPoint = model.hook_dict[name]
         if "blocks." in name:
             raise HookNameError(f"{name} is in a block: use Sites.module")
@@ -176,9 +177,7 @@ class Sites:
 
     @classmethod
     def _in_blocks(cls, model: Any, stack: str, hook: str, layers: Index, positions: Index) -> Sites:
-        if stack not in model.stacks:
-            raise StackError(f"there is no stack {stack!r}; this model has {', '.join(model.stacks)}")
-        prefix = f"{model.stacks[stack].prefix}blocks."
+        prefix = f"{a_model(model).stacks[stack].prefix}blocks."
         known = [name.removeprefix(f"{prefix}0.") for name in model.hook_dict if name.startswith(f"{prefix}0.")]
         if hook not in known:
             raise HookNameError(

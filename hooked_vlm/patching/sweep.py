@@ -25,7 +25,7 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import chunks, swept
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, by_name, prepared, refuse_different, result
+from hooked_vlm.patching.task import Measure, asked, prepared, result
 
 
 def sweep(
@@ -116,8 +116,7 @@ def sweep_all(
     Raises:
         InputsError, PositionError, SilentHookError: as `sweep`.
     """
-    named = by_name(metrics, direction, reduce)
-    refuse_different(model, clean, corrupt)
+    named = asked(model, clean, corrupt, kinds, metrics, direction=direction, reduce=reduce, budget=budget)
     with torch.no_grad():
         if direction == "denoise":
             tasks = prepared(model, clean, corrupt, kinds, named, (), corruption)

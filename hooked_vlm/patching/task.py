@@ -5,6 +5,7 @@ Cost: the two runs; it holds the base run's keys, values and streams, and the so
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.errors import InputsError, NonFiniteError, PositionError
 from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.run import RunState
-from hooked_vlm.patching.metrics import Metric, answering, refuse_non_finite
+from hooked_vlm.models.run import RunState, refuse_non_finite
+from hooked_vlm.models.turn import a_model
+from hooked_vlm.options import number, of_type, told
+from hooked_vlm.patching.metrics import Metric, answering
 from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
@@ -114,6 +119,7 @@ def prepared(
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches the sites.
     """
+    source_hooks, base_hooks = (pairs(hooks, "corruption") for hooks in (source_hooks, base_hooks))
     own_hooks = bool(model.list_hooks())
     names = list(dict.fromkeys(name for sites in kinds.values() for name in sites.hooks))
     found = activations(model, source, names, source_hooks)
@@ -204,14 +210,42 @@ def _is_before(model: Any, name: Any, stack: str) -> bool:
     return owner is None or name.startswith("projector.") or order.index(owner) < order.index(stack)
 
 
-def by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: str) -> dict[str, Measure]:
-    """Metrics by name. Raises InputsError if there is none, it cannot be called, or an option that there is not."""
+def asked(
+    model: Any,
+    clean: VLMInputs,
+    corrupt: VLMInputs,
+    kinds: Mapping[str, Sites],
+    metrics: Mapping[str, Measure] | Measure,
+    *,
+    direction: str,
+    reduce: str,
+    budget: float | None = None,
+) -> dict[str, Measure]:
+    """Metrics by name, of a sweep that can be run.
+
+    Raises:
+        InputsError: if an argument is of another type, there is no metric, it cannot be called with logits, there is
+            no such option, or clean and corrupt do not fit one another.
+    """
+    a_model(model)
+    for name, sites in kinds.items():
+        of_type(sites, name or "sites", Sites, "Sites, e.g. Sites.heads(model, stack)")
+    if budget is not None:
+        number(budget, "budget", above=0)
+    named = _by_name(metrics, direction, reduce)
+    for name, given in (("clean", clean), ("corrupt", corrupt)):
+        of_type(given, name, VLMInputs, "VLMInputs: model.to_inputs(image, 'a question?')")
+    _refuse_different(model, clean, corrupt)
+    return named
+
+
+def _by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: str) -> dict[str, Measure]:
     named = _named(metrics)
     for name, fn in named.items():
-        if not callable(fn):
+        if not _takes_one(fn):
             raise InputsError(
-                f"metric {name!r} is a {type(fn).__name__}, {fn!r}; expected a function of the logits "
-                "[batch pos d_vocab] that gives [batch], e.g. metrics.logit_diff(right, wrong)"
+                f"metric {name!r} is {told(fn)}; expected a function of the logits [batch pos d_vocab] alone that "
+                "gives [batch], e.g. metrics.logit_diff(right, wrong)"
             )
     if not named or direction not in ("denoise", "noise") or reduce not in ("none", "mean"):
         raise InputsError(
@@ -221,11 +255,24 @@ def by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: st
     return named
 
 
+def _takes_one(fn: Any) -> bool:
+    """Whether it can be called with one argument; True where nobody can tell."""
+    if not callable(fn):
+        return False
+    try:
+        inspect.signature(fn).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in without a signature
+        pass
+    return True
+
+
 def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
     return dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
 
 
-def refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:
+def _refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:
     """Raise InputsError if clean and corrupt differ in shape, or in where a row's tokens or image stand."""
     for name in ("pixel_values", "input_ids", "decoder_input_ids"):
         a, b = (None if getattr(x, name) is None else tuple(getattr(x, name).shape) for x in (clean, corrupt))
@@ -252,15 +299,33 @@ def measured(name: str, fn: Measure, logits: Tensor, n: int) -> Tensor:
     """A metric's value for each row of logits; it sees one row of each of `n` examples at a time.
 
     Raises:
-        InputsError: if it gives no number for each example.
-        NonFiniteError: if a logit is NaN or infinite.
+        InputsError, NonFiniteError: as `values_of`; the latter also if a logit is NaN or infinite.
     """
     per_row = refuse_non_finite(logits).reshape(n, -1, *logits.shape[1:]).unbind(1)
-    found = [torch.as_tensor(fn(row)) for row in per_row]
-    odd = next((tuple(values.shape) for values in found if values.shape != (n,)), None)
-    if odd is not None:
-        raise InputsError(f"metric {name!r} gave shape {odd}; expected one number for each of {n} examples")
-    return torch.stack(found, -1).flatten().float()
+    return torch.stack([values_of(name, fn, row) for row in per_row], -1).flatten().float()
+
+
+def values_of(name: str, fn: Measure, logits: Tensor) -> Float[Tensor, " batch"]:
+    """What a metric gives for logits, with its gradient.
+
+    Raises:
+        InputsError: if it gives no real number for each example.
+        NonFiniteError: if one is infinite, or NaN where the metric does not say that it may be (`Metric.partial`).
+    """
+    found = fn(logits)
+    if not isinstance(found, Tensor) or found.is_complex() or found.shape != logits.shape[:1]:
+        raise InputsError(
+            f"metric {name!r} gave {told(found)}; expected a tensor [batch], one real number for each of "
+            f"{len(logits)} examples"
+        )
+    odd = found.isinf() if getattr(fn, "partial", False) else ~found.isfinite()
+    if bool(odd.any()):
+        rows = odd.nonzero()[:, 0].tolist()
+        raise NonFiniteError(
+            f"metric {name!r} is {found.detach()[rows[0]].item()} for example {rows[0]} of {len(logits)}, and no "
+            "finite number. One that means nothing for some example says so: Metric(name, measure, partial=True)"
+        )
+    return found
 
 
 def result(
