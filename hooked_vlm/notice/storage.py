@@ -13,7 +13,6 @@ Costs two syncs a file, and a digest of what is written and read (1.7 GB/s). Kno
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -96,8 +95,12 @@ def opened(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CREAT | _NO_LINKS | getattr(os, "O_NONBLOCK", 0), 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise RunDirectoryError(f"{cut(path)} is no ordinary file: remove it, and the same command goes on")
+        raise _odd(path)
     return descriptor
+
+
+def _odd(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(f"{cut(path)} is no ordinary file: remove it, and the same command goes on")
 
 
 def refuse_link(path: Path) -> None:
@@ -113,12 +116,12 @@ def read(path: Path) -> bytes:
     """What an ordinary file holds.
 
     Raises:
-        RunDirectoryError: if it is a symbolic link.
+        RunDirectoryError: if it is a symbolic link, a folder, a pipe or a device.
         OSError: if it cannot be read.
     """
     refuse_link(path)
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        raise _odd(path)
     return path.read_bytes()
 
 

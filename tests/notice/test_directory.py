@@ -278,6 +278,22 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["run.json", "manifest.jsonl"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_file_of_the_run_that_is_no_file_is_refused_and_the_way_out_leads_out(
+    name: str, make: Any, tmp_path: Path
+) -> None:
+    begun(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(
+        RunDirectoryError, match=rf"{name} is no ordinary file: remove it, and the same command goes on"
+    ):
+        again(tmp_path)
+    (tmp_path / name).rmdir() if make is os.mkdir else (tmp_path / name).unlink()
+    assert again(tmp_path).record["config"] == RECORD["config"]
+
+
 @pytest.mark.parametrize("given", ["", None, 7, ["run"]], ids=repr)
 def test_what_is_no_path_is_no_directory(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the working directory is not taken in its place."""
