@@ -7,7 +7,7 @@ runs in float32. Knows no model but through its config. Costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.config import VLMConfig
 
+Moved = TypeVar("Moved", bound="Placed")
 HALF = (torch.float16, torch.bfloat16)
 _UNPLACED = ("cpu", "disk", "meta")  # of a device map: where nothing is computed by an accelerator
 _PARTS = ("text_config", "vision_config")  # of a config that names no dtype of its own
@@ -150,7 +151,7 @@ class Placed(nn.Module):
     hf_model: nn.Module
     cfg: VLMConfig
 
-    def to(self, *where: Any, **options: Any) -> Any:
+    def to(self: Moved, *where: Any, **options: Any) -> Moved:
         """As `nn.Module.to`, to what is here: a device, a floating-point dtype, both, or a tensor or inputs to be like.
 
         Raises:

@@ -315,8 +315,8 @@ def values_of(name: str, fn: Measure, logits: Tensor) -> Float[Tensor, " batch"]
     found = fn(logits)
     if not isinstance(found, Tensor) or found.is_complex() or found.shape != logits.shape[:1]:
         raise InputsError(
-            f"metric {name!r} gave {told(found)}; expected a tensor [batch], one real number for each of "
-            f"{len(logits)} examples"
+            f"metric {name!r} gave {told(found)}; expected one number for each of {len(logits)} examples, a real "
+            "tensor [batch]"
         )
     odd = found.isinf() if getattr(fn, "partial", False) else ~found.isfinite()
     if bool(odd.any()):

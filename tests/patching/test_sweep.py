@@ -237,7 +237,7 @@ def test_clean_and_corrupt_of_different_length_raise() -> None:
     longer = drawn.inputs_for(model.hf_model, "vqa", [6, 6], n_answer=2)
     with pytest.raises(InputsError, match=r"differ in input_ids: \(2, 5\) and \(2, 6\)"):
         sweep(model, clean, longer, sites, metrics.logit_diff(7, 8))
-    with unchecked(), pytest.raises(InputsError, match="metric 'metric' is a str, 'logit_diff'; expected a function"):
+    with unchecked(), pytest.raises(InputsError, match="metric 'metric' is 'logit_diff', a str; expected a function"):
         sweep(model, clean, clean, sites, "logit_diff")
     with pytest.raises(InputsError, match="for 3 examples was given logits with 2 rows"):
         sweep(model, clean, clean, sites, metrics.logit_diff([7, 8, 9], 8), progress=False)
