@@ -75,7 +75,7 @@ def line(error: BaseException) -> str:
     r"""The first line of another package's error, shortened, without its full stop; its type where it says nothing.
 
     Example:
-        >>> line(ValueError("no such size.\\nSee the manual.")), line(MemoryError())
+        >>> line(ValueError("no such size.\nSee the manual.")), line(MemoryError())
         ('no such size', 'MemoryError')
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -70,8 +70,8 @@ def told(given: Any) -> str:
     """What was given, in a few words that name its type.
 
     Example:
-        >>> told(None), told(1.5), told(torch.zeros(2, 3))
-        ('None, a NoneType', '1.5, a float', 'a Tensor of shape (2, 3) and torch.float32')
+        >>> told(None), told(1.5), told(np.zeros((2, 3)))
+        ('None, a NoneType', '1.5, a float', 'an ndarray of shape (2, 3) and float64')
     """
     if isinstance(given, Tensor):
         return f"a Tensor of shape {tuple(given.shape)} and {given.dtype}"
