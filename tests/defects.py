@@ -222,9 +222,6 @@ CLASSES: dict[str, dict[str, str]] = {
         "a verdict differs from place to place": (
             "tests/notice/test_verdicts.py::test_every_place_gives_the_same_verdict"
         ),
-        "three random sets decide": (
-            "tests/notice/test_verdicts.py::test_three_random_sets_leave_it_undecided_everywhere"
-        ),
         "what is not shown is told as refuted": (
             "tests/notice/test_verdicts.py::test_what_an_interval_spans_is_undecided_and_not_refuted"
         ),

@@ -278,17 +278,29 @@ def test_every_error_is_of_the_family_and_says_when_it_is_raised(where, node):
 ROOMS = {
     "errors": set(),
     "positions": {"errors"},
-    "given": set(),
-    "images": {"errors"},
-    "components": {"errors"},
-    "hooks": {"errors", "positions"},
+    "given": {"errors"},
+    "options": {"errors"},
+    "images": {"errors", "given"},
+    "components": {"errors", "options"},
+    "hooks": {"errors", "options", "positions"},
     "datasets": {"errors", "given", "images"},
     "viz": {"errors"},
     # zoo: where a checkpoint that ships with the package lies
-    "models": {"errors", "given", "images", "components", "zoo"},
-    "patching": {"errors", "positions", "components", "hooks", "models"},
+    "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
+    "patching": {"errors", "options", "positions", "components", "hooks", "models"},
     "lens": {"errors", "components", "models"},
-    "notice": {"errors", "positions", "images", "components", "hooks", "datasets", "viz", "models", "patching"},
+    "notice": {
+        "errors",
+        "given",
+        "positions",
+        "images",
+        "components",
+        "hooks",
+        "datasets",
+        "viz",
+        "models",
+        "patching",
+    },
 }
 
 

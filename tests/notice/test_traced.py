@@ -76,6 +76,17 @@ def interval_fits(low: float, high: float, values: pd.Series, written: float = 0
     return abs(low - ends.low) <= room + written and abs(high - ends.high) <= room + written
 
 
+def share_of(values: pd.Series) -> list[float]:
+    """The exact interval of a share (Clopper and Pearson)."""
+    ends = stats.binomtest(int(values.sum()), len(values)).proportion_ci(method="exact")
+    return [ends.low, ends.high]
+
+
+def share_fits(low: float, high: float, values: pd.Series) -> bool:
+    """Whether an interval is that of a share."""
+    return all(close(*both) for both in zip((low, high), share_of(values), strict=True))
+
+
 def test_counts(page: Page, rows: dict[str, pd.DataFrame]) -> None:
     shown = page.table("Examples of each task")
     assert [row["task"] for row in shown] == list(TASKS)
@@ -97,7 +108,8 @@ def test_what_the_corruption_does(page: Page, rows: dict[str, pd.DataFrame]) -> 
         columns = {"clean": own["clean_logit_diff"], "corrupt": after, "answers that flip": (after < 0).astype(float)}
         for column, values in columns.items():
             mean, low, high = numbers(row[column])
-            assert close(mean, values.mean()) and interval_fits(low, high, values), row
+            fits = share_fits if column == "answers that flip" else interval_fits
+            assert close(mean, values.mean()) and fits(low, high, values), row
         assert int(row["examples"]) == len(own)
 
 
@@ -129,8 +141,9 @@ def test_every_cell_of_every_head_map(page: Page, rows: dict[str, pd.DataFrame])
             for head in range(4):
                 effect, size, restoration, normalised = expected[*key[:3], layer, head]
                 assert drawn["z"][layer][head] == pytest.approx(effect.mean(), rel=1e-4, abs=1e-6)
-                ends, _, _, n, mean_abs, ratio, restored, share, rule, _ = drawn["customdata"][layer][head]
-                assert int(n) == len(effect) and interval_fits(*numbers(ends), effect)
+                ends, _, _, n, mean_abs, ratio, restored, share, rule, *_ = drawn["customdata"][layer][head]
+                assert int(n) == len(effect)  # where all are equal to rounding there is no interval
+                assert interval_fits(*numbers(ends), effect) if numbers(ends) else np.ptp(effect) < 1e-5, ends
                 assert close(numbers(mean_abs)[0], size.mean()) and close(numbers(restored)[0], restoration.mean())
                 assert close(numbers(ratio)[0], size.mean() / means[key[:3]])
                 assert close(numbers(share)[0], normalised.median()) or not np.isfinite(normalised).all()
@@ -158,6 +171,7 @@ def test_every_score_and_label_of_what_heads_do(page: Page, rows: dict[str, pd.D
     assert len(shown) == len(groups) == 16  # the self-attention of words does not see the image
     columns = {"inside": "inside", "lift": "lift", "AUC": "auc", "pointing": "pointing", "outlier": "outlier"}
     labelled = 0
+    (moves,) = [name for name in shown[0] if name.startswith("effect")]  # and names where it was read
     for row in shown:
         kind, layer, head = re.fullmatch(r"(\w+) L(\d+)\.H(\d+)", row["head"]).groups()  # type: ignore[union-attr]
         own = groups.get_group((f"{kind}-heads", int(layer), int(head)))
@@ -169,17 +183,17 @@ def test_every_score_and_label_of_what_heads_do(page: Page, rows: dict[str, pd.D
         assert close(value, which.mean()) and interval_fits(low, high, which)
         means = own[["lift", "auc", "relative_inside"]].mean()
         if row["label"] == "object detection":
-            assert (means > [1, 0.5, 0]).all() and low > 1 and row["effect"] == "yes"
+            assert (means > [1, 0.5, 0]).all() and low > 1 and row[moves] == "yes"
             labelled += 1
         elif row["label"] == "object suppression":
-            assert (means < [1, 0.5, 0]).all() and high < 1 and row["effect"] == "yes"
+            assert (means < [1, 0.5, 0]).all() and high < 1 and row[moves] == "yes"
         elif row["label"] == "outlier suppression":
             assert low > 0.5
         else:
             assert row["label"] == "none"
             errors = own[["lift", "auc", "relative_inside"]].sem()
             sure = (means - 3.5 * errors > [1, 0.5, 0]).all()
-            assert not (sure and row["effect"] == "yes"), row
+            assert not (sure and row[moves] == "yes"), row
     assert labelled
 
 
@@ -203,8 +217,9 @@ def test_every_number_of_the_ablation(page: Page, rows: dict[str, pd.DataFrame])
             expected = []
             for measure in ("correct", "logit_diff"):
                 span = np.percentile(of_draws[measure], [2.5, 97.5])
-                alone = [[each[measure].mean()] for each in (whole, chosen)]
-                expected += [*alone, [of_draws[measure].mean(), *span]]
+                ends = share_of if measure == "correct" else (lambda values: [])
+                alone = [[each[measure].mean(), *ends(each[measure])] for each in (whole, chosen)]
+                expected += [*alone, [of_draws[measure].mean(), *(span if span[0] < span[1] else [])]]
             flat = [number for seen in values[:6] for number in seen]
             same = all(close(*both) for both in zip(flat, [one for made in expected for one in made], strict=True))
             harmed = close(values[6][0], harm.mean()) and interval_fits(*values[6][1:], harm)
