@@ -60,15 +60,14 @@ def kind_of(
 ) -> Sites:
     stack = draw(st.sampled_from(stacks))
     crossed = getattr(model.stacks[stack].blocks[0], "has_cross_attn", False)
-    return Sites.heads(
-        model,
-        stack,
-        draw(st.sampled_from(["attn", "cross_attn"] if crossed else ["attn"])),
-        layers=draw(st.sampled_from([[0], [-1]])),
-        positions=draw(st.sampled_from(where) | each_row(model, stack, inputs)),
-        heads=draw(st.sampled_from([[0], [-1, 0], "all_at_once"])),
-        activation=draw(st.sampled_from(activations)),
-    )
+    at: dict[str, Any] = {
+        "stack": stack,
+        "attention": draw(st.sampled_from(["attn", "cross_attn"] if crossed else ["attn"])),
+        "layers": draw(st.sampled_from([[0], [-1]])),
+        "heads": draw(st.sampled_from([[0], [-1, 0], "all_at_once"])),
+        "activation": draw(st.sampled_from(activations)),
+    }
+    return Sites.heads(model, **at, positions=draw(st.sampled_from(where) | each_row(model, inputs, at)))
 
 
 def test_what_arrives_is_what_the_sender_writes() -> None:

@@ -70,9 +70,11 @@ def by_hand(model: HookedVLM, clean: VLMInputs, corrupt: VLMInputs, sites: Sites
 
 
 @st.composite
-def each_row(draw: st.DrawFn, model: HookedVLM, stack: str, inputs: VLMInputs) -> Any:
-    """Two positions of each row's own, in one of their spellings; real ones of the prompt."""
-    real = [row.nonzero()[:, 0].tolist() if stack == model.prompt_stack else [0, -1] for row in inputs.is_real]
+def each_row(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs, at: dict[str, Any]) -> Any:
+    """Two positions of each row's own, in one of their spellings; real ones where they are the prompt's."""
+    keys = at.get("attention") == "cross_attn" and at.get("activation") in ("k", "v")  # another stack's positions
+    prompt = at["stack"] == model.prompt_stack and not keys
+    real = [row.nonzero()[:, 0].tolist() if prompt else [0, -1] for row in inputs.is_real]
     rows = [[draw(st.sampled_from(row)) for _ in range(2)] for row in real]
     slices = [slice(place, place + 1 or None) for place, _ in rows]
     return draw(st.sampled_from([torch.tensor(rows), rows, slices]))
@@ -86,9 +88,6 @@ def kinds_of_sites(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> tupl
     at: dict[str, Any] = {
         "stack": stack,
         "layers": draw(st.sampled_from([None, -1, [0]])),
-        "positions": draw(
-            st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"]) | each_row(model, stack, inputs)
-        ),
     }
     kind = draw(st.sampled_from(["heads", "heads", "residual", "module", "neurons"]))
     if kind == "heads":
@@ -102,6 +101,8 @@ def kinds_of_sites(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> tupl
     else:
         hooks = ["attn_out", "mlp_out", "mlp_in", "mlp.hook_pre", "ln1.hook_scale", "ln2.hook_normalized"]
         at["hook"] = draw(st.sampled_from(hooks + (["cross_attn_out", "normalized_resid_post"] if crossed else [])))
+    alike = st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"])
+    at["positions"] = draw(alike | each_row(model, inputs, at))
     return kind, at
 
 
