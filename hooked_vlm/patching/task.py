@@ -219,7 +219,7 @@ def asked(
     *,
     direction: str,
     reduce: str,
-    budget: float | None = None,
+    budget: int | float | None = None,
 ) -> dict[str, Measure]:
     """Metrics by name, of a sweep that can be run.
 
