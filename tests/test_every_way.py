@@ -499,7 +499,7 @@ class Focus(Way):
             tokenizer=SimpleNamespace(pad_token_id=drawn.PAD),
             image_token="<image>",
         )
-        model._prepare = lambda images, texts: case.inputs  # type: ignore[method-assign]
+        model.to_inputs = lambda images, texts: case.inputs.replace(layout=model.layout)  # type: ignore[method-assign]
         view = model.focus(stack, images=pictures, texts=["what?"] * len(pictures))
         if stack == "vision_encoder":
             view._texts = ["what?"] * len(pictures)
