@@ -183,6 +183,28 @@ class Cache(Way):
         return {name: numbers(x) for name, x in cache.items()}
 
 
+class StopAtLayer(Way):
+    """The residual stream as it arrives at a layer of any stack; what a whole run of the row has there."""
+
+    any_size = True
+
+    def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
+        stack = draw(st.sampled_from(list(model.stacks)))
+        n_layers = model.stacks[stack].cfg.n_layers
+        return SimpleNamespace(stack=stack, layer=draw(st.integers(-n_layers, n_layers)), n_layers=n_layers)
+
+    def run(self, case: drawn.Case, model: HookedVLM, plan: Any) -> list[Found]:
+        options = {"interpolate_pos_encoding": case.interpolate}
+        resid = model(case.inputs, stop_at_layer=(plan.stack, plan.layer), **options)
+        axes = [1] if plan.stack == model.prompt_stack else []
+        return [{"resid": row.of(resid, axes)} for row in rows_of(case.inputs)]
+
+    def alone(self, case: drawn.Case, model: HookedVLM, plan: Any, row: Row) -> Found:
+        layer = plan.layer if plan.layer == plan.n_layers else plan.layer % plan.n_layers
+        _, cache = model.run_with_cache(row.alone, interpolate_pos_encoding=case.interpolate)
+        return {"resid": cache[arrives_at(model, plan.stack, layer)]}
+
+
 class Generate(Way):
     """Greedy tokens: those of Hugging Face's generate, or the likeliest by its forward, one after the other."""
 
@@ -534,6 +556,7 @@ WAYS: dict[str, Way] = {
     "forward": Forward(),
     "loss": Loss(),
     "run_with_cache": Cache(),
+    "stop_at_layer": StopAtLayer(),
     "generate": Generate(),
     "resume": Resume(),
     "sweep": Sweep(),
