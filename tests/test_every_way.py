@@ -592,7 +592,7 @@ def largest_difference(found: Found, expected: Found) -> float:
 
 @pytest.mark.parametrize("windowed", [False, True], ids=["any", "windowed"])
 @pytest.mark.parametrize("name", WAYS)
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_every_row_of_a_batch_is_what_it_is_alone(name: str, windowed: bool, data: st.DataObject) -> None:
     way = WAYS[name]
@@ -604,7 +604,6 @@ def test_every_row_of_a_batch_is_what_it_is_alone(name: str, windowed: bool, dat
         assert largest_difference(found[row.number], way.alone(case, model, plan, row)) <= TOLERANCE
 
 
-@pytest.mark.slow  # minutes: each draw runs a way in two dtypes; focus and lens have not been seen to pass
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", WAYS)
 @settings(max_examples=4)

@@ -4,8 +4,8 @@ With L = logit(right) - logit(wrong) and P the probability of the right answer, 
 effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalised = effect / (L_clean - L_corrupt)
 (Golovanevsky et al. 2025). The clean activation is patched into the corrupt run.
 
-Costs one exact sweep a corruption, and a clean run. In a causal stack, positions before the first that a corruption
-changes have the same activation in both runs: their effect is 0, and they are not run.
+Costs one exact sweep a corruption, and a clean run. Sites where clean and corrupt are equal have an effect of 0, and
+are not run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.examples import Example, corruptions, first_changed, noisy_places, stacked
+from hooked_vlm.notice.examples import Example, corruptions, stacked
 from hooked_vlm.notice.vocabulary import EVERY, module_of, of_heads
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
@@ -31,7 +29,7 @@ from hooked_vlm.patching.sweep import sweep_all
 _TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
 _VALUES = ("effect", "restoration", "normalised")
-_AT_ONCE, _BASELINE = " at once", "baseline"
+_AT_ONCE = " at once"
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,13 @@ class Effects:
         table: a row for each site and corruption, the columns of `effects/*.parquet`.
         clean: L of the clean run.
         corrupt: L of each corrupt run, by corruption.
+        skipped: how many sites were not run since they cannot differ, by corruption.
     """
 
     table: pa.Table
     clean: float
     corrupt: dict[str, float]
+    skipped: dict[str, int]
 
 
 def resid_hook(model: Any) -> str:
@@ -96,18 +96,19 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
     skeleton = _Skeleton(model, config, examples[0].positions)
     found: dict[str, NDArray[Any]] = {}
     low: dict[str, NDArray[Any]] = {}
+    skipped: dict[str, int] = {}
     for name, corruption in corruptions(config, examples).items():
-        begins = _first_difference(model, name, clean, examples)
-        kinds = skeleton.sites(begins)
         hooks = corruption.fwd_hooks(model, clean)
-        if not kinds:  # every site is before the first difference: nothing is patched, and the corrupt run is measured
-            kinds = {_BASELINE: Sites.module(model, model.prompt_stack, "mlp_out", layers=0, positions=0)}
-        results = sweep_all(model, clean, clean, kinds, metrics, corruption=hooks, budget=budget, progress=False)
+        results = sweep_all(
+            model, clean, clean, skeleton.sites, metrics, corruption=hooks, budget=budget, progress=False
+        )
+        found[name] = np.concatenate(
+            [result.effect().cpu().double().numpy().reshape(2, -1, len(examples)) for result in results.values()], 1
+        )
         baseline = next(iter(results.values())).baseline
         assert baseline is not None
-        values = {kind: (result.values - _like(baseline, result.values)).cpu() for kind, result in results.items()}
-        found[name] = skeleton.filled(values, begins, len(examples))
         low[name] = baseline[0].cpu().double().numpy()
+        skipped[name] = sum(result.skipped for result in results.values())
     return [
         Effects(
             skeleton.table(
@@ -115,27 +116,10 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
             ),
             float(high[i]),
             {name: float(low[name][i]) for name in low},
+            skipped,
         )
         for i, example in enumerate(examples)
     ]
-
-
-def _like(baseline: Tensor, values: Tensor) -> Tensor:
-    """A baseline [metric example] along the axes of values [metric ... example]."""
-    return baseline.reshape(len(baseline), *(1,) * (values.ndim - 2), -1)
-
-
-def _first_difference(model: Any, name: str, clean: VLMInputs, examples: Sequence[Example]) -> int:
-    """The first position of the prompt's stack at which a corruption changes anything."""
-    stack = model.stacks[model.prompt_stack]
-    image = clean.layout.image_token_id
-    if not stack.causal or (name.startswith("image") and image is None):
-        return 0
-    if name.startswith("image"):
-        assert image is not None
-        return int(clean.input_ids.eq(image).long().argmax(1).min())
-    changed = first_changed if name == "text" else noisy_places
-    return min(changed(example)[0] for example in examples)
 
 
 class _Skeleton:
@@ -144,45 +128,19 @@ class _Skeleton:
     def __init__(self, model: Any, config: NoticeConfig, positions: tuple[int, ...]) -> None:
         self.model, self.kinds, self.positions = model, config.kinds, positions
         cfg = model.stacks[model.prompt_stack].cfg
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sites: dict[str, Sites] = {}
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("kind", *_PLACES)}
         for number, kind in enumerate(config.kinds):
-            single = of_heads(kind)
-            heads = list(range(cfg.n_heads)) if single else [-1]
+            heads = list(range(cfg.n_heads)) if of_heads(kind) else [-1]
             for name, places in ((kind, list(positions)), (kind + _AT_ONCE, [-1])):
-                if name != kind and not single:
+                if name != kind and not of_heads(kind):
                     continue
-                self.shapes[name] = (cfg.n_layers, len(places), len(heads))
+                self.sites[name] = sites_of(model, kind, places if name == kind else "all_at_once")
                 layer, position, head = np.meshgrid(range(cfg.n_layers), places, heads, indexing="ij")
                 for column, values in zip(("layer", "position", "head"), (layer, position, head), strict=True):
                     columns[column].append(values.ravel())
                 columns["kind"].append(np.full(layer.size, number))
         self.columns = {name: np.concatenate(parts).astype(np.int32) for name, parts in columns.items()}
-
-    def sites(self, begins: int) -> dict[str, Sites]:
-        """The sites that have to be run."""
-        places = [place for place in self.positions if place >= begins]
-        kinds: dict[str, Sites] = {}
-        for name in self.shapes:
-            kind = name.removesuffix(_AT_ONCE)
-            if name != kind:
-                kinds[name] = sites_of(self.model, kind, "all_at_once")
-            elif places:
-                kinds[name] = sites_of(self.model, kind, places)
-        return kinds
-
-    def filled(self, values: dict[str, Tensor], begins: int, n: int) -> NDArray[Any]:
-        """Values of every row, [metric row example]; 0 where nothing had to be run."""
-        late = [i for i, place in enumerate(self.positions) if place >= begins]
-        parts = []
-        for name, shape in self.shapes.items():
-            whole = np.zeros((2, *shape, n))
-            if name.endswith(_AT_ONCE):
-                whole[:] = values[name].reshape(2, *shape, n).double().numpy()
-            elif late:
-                whole[:, :, late] = values[name].reshape(2, shape[0], len(late), shape[2], n).double().numpy()
-            parts.append(whole.reshape(2, -1, n))
-        return np.concatenate(parts, 1)
 
     def table(self, example: Example, found: dict[str, NDArray[Any]], high: float, low: dict[str, float]) -> pa.Table:
         """One example's table.

@@ -6,7 +6,7 @@ given; running out of it halves the chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -20,16 +20,16 @@ from hooked_vlm.patching.task import Task, measured
 # --- chunks -----------------------------------------------------------------------------------------
 
 
-def chunks(task: Task, budget: int | None) -> Iterator[list[int]]:
-    """Site numbers (rows of the table) that run together, in an order that shares the longest prefix."""
-    table = task.sites.table
-    order = list(range(len(table)))
-    if task.causal and task.places:  # sites late in the sequence leave little to compute again
-        first = task.sites.positions_of(table, len(task.base)).amin(1).tolist()
-        order = table.assign(first=first).sort_values(["first", "layer"], ascending=[False, True], kind="stable").index
-        order = order.tolist()
-    size = _rows_that_fit(task, budget)
-    yield from (order[i : i + size] for i in range(0, len(order), size))
+def _chunks(task: Task, budget: int | None) -> list[list[int]]:
+    """Numbers of the sites that matter (rows of the table) that run together, in an order that shares a long prefix."""
+    matters = task.matters.any(1).nonzero()[:, 0].tolist()
+    if not matters:
+        return []
+    order = task.sites.table.assign(number=range(len(task.sites)), first=task.first.numpy()).iloc[matters]
+    if task.causal:  # sites late in the sequence leave little to compute again
+        order = order.sort_values(["first", "layer"], ascending=[False, True], kind="stable")
+    numbers, size = order["number"].to_list(), _rows_that_fit(task, budget)
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def _rows_that_fit(task: Task, budget: int | None) -> int:
@@ -64,33 +64,25 @@ def _block_numbers(task: Task, name: str) -> int:
         memory = task.state.passes[name].memory
         if memory is not None and memory[0].cross_attn is not None:
             keys = max(keys, memory[0].cross_attn.k.shape[1])
-        n -= first_position(task, slice(None))
+        n -= int(task.first[task.matters.any(1)].min())
     looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
     attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
     return int(n * (6 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
 
 
-def first_position(task: Task, numbers: list[int] | slice) -> int:
-    """First position that these sites change, where the stack is causal; else 0."""
-    axis = task.sites.position_axis
-    if not task.causal or axis is None or task.sites.axes[axis] not in OWN_POSITIONS or not task.places:
-        return 0  # a key of another stack is seen from every position
-    first = int(task.sites.positions_of(task.sites.table.iloc[numbers], len(task.base)).min())
-    return min(first, int(task.base.last_each.min())) if task.reads_last and task.prompted else first
-
-
 # --- running ----------------------------------------------------------------------------------------
 
 
-def swept(task: Task, chunks: list[list[int]], progress: bool) -> Tensor:
-    """Values of every site, [metric site example]."""
+def swept(task: Task, budget: int | None, progress: bool) -> tuple[Tensor, int]:
+    """Values of every site, [metric site example], and how many of them were not run since they cannot differ."""
     from tqdm.auto import tqdm
 
-    n_sites = sum(map(len, chunks))
-    values = torch.full((len(task.metrics), n_sites, len(task.base)), torch.nan)
+    base = task.baseline[:, None].cpu()
+    values = base.repeat(1, len(task.sites), 1)
     run = _one_run_a_site if task.state is None else _grown
-    waiting = chunks[::-1]
-    with tqdm(total=n_sites, unit="site", disable=not progress, desc=repr(task.sites)) as bar:
+    waiting = _chunks(task, budget)[::-1]
+    n_run = sum(map(len, waiting))
+    with tqdm(total=n_run, unit="site", disable=not progress, desc=repr(task.sites)) as bar:
         while waiting:
             chunk = waiting.pop()
             try:
@@ -103,7 +95,7 @@ def swept(task: Task, chunks: list[list[int]], progress: bool) -> Tensor:
                 waiting = [again[i : i + half] for i in range(0, len(again), half)][::-1]
                 continue
             bar.update(len(chunk))
-    return values
+    return torch.where(task.matters, values, base), len(task.sites) - n_run
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -114,7 +106,7 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     """Values of some sites by one growing pass, [metric site example]."""
     assert task.state is not None and task.sites.stack is not None
     table = task.sites.table.iloc[chunk]
-    first = first_position(task, chunk)
+    first = int(task.first[chunk].min())
     joins, hooks, rows_of, joined = {}, [], [], 0
     for layer, cells in table.groupby("layer", sort=True):
         name = task.sites.hook.format(layer)
@@ -185,9 +177,15 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | 
         source_index.append(unit)
         source_axes.append(sites.axes.index(sites.unit))
     axes += [axis + 1 for axis in source_axes[1:]]
-    new = task.source[name].movedim(source_axes, list(range(len(source_axes))))[
-        tuple(source_index)
-    ]  # [cell? batch ...]
+    new = task.source[name]
+    if (
+        first
+        and not task.places
+        and sites.position_axis is not None
+        and sites.axes[sites.position_axis] in OWN_POSITIONS
+    ):
+        new = new.narrow(sites.position_axis, first, new.shape[sites.position_axis] - first)
+    new = new.movedim(source_axes, list(range(len(source_axes))))[tuple(source_index)]  # [cell? batch ...]
     front = list(range(len(axes)))
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:

@@ -29,7 +29,8 @@ from hooked_vlm.errors import InputsError
 from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
-from hooked_vlm.patching.growing import chunks, first_position, swept
+from hooked_vlm.patching.growing import swept
+from hooked_vlm.patching.moving import moved
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.task import Measure, Task, activations, asked, prepared, result
 
@@ -94,21 +95,25 @@ def path_patching(
         sending, receiving = tasks["senders"], tasks["receivers"]
         held = _held(model, sending.sites, through_mlps)
         before = activations(model, base, [*held, *receiving.sites.hooks])
-        values = []
-        with tqdm(total=len(sending.sites) * len(receiving.sites), unit="path", disable=not progress) as bar:
-            for _, cell in sending.sites.table.iterrows():
-                received = _received(sending, cell, held, receiving.sites, before)
-                task = replace(receiving, source=received)
-                values.append(swept(task, list(chunks(task, budget)), progress=False))
-                bar.update(len(receiving.sites))
-        baseline = receiving.baseline()
+        values, skipped, n = [], 0, len(receiving.sites)
+        with tqdm(total=len(sending.sites) * n, unit="path", disable=not progress) as bar:
+            for number, cell in sending.sites.table.iterrows():
+                if bool(sending.matters[number].any()):
+                    received = _received(sending, cell, held, receiving.sites, before)
+                    changed = {name: moved(receiving.sites, x, before[name]) for name, x in received.items()}
+                    found, not_run = swept(replace(receiving, source=received, moved=changed), budget, progress=False)
+                else:
+                    found, not_run = receiving.baseline[:, None].expand(-1, n, -1).cpu(), n
+                values.append(found)
+                skipped += not_run
+                bar.update(n)
     flat = senders.picked is not None or receivers.picked is not None
     shape = [-1] if flat else [*sending.sites.shape, *receiving.sites.shape]
     found = torch.stack(values, 1).reshape(len(named), *shape, len(base))
     from_columns = {name: f"sender_{name}" for name in sending.sites.axis_names}
     axes = [] if flat else [*from_columns.values(), *receiving.sites.axis_names]
     table = pd.merge(sending.sites.table.rename(columns=from_columns), receiving.sites.table, how="cross")
-    return result(found, baseline, table, axes, metrics, reduce)
+    return result(found, receiving.baseline, table, axes, metrics, reduce, skipped)
 
 
 def _sublayer(senders: Sites) -> str:
@@ -161,7 +166,7 @@ def _received(
             model(sending.base, return_type=None)
             first = 0
         else:
-            first = first_position(sending, [int(cell.name)])
+            first = int(sending.first[int(cell.name)])
             resid = sending.state.resid_pre(sites.stack, layer)[:, first:]
             at = "last" if sending.reads_last else None
             model.resume(sending.state, sites.stack, {layer: resid}, first_position=first, logits_at=at)

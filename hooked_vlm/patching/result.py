@@ -5,6 +5,7 @@ Costs a mean over the examples when it is printed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,17 +15,25 @@ from transformer_lens.patching import PatchingResult
 N_SHOWN = 5
 
 
+@dataclass(repr=False)
 class SitesResult(PatchingResult):
-    """A `PatchingResult` as it is, printed in a few lines: the shape, and the sites of the largest effects."""
+    """A `PatchingResult` that says what was run, printed in a few lines: its shape, and the sites of largest effect.
+
+    Args:
+        skipped: how many of its sites cannot differ from the base run, so that they have its value and were not run.
+    """
+
+    skipped: int = 0
 
     def __getitem__(self, metric_name: str) -> SitesResult:
         """One metric's result, with the metric axis dropped."""
-        return SitesResult(**vars(super().__getitem__(metric_name)))
+        return SitesResult(**{**vars(self), **vars(super().__getitem__(metric_name))})
 
     def __repr__(self) -> str:
         axes = [f"{n} {name}" for n, name in zip(self._site_shape(), self.axis_names or ["site"], strict=True)]
         axes += [] if self.reduced else [f"{self.values.shape[-1]} example"]
         lines = [f"{type(self).__name__} of {', '.join(self.metric_names)}: values [{' x '.join(axes)}]"]
+        lines += [f"  {self.skipped:,} of {len(self.index_df):,} sites cannot differ: not run"] if self.skipped else []
         for i, name in enumerate(self.metric_names):
             lines += self._largest(name, i)
         return "\n".join(lines)

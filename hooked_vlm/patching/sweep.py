@@ -6,7 +6,8 @@ base run's residual stream with the patch applied, and all rows run on together.
 output at its own position alone (all but those of what other positions attend to) runs that position alone
 through the block. What no site changes is computed once and shared: every earlier stage, the keys and values of
 cross-attention, and in a causal stack everything before the first patched position. Only the position that the
-metrics read is unembedded.
+metrics read is unembedded. A site where clean and corrupt are equal bit for bit is not run: its value is the base
+run's, and the result's `skipped` counts such sites.
 
 Cost: two forwards, and for each site the blocks from its layer on. Memory: `budget` bytes; rows are cut into
 chunks that fit, and running out of memory halves them. Hook points outside of blocks, and models that carry
@@ -19,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
-from hooked_vlm.patching.growing import chunks, swept
+from hooked_vlm.patching.growing import swept
+from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.task import Measure, asked, prepared, result
 
@@ -40,7 +41,7 @@ def sweep(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
-) -> PatchingResult:
+) -> SitesResult:
     """Patch every site, one at a time, and measure.
 
     Args:
@@ -59,9 +60,9 @@ def sweep(
             site takes a run of the whole model.
 
     Returns:
-        `transformer_lens.patching.PatchingResult`: `values` [metric, *sites.axis_names, example], the metric
+        A `transformer_lens.patching.PatchingResult`: `values` [metric, *sites.axis_names, example], the metric
         axis there if a mapping was given, `baseline` the base run's [metric example], and with them effects,
-        bootstrap intervals and permutation p-values.
+        bootstrap intervals and permutation p-values; `skipped` counts the sites that cannot differ.
 
     Raises:
         InputsError: if clean and corrupt differ in shape, or a metric gives no number for each example.
@@ -95,7 +96,7 @@ def sweep_all(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
-) -> dict[str, PatchingResult]:
+) -> dict[str, SitesResult]:
     """Sweeps over several kinds of sites, which share the clean and the corrupt run.
 
     Args:
@@ -122,14 +123,10 @@ def sweep_all(
             tasks = prepared(model, clean, corrupt, kinds, named, (), corruption)
         else:
             tasks = prepared(model, corrupt, clean, kinds, named, corruption, ())
-        return {
-            name: result(
-                swept(task, list(chunks(task, budget)), progress).reshape(len(named), *task.sites.shape, -1),
-                task.baseline(),
-                task.sites.table,
-                task.sites.axis_names if task.sites.picked is None else [],
-                metrics,
-                reduce,
-            )
-            for name, task in tasks.items()
-        }
+        found = {}
+        for name, task in tasks.items():
+            values, skipped = swept(task, budget, progress)
+            axes = task.sites.axis_names if task.sites.picked is None else []
+            values = values.reshape(len(named), *task.sites.shape, -1)
+            found[name] = result(values, task.baseline, task.sites.table, axes, metrics, reduce, skipped)
+        return found

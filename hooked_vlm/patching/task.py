@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, NonFiniteError, PositionError
@@ -24,6 +25,7 @@ from hooked_vlm.models.run import RunState, refuse_non_finite
 from hooked_vlm.models.turn import a_model
 from hooked_vlm.options import number, of_type, told
 from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.moving import Moved, comparing, moving
 from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
@@ -43,6 +45,7 @@ class Task:
         logits: of the base run, at every position.
         state: of the base run; None if each site takes a run of its own.
         source: the activations to patch in, by hook name.
+        moved: where they differ from the base run's, by hook name.
         hooks: forward hooks of the base run.
     """
 
@@ -53,7 +56,8 @@ class Task:
     logits: Tensor
     state: RunState | None
     source: dict[str, Tensor]
-    hooks: Sequence[Any] = ()
+    moved: dict[str, Moved]
+    hooks: Sequence[Any] = field(default=(), repr=False)
 
     @property
     def causal(self) -> bool:
@@ -82,6 +86,36 @@ class Task:
         """True if the logits stand at the prompt's positions, so that padding may follow the last real one."""
         return bool(self.model.answer_stack == self.model.prompt_stack)
 
+    @cached_property
+    def matters(self) -> Bool[Tensor, "site example"]:
+        """Where a patch can change what a metric reads; elsewhere its value is the base run's.
+
+        It cannot where it puts in what is there already, and where it changes the last block's output at a position
+        that no metric reads.
+        """
+        matters = self._moving[0]
+        after_last = self.state is not None and self.acts_alone and self.reads_last and self.prompted
+        if after_last and self.sites.stack == self.model.answer_stack:
+            at = self.sites.positions_of(self.sites.table, len(self.base))
+            last = self.model.stacks[self.sites.stack].cfg.n_layers - 1
+            own = torch.tensor((self.sites.table["layer"] == last).to_numpy())[:, None]
+            matters = matters & ~(own & (at != self.base.last_each.cpu()))
+        return matters
+
+    @cached_property
+    def first(self) -> Int[Tensor, " site"]:
+        """The first position of its stack that a site changes in any example; 0 where earlier ones see it too."""
+        axis = self.sites.position_axis
+        if not self.causal or axis is None or self.sites.axes[axis] not in OWN_POSITIONS:
+            return torch.zeros_like(self._moving[1])  # a key of another stack is seen from every position
+        last = int(self.base.last_each.min())
+        return self._moving[1].clamp(max=last) if self.reads_last and self.prompted else self._moving[1]
+
+    @cached_property
+    def _moving(self) -> tuple[Tensor, Tensor]:
+        return moving(self.sites, self.moved, len(self.base))
+
+    @cached_property
     def baseline(self) -> Tensor:
         """Every metric of the base run, [metric example]."""
         logits = self.read(self.logits)
@@ -125,14 +159,17 @@ def prepared(
     found = activations(model, source, names, source_hooks)
     if own_hooks:
         warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=4)
-    with model.hooks(fwd_hooks=base_hooks):
+    moved: dict[str, dict[str, Moved]] = {kind: {} for kind in kinds}
+    looking = [hook for kind, sites in kinds.items() for hook in comparing(sites, found, moved[kind])]
+    with model.hooks(fwd_hooks=[*base_hooks, *looking]):
         logits, state = model.run_with_state(base)
     tasks = {}
     for kind, sites in kinds.items():
         closed = closed_sites(model, sites, found[sites.hooks[0]], base)
         shared = not own_hooks and sites.stack is not None
         shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
-        tasks[kind] = Task(model, base, closed, metrics, logits, state if shared else None, found, base_hooks)
+        given = state if shared else None
+        tasks[kind] = Task(model, base, closed, metrics, logits, given, found, moved[kind], base_hooks)
     return tasks
 
 
@@ -335,6 +372,7 @@ def result(
     axes: Sequence[str],
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
+    skipped: int = 0,
 ) -> SitesResult:
     """What was measured, as TransformerLens gives it.
 
@@ -345,6 +383,7 @@ def result(
         axes: names of the axes between; none where the sites are a list.
         metrics: as they were asked for; the metric axis is left out where one stood alone.
         reduce: "none" or "mean", over examples.
+        skipped: how many sites were not run, since they cannot differ from the base run.
     """
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
@@ -357,4 +396,5 @@ def result(
         reduced=reduce == "mean",
         baseline=baseline if several else baseline[0],
         has_metric_axis=several,
+        skipped=skipped,
     )

@@ -22,7 +22,7 @@ from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.corruption import GaussianNoise, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.notice.vocabulary import EVERY, KINDS
-from hooked_vlm.patching import metrics
+from hooked_vlm.patching import metrics, moving
 from tests.notice.models import FAMILIES, answerable, blip_shapes, row, small
 
 NAMED = ["task", "example", "group"]
@@ -156,7 +156,8 @@ def test_the_batch_changes_no_number(done: tuple[HookedVLM, Path], tmp_path: Pat
 def test_positions_that_a_causal_stack_cannot_change_are_zero_and_swept_alike(tmp_path: Path, monkeypatch) -> None:
     config = config_for("llava", tmp_path, positions="all")
     fast = read(examples_of(config, small("llava"), tmp_path / "fast"), "effects")
-    monkeypatch.setattr(effects, "_first_difference", lambda *args: 0)
+    moved = moving.moved
+    monkeypatch.setattr(moving, "moved", lambda sites, source, base: torch.ones_like(moved(sites, source, base)))
     slow = read(examples_of(config, small("llava"), tmp_path / "slow"), "effects")
     assert np.allclose(fast["effect"], slow["effect"], atol=2e-5)
     assert (fast.loc[(fast["position"] == 0), "effect"] == 0).all() and "image" in set(fast["role"])
