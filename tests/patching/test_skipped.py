@@ -15,7 +15,7 @@ from hooked_vlm.patching import Sites, metrics, path_patching, sweep
 from tests.models import drawn
 from tests.models.reference import unpadded
 from tests.models.test_hooks_live import variant
-from tests.patching.test_sweep import entries, kinds_of_sites, on_padding, other
+from tests.patching.test_sweep import by_hand, entries, kinds_of_sites, on_padding, other
 
 MEASURE = metrics.logit_diff(7, 8)
 TEXT = "language_model"
@@ -109,6 +109,17 @@ def test_the_last_block_is_run_only_where_its_output_is_read() -> None:
     assert not seen.skipped and (seen.effect()[0, 0] != 0).all()
     keys = Sites.heads(model, TEXT, layers=last, positions=[n - 2, n - 1], activation="v")
     assert not sweep(model, clean, corrupt, keys, MEASURE, progress=False).skipped
+
+
+def test_the_last_block_of_a_retrieval_is_run_where_its_logits_are_read() -> None:
+    """They stand at one position, the class token's, and not at the prompt's."""
+    model, clean = variant("blip-retrieval")
+    corrupt, measure = other(clean, image=True), metrics.logit_diff(1, 0)
+    for hook in ("attn_out", "mlp_out"):
+        sites = Sites.module(model, "text_encoder", hook, layers=-1, positions=[0, 1])
+        found = sweep(model, clean, corrupt, sites, measure, progress=False)
+        assert torch.allclose(found.values[0], by_hand(model, clean, corrupt, sites, measure), atol=1e-5)
+        assert (found.effect()[0, 0] != 0).all()
 
 
 def test_a_receiver_before_the_sender_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
