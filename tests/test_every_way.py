@@ -456,7 +456,7 @@ class Paths(Patching):
         start = draw(st.integers(0, len(order) - 1))
         kind_of = partial(test_paths.kind_of, draw, model, case.inputs)
         senders = kind_of(order[start : start + 1], ["z", "v", "pattern"], [[-1, 0], "all_at_once"])
-        receivers = test_paths.receivers_of(draw, model, case.inputs, order[start:], [[0, -1], [1], "all_at_once"])
+        receivers = test_paths.receivers_of(draw, model, case.inputs, order[start:], [[0, -1], [0], "all_at_once"])
         ends = [sites for sites in (senders, receivers) if sites != "logits"]
         assume(not any(on_padding(model, case.inputs, sites) for sites in ends))
         plan.sites = [self.closed(model, case.inputs, sites) for sites in ends]
