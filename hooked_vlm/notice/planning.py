@@ -258,18 +258,18 @@ def _free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
-def _bytes(n: float) -> str:
+def _bytes(n: int | float) -> str:
     return f"{n / _GIB:,.1f} GiB" if n >= _GIB / 10 else f"{n / 2**20:,.1f} MiB"
 
 
-def _flop(n: float) -> str:
+def _flop(n: int | float) -> str:
     for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if n >= size:
             return f"{n / size:,.1f} {unit}"
     return f"{n / 1e6:,.1f} MFLOP"
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: int | float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:,.1f} hours"
     return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.2g} s"
