@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hooked_vlm.models import spelling
+
 MAX_NEW_TOKENS = 8
 _ANCHOR = ":"  # what prompts end in: a word after it is tokenized as the model writes it after its prompt
 _ARTICLES = ("a", "an", "the")
@@ -113,8 +115,10 @@ def scored(
 def generated_tokens(model: Any, inputs: Any) -> tuple[Int[Tensor, "batch new_tokens"], list[str]]:
     """What the model answers, as ids and in words."""
     tokens = model.generate(inputs, max_new_tokens=MAX_NEW_TOKENS, return_type="tokens")
-    said = model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return torch.as_tensor(tokens), [text.strip() for text in said]
+    tokenizer = model.processor.tokenizer
+    return torch.as_tensor(tokens), [
+        spelling.text(tokenizer, row, skip_special_tokens=True).strip() for row in tokens.tolist()
+    ]
 
 
 def _holds(said: list[str], side: list[str]) -> bool:
