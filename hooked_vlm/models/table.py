@@ -82,7 +82,7 @@ def skeleton(name: str, *, revision: str | None = None, **hf_options: Any) -> Ho
         UnsupportedArchitectureError: if no family reads it.
     """
     config, hf_class = loading.read_config(loading.resolve(name), revision=revision, **hf_options)
-    HookedVLM._family(hf_class)  # raises before anything is built
+    HookedVLM._family(hf_class, config)  # raises before anything is built
     import transformers
 
     with torch.device("meta"):
