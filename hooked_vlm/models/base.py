@@ -99,6 +99,10 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     def _check(self, inputs: VLMInputs, run: Run) -> None:
         """Raise `InputsError` for what this family cannot run."""
 
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        """What Hugging Face's own model gives for inputs without padding, in the form of `_run`'s."""
+        raise NotImplementedError
+
     @property
     def layout(self) -> Layout:
         """How this model lays out its sequences."""

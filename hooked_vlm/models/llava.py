@@ -210,6 +210,10 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         assert x is not None
         return self._logits(self._select(x, run, inputs.last_each))
 
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        logits: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).logits
+        return logits
+
     def _image(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch image_pos d_model"] | None:
         """What takes the place of the image tokens; None if the run resumes after it."""
         x, hidden = self._through(
@@ -305,7 +309,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         if any(n != features for n in counts):
             raise InputsError(
                 f"the prompts hold {counts} image tokens (id {self._image_token}) and each image gives {features} "
-                "features: make the inputs with model.to_inputs, or with model.processor, which counts as the model does"
+                "features: make the inputs with model.to_inputs, or model.processor, which counts as the model does"
             )
 
     def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
