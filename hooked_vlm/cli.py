@@ -118,7 +118,9 @@ def notice(
         list[str], typer.Option("--task", help='A task, again for more; "all" for those of the shapes world.')
     ],
     out: Annotated[str, typer.Option("--out", help="The run's directory; a run that was stopped goes on.")],
-    corrupt: Annotated[str, typer.Option(help="image, text or both, one at a time.")] = "both",
+    corrupt: Annotated[
+        str, typer.Option(help="image, text or both, one at a time; a row is kept for those that it has.")
+    ] = "both",
     sites: Annotated[
         list[str] | None,
         typer.Option("--sites", help="cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all if left out."),
