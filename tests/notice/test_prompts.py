@@ -40,33 +40,22 @@ def test_a_model_that_cannot_be_asked_is_refused_before_the_rows_and_the_templat
     words = (model, "--task", task, "--examples", "2", "--sites", "attn-heads", "--out", str(out))
     logging.set_verbosity_error()
     code, _, told = command(*words)
-    assert (
-        code == 1 and "cannot be asked anything: text 0 has no '<image>' and the processor has no chat template" in told
-    )
+    assert code == 1 and "cannot be asked anything: text 0 has no '<image>' and the processor has no chat" in told
     assert "--template (prompt_template) writes the whole prompt" in told and "Traceback" not in told
     assert not (out / "run.json").exists()
     code, _, _ = command(*words, "--template", "USER: <image>\n{prompt} ASSISTANT:", "--bootstrap", "20")
     assert code == 0 and (out / "report.html").is_file()
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [({"prompt": "is " * 90 + "it {} or {} ?"}, TextError, "takes .* tokens and the context is 40: shorten it")],
-)
-def test_a_task_of_which_no_row_can_be_read_is_refused_with_the_first_error(
-    changes: dict[str, str], error: type[Exception], message: str, tmp_path: Path
-) -> None:
-    rows = [
-        row | {name: text.format(row["answer"], row["wrong_answer"]) for name, text in changes.items()}
-        for row in questions("blip", 4)
-    ]
-    with pytest.raises(error, match=rf"no row of .*bad.parquet can be given to the model; of row 0 \('row-.*{message}"):
-        pipeline.run(
-            config(written(tmp_path / "bad.parquet", rows)), tmp_path / "run", progress=False, model=small("blip")
-        )
-    assert not (tmp_path / "run" / "run.json").exists()
+def test_a_task_of_which_no_row_can_be_read_is_refused_with_the_first_error(tmp_path: Path) -> None:
+    task, out, model = tmp_path / "bad.parquet", tmp_path / "run", small("blip")
+    rows = [row | {"prompt": "is " * 90 + row["prompt"]} for row in questions("blip", 4)]
+    message = r"no row of .*bad\.parquet can be given to the model; of row 0 \('row-.*shorten it"
+    with pytest.raises(TextError, match=message):
+        pipeline.run(config(written(task, rows)), out, progress=False, model=model)
+    assert not (out / "run.json").exists()
     rows[-1] = questions("blip", 4)[-1]  # one that can be read is enough
-    pipeline.run(config(written(tmp_path / "bad.parquet", rows)), tmp_path / "run", progress=False, model=small("blip"))
+    assert pipeline.run(config(written(task, rows)), out, progress=False, model=model) == out
 
 
 TEMPLATES = {
@@ -105,9 +94,8 @@ def test_a_run_whose_model_answers_in_sentences_says_so(
 
     monkeypatch.setattr(answers, "generated_tokens", sentences)
     monkeypatch.setattr(pipeline, "load", lambda _: model)
-    code, told, _ = command(
-        "m", "--task", task, "--sites", "attn-heads", "--examples", "2", "--out", str(tmp_path / "r")
-    )
+    out = tmp_path / "run"
+    code, told, _ = command("m", "--task", task, "--sites", "attn-heads", "--examples", "2", "--out", str(out))
     assert code == 0 and '--template "{prompt} Answer with one word." asks for a word' in told
-    report = (tmp_path / "r" / "report.html").read_text()
+    report = (out / "report.html").read_text()
     assert "answers are sentences" in report and "Answer with one word." in report
