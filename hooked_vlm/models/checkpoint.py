@@ -208,8 +208,8 @@ def refuse_pickles(files: Files) -> None:
         name = shlex.quote(files.name) if len(files.name) <= _SHOWN else "NAME"
         revision = f" --revision {shlex.quote(known['revision'])}" if "revision" in known else ""
         raise CheckpointError(
-            f"{files} has pickled weights alone ({there}), and only safetensors are read: a pickle can run code. Convert "
-            f"it once, safely, and load what that makes: `hooked-vlm convert {name} OUT{revision}`"
+            f"{files} has pickled weights alone ({there}), and only safetensors are read: a pickle can run code. "
+            f"Convert it once, safely, and load what that makes: `hooked-vlm convert {name} OUT{revision}`"
         )
 
 
