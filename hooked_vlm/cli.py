@@ -96,6 +96,22 @@ def demo() -> None:
 
 
 @app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="A hub name or a directory, with pickled weights (.bin) alone.")],
+    out: Annotated[str, typer.Argument(help="The new checkpoint's directory: a new one, or an empty one.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Make safetensors of a checkpoint that has pickles alone, in a process of its own, and check them."""
+    from transformers.utils import logging
+
+    from hooked_vlm.models import conversion
+
+    logging.disable_progress_bar()
+    for said in conversion.convert(name, out, revision=revision).told():
+        typer.echo(said)
+
+
+@app.command()
 def notice(
     model: Annotated[str, typer.Argument(help='A hub name, a directory, or "zoo:..." for a model that ships here.')],
     task: Annotated[
@@ -107,7 +123,9 @@ def notice(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what it would cost (sites, memory, time), and run nothing.")
     ] = False,
-    corrupt: Annotated[str, typer.Option(help="image, text or both, one at a time.")] = "both",
+    corrupt: Annotated[
+        str, typer.Option(help="image, text or both, one at a time; a row is kept for those that it has.")
+    ] = "both",
     sites: Annotated[
         list[str] | None,
         typer.Option("--sites", help="cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all if left out."),

@@ -29,6 +29,7 @@ from torch import Tensor
 from hooked_vlm.components.hook_point import unhooked
 from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import InputsError, PositionError, ResidualError
+from hooked_vlm.models import spelling
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 
@@ -393,7 +394,6 @@ def _spelled(model: Any, ids: Tensor) -> NDArray[np.object_]:
     """Ids as strings, as the tokenizer spells them; as numbers where there is no tokenizer."""
     tokenizer = getattr(model.processor, "tokenizer", None)
     flat = ids.reshape(-1).tolist()
-    spelled = [str(i) for i in flat] if tokenizer is None else tokenizer.convert_ids_to_tokens(flat)
     found = np.empty(len(flat), dtype=object)
-    found[:] = [str(i) if word is None else word for i, word in zip(flat, spelled, strict=True)]
+    found[:] = [str(i) for i in flat] if tokenizer is None else spelling.strings(tokenizer, flat)
     return found.reshape(ids.shape)

@@ -3,7 +3,8 @@
 `pairs.csv` has the columns `image, corrupt_image, prompt, answer, wrong_answer`, pictures as paths inside the
 folder (no link out of it is followed); and, where wanted, `id`, `task`, `group`, `corrupt_prompt` and `mask` (white
 where the thing asked about stands). What is missing is made: a group of the two answers, an id of the line's number,
-and, with a tokenizer, a corrupt prompt in which an answer of another line replaces the right one.
+and, with a tokenizer, a corrupt prompt in which an answer of another line replaces the right one. A line without a
+corrupt_image has its text corrupted alone.
 
 Costs: the table's texts are kept; pictures are decoded one row at a time. Knows no model.
 """

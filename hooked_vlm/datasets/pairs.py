@@ -24,7 +24,7 @@ COLUMNS: dict[str, str] = {
     "task": "what is asked about, such as colour",
     "group": "rows that belong together, such as those that offer the same two answers",
     "image": "the clean picture",
-    "corrupt_image": "the picture in which the wrong answer is right (semantic image pair)",
+    "corrupt_image": "the picture in which the wrong answer is right (semantic image pair); None where there is none",
     "prompt": "the question, with both answers in it",
     "corrupt_prompt": "the question with a token replaced by another (symmetric token replacement), or None",
     "answer": "what is right of the clean picture",

@@ -19,7 +19,8 @@ from hooked_vlm.errors import ImageError
 from hooked_vlm.given import is_blank, leads_out
 from hooked_vlm.images import read
 
-NEEDED = ("image", "corrupt_image", "prompt", "answer", "wrong_answer")
+NEEDED = ("image", "corrupt_image", "prompt", "answer", "wrong_answer")  # columns
+LEFT_OUT = ("corrupt_image",)  # of them, where a row may have nothing: its text or a masked region is corrupted then
 OUTSIDE = "a path leads out of the folder"
 OTHER_SIZE = "no mask: it has another size than its picture"
 
@@ -33,7 +34,7 @@ def unusable(row: Mapping[str, Any], folder: Path) -> str:
         row: The raw row.
         folder: Where its paths begin.
     """
-    if empty := [name for name in NEEDED if _is_empty(row.get(name))]:
+    if empty := [name for name in NEEDED if name not in LEFT_OUT and _is_empty(row.get(name))]:
         return f"the row has no {', '.join(empty)}"
     if reason := misfit(row):
         return reason
@@ -67,8 +68,8 @@ def whole(row: Mapping[str, Any], folder: Path, skips: Skips) -> Row | None:
         skips.add(UNREADABLE, f"{id}: {error}")
         return None
     image, corrupt_image, mask = (pictures[name] for name in ("image", "corrupt_image", "mask"))
-    assert image is not None and corrupt_image is not None
-    if same(image, corrupt_image):
+    assert image is not None
+    if corrupt_image is not None and same(image, corrupt_image):
         skips.add(SAME, id)
         return None
     if mask is not None and mask.size != image.size:

@@ -17,7 +17,7 @@ For runs side by side give each thread a `copy.deepcopy(model)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -63,6 +63,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         cfg: the stacks' configs; flags set here hold in every stack.
     """
 
+    towers: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the model_types that a family reads, by part of the config
     vision_encoder: VisionStack
     unembed: Unembed  # in families that make tokens
 
@@ -98,6 +99,10 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     def _check(self, inputs: VLMInputs, run: Run) -> None:
         """Raise `InputsError` for what this family cannot run."""
 
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        """What Hugging Face's own model gives for inputs without padding, in the form of `_run`'s."""
+        raise NotImplementedError
+
     @property
     def layout(self) -> Layout:
         """How this model lays out its sequences."""
@@ -114,10 +119,10 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         """Wrap a Hugging Face model you hold. Its weights are shared, and it is set to evaluation mode.
 
         Raises:
-            UnsupportedArchitectureError: if no family reads its class.
+            UnsupportedArchitectureError: if no family reads its class, or one of its towers.
             CheckpointError: if a weight is NaN or infinite; `check_weights=False` does not look.
         """
-        family = cls._family(type(hf_model).__name__)
+        family = cls._family(type(hf_model).__name__, hf_model.config)
         if check_weights:
             checkpoint.refuse_non_finite(hf_model)
         return family(hf_model, processor)
@@ -159,12 +164,12 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         Raises:
             CheckpointError: if there is no such checkpoint, or its weights are missing, extra, of another
                 shape, not safetensors, or not finite.
-            UnsupportedArchitectureError: if no family reads it.
+            UnsupportedArchitectureError: if no family reads it, or one of its towers; before its weights are read.
             InputsError: if the dtype or device does not exist here.
         """
         directory = loading.resolve(name)
         config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
-        family = cls._family(hf_class)
+        family = cls._family(hf_class, config)
         weights_on, weights_as = placement.placed(
             device, dtype, config, device_map=device_map, quantization_config=quantization_config
         )
@@ -185,7 +190,8 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         return family.from_hf(hf_model, processor, check_weights=check_weights)
 
     @classmethod
-    def _family(cls: type[Model], hf_class: str) -> type[Model]:
+    def _family(cls: type[Model], hf_class: str, config: Any) -> type[Model]:
+        """The family that reads a Hugging Face class with such a config."""
         family = FAMILIES.get(hf_class)
         if family is None:
             raise UnsupportedArchitectureError(
@@ -196,6 +202,14 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
             raise UnsupportedArchitectureError(
                 f"{hf_class} is read by {family.__name__}, not by {cls.__name__}: use {family.__name__} or HookedVLM"
             )
+        for part, known in family.towers.items():
+            kind = getattr(getattr(config, part, None), "model_type", None)
+            if kind not in known:
+                raise UnsupportedArchitectureError(
+                    f"no family reads a {hf_class} whose {part} has the model_type {kind!r}: expected "
+                    f"{', '.join(known[:-1])} or {known[-1]}. Another tower computes something else under like "
+                    "names; CONTRIBUTING.md says how a family is added"
+                )
         return family
 
     # --- running ------------------------------------------------------------------------------------

@@ -238,6 +238,13 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
         assert answer is not None
         return self._logits(self._select(answer, run))
 
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        hf, (so_far, _) = cast(Any, self.hf_model), self._answer_so_far(inputs)
+        image = hf.vision_model(inputs.pixel_values).last_hidden_state
+        question = hf.text_encoder(input_ids=inputs.input_ids, encoder_hidden_states=image).last_hidden_state
+        logits: Tensor = hf.text_decoder(input_ids=so_far, encoder_hidden_states=question).logits
+        return logits
+
     def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, None]:
         if inputs.decoder_input_ids is not None:
             return inputs.decoder_input_ids, None
@@ -276,6 +283,10 @@ class HookedBLIPForCaptioning(HookedBLIP):
         )
         assert caption is not None
         return self._logits(self._select(caption, run, inputs.last_each))
+
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        logits: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).logits
+        return logits
 
     def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, Tensor | None]:
         return inputs.input_ids, inputs.real
@@ -336,6 +347,10 @@ class HookedBLIPForRetrieval(HookedBLIP):
         image_embed = self.hook_image_embed(nn.functional.normalize(hf.vision_proj(image[:, 0]), dim=-1))
         text_embed = self.hook_text_embed(nn.functional.normalize(hf.text_proj(first), dim=-1))
         return image_embed @ text_embed.T
+
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        scores: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).itm_score
+        return scores[:, None]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: a retrieval model scores texts, it makes none."""

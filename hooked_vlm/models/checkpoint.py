@@ -15,8 +15,10 @@ import copy
 import json
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -30,9 +32,12 @@ from hooked_vlm.errors import CheckpointError, cut, quoted
 from hooked_vlm.given import leads_out
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _READ = (".json", ".safetensors", ".jinja", ".txt", ".model")  # endings of the files that Hugging Face reads
 _ONE_PIECE = "save the model whole, with save_pretrained, and load that"
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "proxies")
+_SHOWN = 200  # letters of a name that a command repeats
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 _COUNT = re.compile(r"(^|_)(layers|heads|labels|blocks|experts|channels|depths?|n_layer|n_head)$")
@@ -183,6 +188,29 @@ def weight_files(files: Files, config: Any, variant: str | None = None) -> list[
         if (found := files.find(file)) is not None:
             return _parts(files, file) if file.endswith(".json") else [found]
     return []
+
+
+def refuse_pickles(files: Files) -> None:
+    """Refuse a checkpoint without safetensors that has pickles, with the command that converts it; fetches nothing.
+
+    Raises:
+        CheckpointError: naming the pickle, and the command.
+    """
+    from transformers.utils import has_file
+
+    known = {name: value for name, value in files.options.items() if name in _OF_HUB and value is not None}
+    there = None
+    for file in (PICKLED_INDEX, PICKLES):
+        path = f"{files.options['subfolder']}/{file}" if files.options.get("subfolder") else file
+        with suppress(OSError, ValueError):  # the hub has no such checkpoint: its loading says so
+            there = file if has_file(files.name, path, **known) else there
+    if there is not None:
+        name = shlex.quote(files.name) if len(files.name) <= _SHOWN else "NAME"
+        revision = f" --revision {shlex.quote(known['revision'])}" if "revision" in known else ""
+        raise CheckpointError(
+            f"{files} has pickled weights alone ({there}), and only safetensors are read: a pickle can run code. "
+            f"Convert it once, safely, and load what that makes: `hooked-vlm convert {name} OUT{revision}`"
+        )
 
 
 def _variant(file: str, variant: str | None) -> str:

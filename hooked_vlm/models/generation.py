@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hooked_vlm.components.stack import Sight, Stack
 from hooked_vlm.errors import InputsError
+from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import Run, RunState, refuse_non_finite
@@ -95,7 +96,7 @@ class Generates:
         answer = self._decode(inputs, max_new_tokens, warp, seed, stop_at_eos, interpolate_pos_encoding)
         if tokenizer is None:
             return answer
-        return [text.strip() for text in tokenizer.batch_decode(answer, skip_special_tokens=True)]
+        return [spelling.text(tokenizer, row, skip_special_tokens=True).strip() for row in answer.tolist()]
 
     def _decode(
         self,

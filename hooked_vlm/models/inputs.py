@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError, RowError, closest, quoted
-from hooked_vlm.models import placement, shown
+from hooked_vlm.models import placement, shown, spelling
 from hooked_vlm.options import whole
 from hooked_vlm.positions import read
 
@@ -271,7 +271,7 @@ class VLMInputs:
     @property
     def str_tokens(self) -> Any:
         """The prompt as strings, one a token; a list for each row if there are several."""
-        rows = [self._tokenizer.convert_ids_to_tokens(row) for row in self.input_ids.tolist()]
+        rows = [spelling.strings(self._tokenizer, row) for row in self.input_ids.tolist()]
         return rows[0] if len(rows) == 1 else rows
 
     @property
@@ -410,7 +410,7 @@ class VLMInputs:
                 continue
             seen.append(token)
             sharing.append(p)
-            text = self._tokenizer.decode(seen, clean_up_tokenization_spaces=False)
+            text = spelling.text(self._tokenizer, seen, clean_up_tokenization_spaces=False)
             for other in sharing:
                 spans[other] = (start, len(text))
             if not text.endswith(_UNFINISHED):

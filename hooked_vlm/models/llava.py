@@ -152,6 +152,10 @@ class HookedLLaVA(StackedWeights, HookedVLM):
 
     prompt_stack = main_stack = answer_stack = "language_model"
     processor_parts = ("image_processor", "tokenizer", "image_token")
+    towers = {  # others have norms, gates or multipliers between the same names, and would be computed wrongly
+        "text_config": ("llama", "mistral", "qwen2"),
+        "vision_config": ("clip_vision_model", "siglip_vision_model"),
+    }
 
     def _build(self) -> None:
         hf = cast(Any, self.hf_model).model
@@ -166,6 +170,8 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         self.ln_final = HookedNorm(hf.language_model.norm)
         self.unembed = Unembed(cast(Any, self.hf_model).lm_head)
         self.stacks.update(vision_encoder=self.vision_encoder, language_model=language)
+        if hasattr(self.processor, "image_token"):
+            self._fit_processor()
 
     def stacked(self, name: str, module: str = "attn") -> Tensor:
         """A weight of every block of the language model; see `Stack.stacked`."""
@@ -203,6 +209,10 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         )
         assert x is not None
         return self._logits(self._select(x, run, inputs.last_each))
+
+    def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        logits: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).logits
+        return logits
 
     def _image(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch image_pos d_model"] | None:
         """What takes the place of the image tokens; None if the run resumes after it."""
@@ -299,28 +309,53 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         if any(n != features for n in counts):
             raise InputsError(
                 f"the prompts hold {counts} image tokens (id {self._image_token}) and each image gives {features} "
-                "features: make the inputs with model.to_inputs; if you did, the processor's patch_size, "
-                "vision_feature_select_strategy or num_additional_image_tokens is not this model's"
+                "features: make the inputs with model.to_inputs, or model.processor, which counts as the model does"
             )
 
     def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
         if texts is None:
             raise TextError("LLaVA reads a text with every image: to_inputs(images, texts)")
+        self._fit_processor()
         prompts = [self._prompt(i, text) for i, text in enumerate(texts)]
-        if self.processor.patch_size is None:  # older checkpoints leave it to the model's config
-            self.processor.patch_size = self.vision_encoder.patch_size
-            self.processor.vision_feature_select_strategy = cast(
-                Any, self.hf_model
-            ).config.vision_feature_select_strategy
-            self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
-        encoded = self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
-        lengths = [int(n) for n in encoded["attention_mask"].sum(1)]
-        self._refuse_long(prompts, lengths, self.stacks["language_model"].cfg.n_ctx)
-        return VLMInputs.of({k: encoded.get(k) for k in ("pixel_values", "input_ids", "attention_mask")})
+        pixels, rows = self._encoded(images, prompts)
+        self._refuse_long(prompts, [len(row) for row in rows], self.stacks["language_model"].cfg.n_ctx)
+        padded = self.processor.tokenizer.pad({"input_ids": rows}, padding=len(rows) > 1, return_tensors="pt")
+        return VLMInputs(pixels, padded["input_ids"], padded["attention_mask"])
+
+    def _fit_processor(self) -> None:
+        """Let the processor count image tokens as the model makes features: what it was saved with may differ."""
+        self.processor.patch_size = self.vision_encoder.patch_size
+        self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
+        self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
+
+    def _encoded(self, images: list[Image.Image], prompts: list[str]) -> tuple[Tensor, list[list[int]]]:
+        """Pixels, and the ids of each row, which begin with one BOS: the prompt's own, or the tokenizer's."""
+        begin = self.processor.tokenizer.bos_token
+        written = [bool(begin) and prompt.startswith(begin) for prompt in prompts]
+        pixels, rows = dict[int, Tensor](), dict[int, list[int]]()
+        for has_own in set(written):
+            at = [i for i, own in enumerate(written) if own == has_own]
+            made = self.processor(
+                images=[images[i] for i in at],
+                text=[prompts[i] for i in at],
+                padding=len(at) > 1,
+                add_special_tokens=not has_own,  # as Hugging Face's own templates are tokenized
+                return_tensors="pt",
+            )
+            pixels |= dict(zip(at, made["pixel_values"], strict=True))
+            real = made["attention_mask"].bool()
+            rows |= {i: ids[real[row]].tolist() for row, (i, ids) in enumerate(zip(at, made["input_ids"], strict=True))}
+        order = range(len(prompts))
+        return torch.stack([pixels[i] for i in order]), [rows[i] for i in order]
 
     def _prompt(self, i: int, text: str) -> str:
         """A text as the model is to read it: with its one image placeholder."""
         token = self.processor.image_token
+        if (id := self.processor.tokenizer.convert_tokens_to_ids(token)) != self._image_token:
+            raise InputsError(
+                f"the processor's placeholder {token!r} is token {id} and the model's image token is "
+                f"{self._image_token}: pass the processor that belongs to the model"
+            )
         n_images = text.count(token)
         if n_images > 1:
             raise TextError(f"text {i} has {n_images} {token!r} placeholders; expected one, for its one image")

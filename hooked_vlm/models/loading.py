@@ -1,7 +1,7 @@
 """Checkpoints from a hub, a directory or the zoo, through Hugging Face's own loading, with clear errors.
 
-Only safetensors are read: nothing is unpickled and no code of a checkpoint is run (`checkpoint` sees to it). Cost:
-Hugging Face's, and that of `checkpoint`.
+Only safetensors are read: nothing is unpickled and no code of a checkpoint is run (`checkpoint` sees to it; one of
+pickles alone is converted first, by `conversion`). Cost: Hugging Face's, and that of `checkpoint`.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ def load_model(
     given = {name: value for name, value in given.items() if value is not None}
     family, files = getattr(transformers, hf_class), _files(directory, revision, options)
     weights = checkpoint.weight_files(files, config, options.get("variant"))
+    if not weights:
+        checkpoint.refuse_pickles(files)
     whole = strict and quantization_config is None and not hasattr(config, "quantization_config")
     try:
         checkpoint.refuse_oversized(files, family, config, weights, whole=whole)
@@ -149,7 +151,7 @@ def load_model(
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the weights of {files} cannot be loaded: {line(error)}. Only safetensors are read: "
-            "pickled weights (.bin) must be converted first, and a damaged file fetched again"
+            "pickled weights (.bin) must be converted first (`hooked-vlm convert`), and a damaged file fetched again"
         ) from error
     except Exception as error:
         if isinstance(error, TypeError) and options:

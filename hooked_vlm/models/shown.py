@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hooked_vlm.models import spelling
 from hooked_vlm.models.config import FLAGS
 
 N_ROWS = 4  # of a batch
@@ -136,7 +137,7 @@ def _tokens(given: Any, i: int) -> list[tuple[str, bool]]:
     if given.attention_mask is not None:
         real = given.attention_mask[i].bool().tolist()
     tokenizer = given.layout.tokenizer
-    words = [_printable(str(token)) for token in (ids if tokenizer is None else tokenizer.convert_ids_to_tokens(ids))]
+    words = [_printable(str(token)) for token in (ids if tokenizer is None else spelling.strings(tokenizer, ids))]
     runs = [(key, len(list(run))) for key, run in groupby(zip(words, real, strict=True))]
     found = [(f"{word} x {n}" if n > 1 else word, is_real) for (word, is_real), n in runs]
     return found if len(found) <= N_TOKENS else [*found[: N_TOKENS // 2], ("...", True), *found[-N_TOKENS // 2 :]]

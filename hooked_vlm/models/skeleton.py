@@ -33,7 +33,7 @@ def skeleton(name: str, *, processor: Any = None, revision: str | None = None, *
         UnsupportedArchitectureError: if no family reads it.
     """
     config, hf_class = loading.read_config(loading.resolve(name), revision=revision, **hf_options)
-    HookedVLM._family(hf_class)  # raises before anything is built
+    HookedVLM._family(hf_class, config)  # raises before anything is built
     with torch.device("meta"):
         hf_model = _class(hf_class)(config)
     return HookedVLM.from_hf(hf_model, processor)

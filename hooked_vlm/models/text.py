@@ -18,6 +18,7 @@ from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import HookedVLMError, InputsError, TextError, quoted
 from hooked_vlm.given import told
 from hooked_vlm.images import to_rgb_list
+from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.prompts import listed, refuse_endless, refuse_huge, refuse_special_tokens, refuse_unread
@@ -142,14 +143,16 @@ class PreparesInputs:
     def to_string(self, tokens: Any) -> Any:
         """Token ids as text: a string for one row (or one id), a list of strings for [batch pos].
 
+        An id of the model that its tokenizer does not name, as padded vocabularies have, is "<unnamed 32003>".
+
         Raises:
             InputsError: if they are no ids of the vocabulary.
         """
         tokenizer = self._need("tokenizer")
-        ids = _ids(tokens, len(tokenizer))
+        ids = self._ids(tokens)
         if ids.ndim == 2:
-            return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
-        return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
+            return [spelling.text(tokenizer, row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
+        return spelling.text(tokenizer, ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
 
     def to_str_tokens(self, given: Any, prepend_bos: bool | None = None) -> Any:
         """The tokens of a text (or of ids) as strings; a list of lists for several.
@@ -162,10 +165,8 @@ class PreparesInputs:
         is_text = isinstance(given, str) or (
             isinstance(given, (list, tuple)) and isinstance(next(iter(given), ""), str)
         )
-        ids = self.to_tokens(given, prepend_bos) if is_text else _ids(given, len(tokenizer))
-        rows = [
-            tokenizer.convert_ids_to_tokens(row) for row in ids.reshape(-1, ids.shape[-1] if ids.ndim else 1).tolist()
-        ]
+        ids = self.to_tokens(given, prepend_bos) if is_text else self._ids(given)
+        rows = [spelling.strings(tokenizer, row) for row in ids.reshape(-1, ids.shape[-1] if ids.ndim else 1).tolist()]
         return rows[0] if len(rows) == 1 else rows
 
     def to_single_token(self, text: str) -> int:
@@ -196,10 +197,14 @@ class PreparesInputs:
         Raises:
             InputsError: if it is not one id of the vocabulary.
         """
-        ids = _ids(token, len(self.tokenizer))
+        ids = self._ids(token)
         if ids.numel() != 1:
             raise InputsError(f"{ids.numel()} ids were given; expected one. to_str_tokens takes several")
-        return str(self.tokenizer.convert_ids_to_tokens(int(ids)))
+        return spelling.strings(self.tokenizer, [int(ids)])[0]
+
+    def _ids(self, tokens: Any) -> Tensor:
+        """Token ids as a tensor. Raises InputsError if they are no integers, or none of the model's."""
+        return _ids(tokens, spelling.n_ids(self.tokenizer, self.stacks[self.prompt_stack].cfg.d_vocab))
 
     @property
     def tokenizer(self) -> Any:

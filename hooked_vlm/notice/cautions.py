@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hooked_vlm.notice import fingerprint
+from hooked_vlm.notice import claims, fingerprint
+from hooked_vlm.notice.answers import SENTENCE
 from hooked_vlm.notice.findings import Records
 from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.labels import NONE
@@ -14,19 +15,25 @@ from hooked_vlm.notice.universal import Rule
 from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, head_name, listed, module_of
 from hooked_vlm.notice.wording import percent, with_interval
 
+ONE_WORD = "Answer with one word."
+OFTEN = 0.1  # of the answers: sentences that are more than this are worth another run
+
 
 def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
     """What to be careful about in this run, in sentences; the weightiest first."""
     said = []
     kept = {row["task"]: row["kept"] for row in tables["counts"]}
-    fewest = rule.fewest_examples
-    if lacking := [task for task, n in kept.items() if n < fewest]:
+    least = {row["task"]: claims.fewest(row) for row in tables["counts"]}
+    needed = rule.fewest_examples
+    if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
-            f"{listed(lacking)}: fewer than {fewest} examples were kept, too few for the sound rule to hold out a "
+            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the sound rule to hold out a "
             "half: it can select nothing."
         )
-    if thin := [f"{task} ({n})" for task, n in kept.items() if fewest <= n < FEW]:
+    if thin := [f"{task} ({n})" for task, n in least.items() if needed <= n < FEW]:
         said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")
+    said += _about_lacking(tables["counts"])
+    said += about_sentences(tables["counts"], config)
     if short := [f"{task} ({n} of {config['examples']})" for task, n in kept.items() if n < config.get("examples", 0)]:
         said.append(f"Fewer examples than asked for were kept: {listed(short)}. The counts say why.")
     for row in tables["counts"]:
@@ -45,6 +52,47 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     said += _about_heads(data, tables, rule)
     said += _about_scope(data, tables, config)
     return said
+
+
+def _about_lacking(counts: Records) -> list[str]:
+    """Which tasks have examples without a corruption that others have, and why."""
+    said = []
+    for row in counts:
+        for corrupt in CORRUPT:
+            n = row.get(f"kept_{corrupt}")
+            if n is None or n == row["kept"]:
+                continue
+            reasons = {each.partition(": ")[2]: k for each, k in row["lacking"].items() if each.startswith(corrupt)}
+            why = f" ({'; '.join(f'{reason}: {k}' for reason, k in reasons.items())})" if reasons else ""
+            rests = f"what is said of it rests on {n} of {row['kept']}" if n else "nothing is said of it here"
+            said.append(f"{row['task']}: not every example has {_A[corrupt]}{why}; {rests}.")
+    return said
+
+
+_A = {"image": "an image corruption", "text": "a text corruption"}
+
+
+def about_sentences(counts: Records, config: Mapping[str, Any]) -> list[str]:
+    """How to ask for a word where a model answers in sentences.
+
+    Args:
+        counts: the summary's.
+        config: the run's.
+    """
+    told = [
+        f"{row['task']}: {row['reasons'][SENTENCE]} of {row['answered']} answers are sentences, whose first token "
+        "tells nothing."
+        for row in counts
+        if row["reasons"].get(SENTENCE, 0) > OFTEN * row["answered"]
+    ]
+    before = str(config.get("prompt_template") or "{prompt}")
+    if not told or ONE_WORD in before:
+        return told
+    asked = before.replace("{prompt}", f"{{prompt}} {ONE_WORD}")
+    way = f'--template "{asked}" asks for a word; it is another run, in another directory.'
+    if set(asked) & set('"\\$`\n'):
+        way = f"{ONE_WORD!r} behind {{prompt}} in the template asks for a word."
+    return [*told, way]
 
 
 def about_packages(record: Mapping[str, Any]) -> list[str]:

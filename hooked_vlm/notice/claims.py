@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from hooked_vlm.notice import statistics
-from hooked_vlm.notice.vocabulary import listed
+from hooked_vlm.notice.vocabulary import CORRUPT, listed
+from hooked_vlm.notice.wording import known
 
 Holds = bool | None  # None: the run cannot tell
 
@@ -57,6 +58,19 @@ class Verdict:
         """From what `to_record` gave; a summary of an earlier version lacks some of it."""
         known = {one.name: record[one.name] for one in fields(cls) if record.get(one.name) is not None}
         return cls(**({"about": "", "claim": "", "holds": None, "told": "", "evidence": ""} | known))
+
+
+def fewest(row: Mapping[str, Any]) -> int:
+    """Of a task's kept examples those under the corruption that fewest have, of those that any has.
+
+    Args:
+        row: of the summary's counts.
+
+    >>> fewest({"kept": 50, "kept_image": 50, "kept_text": 38}), fewest({"kept": 50, "kept_image": 50, "kept_text": 0})
+    (38, 50)
+    """
+    counts = [int(row[f"kept_{name}"]) for name in CORRUPT if known(row.get(f"kept_{name}"))]
+    return min(filter(None, counts), default=int(row["kept"]))
 
 
 def verdicts_of(summary: Mapping[str, Any]) -> list[Verdict]:

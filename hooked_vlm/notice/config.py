@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.errors import InputsError, ResumeError, closest, quoted
+from hooked_vlm.errors import InputsError, ResumeError, TextError, closest, cut, quoted
 from hooked_vlm.given import is_blank
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
 
@@ -49,7 +49,7 @@ class NoticeConfig:
     Args:
         model: a hub name, a directory, or "zoo:...".
         tasks: names of `datasets.sources.TASKS`, or parquet files.
-        corrupt: what is corrupted, one at a time: "image", "text".
+        corrupt: what is corrupted, one at a time: "image", "text". A row is kept for those that it has.
         kinds: what is patched, of `vocabulary.KINDS`; empty for all that the model's prompt stack has.
         positions: where: "text" for every prompt position that is not the image's, "answer" for the right answer's
             word, "last", or "all".
@@ -169,15 +169,20 @@ class NoticeConfig:
 
         Raises:
             InputsError: if the model's prompt stack has no such kind.
-            TextError: if the model cannot read the prompt template.
+            TextError: if the model cannot read a prompt, in the template where there is one.
             MissingExtraError: if a package is needed that is not installed.
         """
         from PIL import Image
 
         picture = Image.new("RGB", (8, 8))
-        if self.prompt_template is not None:
-            prompt = self.prompt_template.replace("{prompt}", "is it?")
-            model.to_inputs(picture, prompt, allow_special_tokens=True)
+        asked = (self.prompt_template or "{prompt}").replace("{prompt}", "is it?")
+        try:
+            model.to_inputs(picture, asked, allow_special_tokens=self.prompt_template is not None)
+        except TextError as error:
+            raise TextError(
+                f"{cut(self.model)} cannot be asked anything: {error}. --template (prompt_template) writes the whole "
+                "prompt, with {prompt} where a row's stands"
+            ) from error
         if self.region is not None:
             from hooked_vlm.notice.corruption import RegionCorruption
 

@@ -1,7 +1,8 @@
 """From rows of a task to examples that can be patched, and the reasons why others cannot.
 
-A row becomes an example where the model answers it rightly, a token tells its answers apart, and each corruption that
-was asked for can be made. Rows are prepared in blocks: whatever a block's rows are, they give the same examples.
+A row becomes an example where the model answers it rightly, a token tells its answers apart, and a corruption that was
+asked for can be made: it is patched under those that it has. Rows are prepared in blocks: whatever a block's rows are,
+they give the same examples.
 
 Costs the processor, one generation, and the corrupt inputs. Knows models by their public face.
 """
@@ -9,7 +10,7 @@ Costs the processor, one generation, and the corrupt inputs. Knows models by the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hooked_vlm.errors import HookedVLMError, ReplacementError
+from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice import answers
 from hooked_vlm.notice.answers import Scored
@@ -49,6 +50,8 @@ class Example:
         scored: the tokens of its answers.
         roles: of every position of the prompt.
         positions: where it is patched.
+        lacks: why it has not each corruption that was asked for and that it has not; none if it has all.
+        corrupt: the corruptions that it has, of those that were asked for.
         pixels: of the corrupt image, [1 channel height width].
         corrupt_ids: of the corrupt prompt, [1 pos].
     """
@@ -61,6 +64,8 @@ class Example:
     scored: Scored | None = None
     roles: list[str] = field(default_factory=list)
     positions: tuple[int, ...] = ()
+    lacks: dict[str, str] = field(default_factory=dict)
+    corrupt: tuple[str, ...] = ()
     pixels: Tensor | None = None
     corrupt_ids: Tensor | None = None
 
@@ -177,14 +182,15 @@ def stacked(examples: Sequence[Example]) -> VLMInputs:
 
 
 def corruptions(config: NoticeConfig, examples: Sequence[Example]) -> dict[str, Any]:
-    """The corruptions of a batch of examples, by name."""
+    """The corruptions of a batch of examples that have the same, by name."""
     made: dict[str, Any] = {}
-    if "image" in config.corrupt:
+    there = examples[0].corrupt
+    if "image" in there:
         made["image"] = SemanticImagePair(pixel_values=_cat([e.pixels for e in examples]))
-    if "text" in config.corrupt:
+    if "text" in there:
         made["text"] = SymmetricTokenReplacement(input_ids=_cat([e.corrupt_ids for e in examples]))
     if config.noise:
-        for target in config.corrupt:
+        for target in there:
             seeds = [noise_seed(config.seed, target, str(e.row["id"])) for e in examples]
             where = None
             if target == "text":
@@ -218,6 +224,31 @@ def first_changed(example: Example) -> list[int]:
     return changed
 
 
+def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    """Refuse a task of whose rows none can be given to the model; the first that can ends the search.
+
+    Args:
+        model: a `HookedVLM`.
+        config: the run's, resolved.
+        task: as the configuration names it.
+        rows: numbers and rows.
+
+    Raises:
+        TextError, ImageError, ...: what the first row raises, with the row.
+    """
+    first: HookedVLMError | None = None
+    where = ""
+    for number, row in rows:
+        try:
+            _read(model, config, row["image"], row["prompt"])
+            return
+        except HookedVLMError as error:
+            if first is None:
+                first, where = error, f"row {number} ({quoted(row['id'])})"
+    if first is not None:
+        raise type(first)(f"no row of {task} can be given to the model; of {where}: {first}") from first
+
+
 # --- steps ----------------------------------------------------------------------------------------------
 
 
@@ -249,27 +280,29 @@ def _answer(model: Any, examples: list[Example]) -> None:
 
 
 def _corrupt(model: Any, config: NoticeConfig, example: Example) -> None:
+    """Make the corruptions that were asked for; an example that has none of them is not kept."""
     row, clean = example.row, example.clean
-    corrupt = None
-    if row.get("corrupt_prompt") is not None:
+    corrupt, reasons = None, dict.fromkeys(("text", "image"), "")
+    if row.get("corrupt_prompt") is None:
+        reasons["text"] = NO_CORRUPT_PROMPT
+    else:
         try:
             corrupt = unpadded(_read(model, config, row["image"], row["corrupt_prompt"]))
-        except HookedVLMError as error:
-            example.reason = f"{UNUSABLE} ({type(error).__name__})"
-            return
-        try:
             example.corrupt_ids = SymmetricTokenReplacement(input_ids=corrupt.input_ids).tokens(model, clean)
+            reasons["text"] = "" if first_changed(example) else SAME_PROMPT
         except ReplacementError:
-            example.reason = ANOTHER_LENGTH if "text" in config.corrupt else ""
-        if "text" in config.corrupt and example.corrupt_ids is not None and not first_changed(example):
-            example.reason = SAME_PROMPT
-    elif "text" in config.corrupt:
-        example.reason = NO_CORRUPT_PROMPT
-    if "image" in config.corrupt and example.kept:
-        example.reason = _corrupt_image(model, config, example)
-    if example.kept:
-        example.roles = roles(clean, row["prompt"], row["answer"], row["wrong_answer"], corrupt)
-        restored(model, example, example.tokens)
+            reasons["text"] = ANOTHER_LENGTH
+        except HookedVLMError as error:
+            reasons["text"] = f"{UNUSABLE} ({type(error).__name__})"
+    if "image" in config.corrupt:
+        reasons["image"] = _corrupt_image(model, config, example)
+    example.lacks = {name: reason for name, reason in reasons.items() if reason and name in config.corrupt}
+    example.corrupt = tuple(name for name in config.corrupt if name not in example.lacks)
+    if not example.corrupt:
+        example.reason = next(iter(example.lacks.values()))
+        return
+    example.roles = roles(clean, row["prompt"], row["answer"], row["wrong_answer"], corrupt)
+    restored(model, example, example.tokens)
 
 
 def _corrupt_image(model: Any, config: NoticeConfig, example: Example) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm.notice import selections, statistics
-from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, smallest_p, told
+from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewest, smallest_p, told
 from hooked_vlm.notice.gathered import Gathered, Grid
 from hooked_vlm.notice.labels import OBJECT, SHARES, labels_of
 from hooked_vlm.notice.selections import selection_name
@@ -158,7 +158,7 @@ def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Ver
     by_rule = {name: [row for row in tables["universal"] if row["rule"] == name] for name in RULES}
     tasks = {row["task"] for row in tables["heads"]}
     counts = [row for row in tables["counts"] if row["task"] in tasks]
-    few = [row["task"] for row in counts if row["kept"] < rule.fewest_examples]
+    few = [row["task"] for row in counts if fewest(row) < rule.fewest_examples]
     holds = True if by_rule["sound"] else None if few else False
     said = []
     for name, whose in (("sound", "the sound rule"), ("paper", "the paper's")):

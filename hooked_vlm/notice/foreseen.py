@@ -73,6 +73,8 @@ def foreseen(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> F
         kinds = {name: sites.at(n) for name, sites in sites_by_kind(model, config, example.positions).items()}
         kept = max(kept, _kept(model, kinds.values(), lengths))
         for corruption in config.corruptions:
+            if corruption.removesuffix("_noise") not in example.corrupt:
+                continue
             begins = first_difference(model, corruption, example)
             for name, sites in kinds.items():
                 matters, first = which_matter(model, sites, corruption, begins, n)
@@ -82,7 +84,7 @@ def foreseen(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> F
                     earliest = int(first[matters].min())
                     numbers = cost.row_numbers(model, sites, lengths, earliest, n_logits=1, shared=True)
                     row = max(row, numbers)
-    costs = {key: _mean(each) for key, each in found.items()}
+    costs = {key: _mean(each, len(examples)) for key, each in found.items()}
     return Foreseen(costs, n_tokens, sum(left) / max(1, len(left) - 1), kept, row)
 
 
@@ -128,6 +130,7 @@ def _kept(model: Any, kinds: Iterable[Sites], lengths: cost.Lengths) -> int:
     return cost.state_numbers(model, lengths) + sum(hooks.values())
 
 
-def _mean(costs: Sequence[SitesCost]) -> SitesCost:
-    whole, n = sum(costs, SitesCost(0, 0, 0, 0.0)), len(costs)
+def _mean(costs: Sequence[SitesCost], n: int) -> SitesCost:
+    """Of so many examples; those that lack a corruption cost nothing under it."""
+    whole = sum(costs, SitesCost(0, 0, 0, 0.0))
     return SitesCost(round(whole.sites / n), round(whole.skipped / n), round(whole.position_runs / n), whole.flop / n)

@@ -20,8 +20,9 @@ from jaxtyping import Float
 
 from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.functions import SCORES
-from hooked_vlm.notice.vocabulary import CORRUPTIONS
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
+LACKING = [f"{name}_lacking" for name in CORRUPT]  # of a kept example, why it has no such corruption
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", *CORRUPTIONS)]
 ABOUT = ["task", "example", "number", "group", "answer", "wrong_answer", "generated", "kept", "reason"]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
@@ -182,7 +183,7 @@ def gather(directory: Path | RunDirectory, at: str) -> Gathered:
         RunDirectoryError: if a file is missing, damaged or another run's, or lacks a column.
     """
     place = directory if isinstance(directory, RunDirectory) else RunDirectory(directory).opened()
-    tables = [table for task in place.tasks for _, table in place.tables(EXAMPLES, task, EXAMPLE_COLUMNS)]
+    tables = [table for task in place.tasks for _, table in place.tables(EXAMPLES, task, EXAMPLE_COLUMNS, LACKING)]
     examples = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
     if len(examples):
         examples = examples.sort_values(["task", "number"], ignore_index=True, kind="stable")

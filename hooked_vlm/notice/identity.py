@@ -13,6 +13,7 @@ from hooked_vlm.errors import ResumeError
 from hooked_vlm.notice import directory, fingerprint
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory, block_size
+from hooked_vlm.notice.examples import refuse_unreadable
 from hooked_vlm.notice.rows import Survey, survey
 from hooked_vlm.notice.storage import digest_of
 
@@ -46,10 +47,13 @@ def started(
     Raises:
         ResumeError: if the run began with another model, other rows, or other packages; it names them.
         TaskSchemaError, DataError, InputsError, ...: if a row or an option cannot be used.
+        TextError, ImageError, ...: if no row of a task can be given to the model; of the first.
         RunDirectoryError: if a file in the directory is another run's, or it cannot be written.
     """
     config = config.resolved(model)
     surveys = {task: survey(config, model, task) for task in config.tasks}
+    for task, rows in surveys.items():
+        refuse_unreadable(model, config, task, rows.again(config, model, range(len(rows))))
     now = {
         "fingerprints": fingerprint.of_model(model),
         "rows": {task: {"n": len(rows), "digest": rows.digest} for task, rows in surveys.items()},

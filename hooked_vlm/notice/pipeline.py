@@ -35,7 +35,7 @@ from hooked_vlm.notice.identity import begun, started
 from hooked_vlm.notice.planning import plan as planned
 from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.terminal import Progress
-from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY
 
 Rows = Sequence[tuple[int, dict[str, Any]]]
 
@@ -227,7 +227,7 @@ def _batch(
 
 def _shape(example: Example) -> tuple[Any, ...]:
     """What examples that are swept together have in common."""
-    return example.clean.input_ids.shape[1], len(example.tokens.shared), example.positions
+    return example.clean.input_ids.shape[1], len(example.tokens.shared), example.positions, example.corrupt
 
 
 def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
@@ -272,6 +272,8 @@ def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
     }
     for name in CORRUPTIONS:
         record[f"{name}_logit_diff"] = float("nan") if found is None else found.corrupt.get(name, float("nan"))
+    for name in CORRUPT:
+        record[f"{name}_lacking"] = example.lacks.get(name, "") if example.kept else ""
     return pa.table({name: pa.array([value], _TYPES.get(name)) for name, value in record.items()})
 
 

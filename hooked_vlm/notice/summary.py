@@ -5,7 +5,8 @@ of shares, percentile bootstrap of the rest unless said. What cannot be computed
 that are all equal.
 
 - ``counts``: task, seen, answered (rows that the model gave an answer to), accuracy (of those, answered rightly),
-  accuracy_low, accuracy_high, kept, reasons (dict, why rows were not kept: how many).
+  accuracy_low, accuracy_high, kept, kept_image, kept_text (those that have the corruption, where it was run), reasons
+  (dict, why rows were not kept: how many), lacking (dict, why kept ones have not a corruption that was asked for).
 - ``noted``, of the data while it was read, from sources.json: task, reason, n, names (the first few). Most concern rows
   that were passed over before they were seen; those that begin "no corrupt prompt" or "no mask", rows without it.
 - ``behaviour``, of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt

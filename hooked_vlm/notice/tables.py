@@ -16,7 +16,7 @@ from hooked_vlm.notice import claims, places, statistics
 from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.answers import judged
 from hooked_vlm.notice.gathered import Gathered
-from hooked_vlm.notice.vocabulary import CORRUPTIONS
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
@@ -35,8 +35,9 @@ def _share(name: str, hits: np.ndarray) -> dict[str, float]:
 
 
 def counts(data: Gathered) -> list[dict[str, Any]]:
-    """Rows seen, answered rightly and kept, and why others went, of each task."""
+    """Rows seen, answered rightly and kept, under which corruptions, and why others went, of each task."""
     records = []
+    run = [name for name in CORRUPT if data.examples[f"{name}_logit_diff"].notna().any()]
     for task, rows in data.examples.groupby("task", sort=False):
         said = rows[rows["generated"].fillna("").astype(str) != ""]
         right = [
@@ -52,12 +53,29 @@ def counts(data: Gathered) -> list[dict[str, Any]]:
                 "answered": len(said),
                 **_share("accuracy", np.array(right)),
                 "kept": int(rows["kept"].sum()),
+                **{
+                    f"kept_{name}": int(rows.loc[rows["kept"].astype(bool), f"{name}_logit_diff"].notna().sum())
+                    for name in run
+                },
+                "lacking": _lacking(rows),
                 "reasons": {
                     str(k): int(n) for k, n in rows.loc[~rows["kept"].astype(bool), "reason"].value_counts().items()
                 },
             }
         )
     return records
+
+
+def _lacking(rows: pd.DataFrame) -> dict[str, int]:
+    """Of one task's kept rows, how many have not each corruption that was asked for, and why."""
+    kept = rows[rows["kept"].astype(bool)]
+    return {
+        f"{name}: {reason}": int(n)
+        for name in CORRUPT
+        if f"{name}_lacking" in kept
+        for reason, n in kept[f"{name}_lacking"].fillna("").value_counts().items()
+        if reason
+    }
 
 
 def behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:

@@ -20,11 +20,12 @@ from rich.text import Text
 
 from hooked_vlm.models import placement
 from hooked_vlm.notice import places
+from hooked_vlm.notice.cautions import about_sentences
 from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.selections import strongest
 from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, at_place, head_name, listed
-from hooked_vlm.notice.wording import percent, with_interval
+from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
 
@@ -104,11 +105,13 @@ def show_ending(console: Console, directory: Path) -> None:
     for row in summary["counts"]:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
         accuracy = "" if row["accuracy"] is None else with_interval(row, "accuracy", percent)
-        counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, row["kept"], reasons)))
+        counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, kept(row), reasons)))
     console.print(counts)
     for row in summary["noted"]:
         names = [*row["names"], *(["..."] if row["n"] > len(row["names"]) else [])]
         line = f"Noted in the data of {row['task']}, {row['n']} times: {row['reason']} ({'; '.join(names)})"
+        console.print(Text(line), soft_wrap=True)
+    for line in about_sentences(summary["counts"], summary["config"]):
         console.print(Text(line), soft_wrap=True)
     if not any(row["kept"] for row in summary["counts"]):
         console.print(Text("Nothing was patched: no example was kept, for the reasons above"))

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from hooked_vlm.notice.vocabulary import CORRUPT
+
 DASH: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
 UNIT: Final = "\N{NO-BREAK SPACE}%"
@@ -65,6 +67,18 @@ def counted(n: int, one: str, many: str | None = None) -> str:
     ('1 head', '3 heads')
     """
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def kept(row: Mapping[str, Any]) -> str:
+    """How many examples of a task were kept, and under each corruption where some have one of two alone.
+
+    >>> kept({"kept": 50, "kept_image": 50, "kept_text": 50}), kept({"kept": 50, "kept_image": 50, "kept_text": 38})
+    ('50', '50 (image 50, text 38)')
+    """
+    counts = {name: int(row[f"kept_{name}"]) for name in CORRUPT if known(row.get(f"kept_{name}"))}
+    if set(counts.values()) <= {int(row["kept"])}:
+        return number(int(row["kept"]))
+    return f"{number(int(row['kept']))} ({', '.join(f'{name} {number(n)}' for name, n in counts.items())})"
 
 
 def with_interval(row: Mapping[str, Any], column: str, written: Callable[[Any], str] = number) -> str:

@@ -101,6 +101,13 @@ def test_a_row_is_passed_over_for_the_same_reason_wherever_it_stands(
 
 
 @WAYS
+def test_a_row_may_lack_a_corrupt_image(data: pathlib.Path, write: Write) -> None:
+    given = source(write(data, [row("text", corrupt_image=""), row("both")]), data=data, warn=False)
+    there = {each["id"]: each["corrupt_image"] for each in given.rows}
+    assert there["text"] is None and there["both"] is not None and not given.skipped
+
+
+@WAYS
 def test_same_pictures_are_seen_where_they_are_decoded(data: pathlib.Path, write: Write) -> None:
     task = write(data, [row("bad", corrupt_image="cat.png"), row("good")])
     reason = "the two pictures are the same picture"

@@ -175,14 +175,6 @@ def test_no_placeholder_and_no_chat_template_is_refused_with_an_example() -> Non
         model.to_inputs(picture(), QUESTION)
 
 
-def test_a_processor_that_counts_patches_otherwise_is_found_out() -> None:
-    hf, processor = llava()
-    processor.patch_size = 4
-    model = HookedVLM.from_hf(hf, processor)
-    with pytest.raises(InputsError, match=r"\[16\] image tokens .*each image gives 4 features.*processor's patch_size"):
-        model(model.to_inputs(picture(), QUESTION))
-
-
 def test_a_processor_that_leaves_the_patches_to_the_model_is_completed() -> None:
     hf, processor = llava()
     expected = HookedVLM.from_hf(hf, llava()[1]).to_inputs(picture(), QUESTION)

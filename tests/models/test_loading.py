@@ -295,7 +295,9 @@ def test_damaged_weights_are_named(vqa: Path, spoil: Callable[[bytes], bytes]) -
 def test_pickled_weights_are_never_read(vqa: Path) -> None:
     (vqa / "model.safetensors").unlink()
     torch.save(blip_vqa()[0].state_dict(), vqa / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"no file named model\.safetensors.*\(\.bin\) must be converted first"):
+    with pytest.raises(
+        CheckpointError, match=r"pickled weights alone \(pytorch_model\.bin\).*hooked-vlm convert .* OUT`"
+    ):
         load(str(vqa))
 
 

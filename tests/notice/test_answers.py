@@ -30,6 +30,11 @@ from tests.notice.models import blip_shapes, row
         ("reddish", OTHER),
         ("green", OTHER),
         ("", OTHER),
+        ("**Red**", RIGHT),
+        ("- **The red** one", RIGHT),
+        ('"blue"', WRONG),
+        ("**It is red**", SENTENCE),
+        ("R\u00c9D", RIGHT),
     ],
 )
 def test_an_answer_is_matched_without_case_punctuation_and_articles(generated: str, verdict: str) -> None:
@@ -49,6 +54,40 @@ def test_decoration_changes_no_words(text: str, mark: str) -> None:
 
 def ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("said", ["cr\u00eape", "Crepe.", "CRE\u0302PE", "*Cr\u00eape*"])
+@pytest.mark.parametrize("answer", ["crepe", "cr\u00eape", "Cre\u0302pe"])
+def test_an_answer_is_matched_without_accents(said: str, answer: str) -> None:
+    assert judged(said, answer, "cake") == RIGHT and judged(said, "cake", answer) == WRONG
+    assert words(said) == ["crepe"] and words(said, accents=True) in (["cr\u00eape"], ["crepe"])
+
+
+def test_accents_count_where_they_alone_tell_the_answers_apart() -> None:
+    assert judged("P\u00eache", "p\u00eache", "p\u00e9ch\u00e9") == RIGHT
+    assert judged("p\u00e9ch\u00e9", "p\u00eache", "p\u00e9ch\u00e9") == WRONG
+
+
+MARKS = ["", "**", "*", '"', "- ", "- **", "(", "\n", "The ", "**a ", "... "]
+
+
+@given(
+    st.sampled_from(MARKS),
+    st.sampled_from(["red", "Red", "RED"]),
+    st.sampled_from([("red", "blue"), ("Red", "Blue"), ("RED", "blue"), ("r\u00e9d", "blue")]),
+    st.sampled_from(["", "**", ".", " one"]),
+    st.booleans(),
+)
+def test_answers_are_scored_behind_the_marks_that_the_model_writes_first(
+    mark: str, case: str, answers_of: tuple[str, str], end: str, accented: bool
+) -> None:
+    tokenizer, answer = byte_tokenizer(), case.replace("e", "\u00e9") if accented else case
+    said = ids(tokenizer, mark + answer + end)
+    found = scored(tokenizer, said, *answers_of)
+    assert isinstance(found, Scored)
+    right = ids(tokenizer, mark + answer)
+    assert [*found.shared, found.right] == right[: len(found.shared) + 1]
+    assert tokenizer.decode([*found.shared, found.wrong]).strip().lower().startswith((mark.lower() + "b").strip())
 
 
 @pytest.mark.parametrize("form", ["red", "Red", " red", " Red"])

@@ -31,7 +31,7 @@ EFFECT_COLUMNS = [*NAMED, *SITE, "effect", "restoration", "normalised"]
 ASKED = ["prompt", "corrupt_prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", "image", "text", "image_noise", "text_noise")]
 EXAMPLE_COLUMNS = ["task", "example", "number", "fingerprint", "group", *ASKED]
-EXAMPLE_COLUMNS += ["right_token", "wrong_token", "shared_tokens", *DIFFERENCES]
+EXAMPLE_COLUMNS += ["right_token", "wrong_token", "shared_tokens", *DIFFERENCES, "image_lacking", "text_lacking"]
 
 
 def read(directory: Path, kind: str) -> pd.DataFrame:
@@ -203,14 +203,19 @@ def test_answers_that_begin_alike_are_scored_where_they_differ(family: str, tmp_
     ("changes", "options", "reason"),
     [
         ({}, {}, ""),
-        ({"corrupt_image": None}, {}, examples.NO_CORRUPT_IMAGE),
+        ({"corrupt_image": None}, {}, ""),
+        ({"corrupt_image": None}, {"corrupt": ("image",)}, examples.NO_CORRUPT_IMAGE),
+        ({"corrupt_image": None, "corrupt_prompt": None}, {}, examples.NO_CORRUPT_PROMPT),
         ({"corrupt_image": None}, {"corrupt": ("text",)}, ""),
-        ({"corrupt_prompt": None}, {}, examples.NO_CORRUPT_PROMPT),
+        ({"corrupt_prompt": None}, {}, ""),
+        ({"corrupt_prompt": None}, {"corrupt": ("text",)}, examples.NO_CORRUPT_PROMPT),
         ({"corrupt_prompt": None}, {"corrupt": ("image",)}, ""),
-        ({"corrupt_prompt": "is the big triangle red or green?"}, {}, examples.ANOTHER_LENGTH),
+        ({"corrupt_prompt": "is the big triangle red or green?"}, {"corrupt": ("text",)}, examples.ANOTHER_LENGTH),
         ({"corrupt_prompt": "is the big triangle red or green?"}, {"corrupt": ("image",)}, ""),
-        ({"corrupt_prompt": "Is the square red or green?"}, {}, examples.SAME_PROMPT),
-        ({"mask": None}, {"region": "mean"}, examples.NO_MASK),
+        ({"corrupt_prompt": "Is the square red or green?"}, {"corrupt": ("text",)}, examples.SAME_PROMPT),
+        ({"corrupt_prompt": "is " * 40}, {"corrupt": ("text",)}, f"{examples.UNUSABLE} (TextError)"),
+        ({"corrupt_prompt": "is " * 40}, {}, ""),
+        ({"mask": None}, {"region": "mean", "corrupt": ("image",)}, examples.NO_MASK),
         ({}, {"region": "mean", "corrupt": ("image",)}, ""),
         ({"answer": "green", "wrong_answer": "red"}, {}, "the model gives the wrong answer"),
         ({"answer": "blue", "wrong_answer": "yellow"}, {}, "the model gives neither answer"),
@@ -230,7 +235,7 @@ def test_a_run_without_an_example_ends_in_a_report_that_says_why(tmp_path: Path)
     task = answerable("blip", tmp_path / "a.parquet", 4)
     rows = [row | {"corrupt_prompt": "is it ?"} for row in pairs.read_parquet(task)]
     pairs.write_parquet(pairs.table(rows), tmp_path / "b.parquet")
-    config = NoticeConfig(model="m", tasks=(str(tmp_path / "b.parquet"),), examples=3)
+    config = NoticeConfig(model="m", tasks=(str(tmp_path / "b.parquet"),), examples=3, corrupt=("text",))
     directory = pipeline.run(config, tmp_path / "run", progress=False, model=model)
     assert set(read(directory, "examples")["kept"]) == {False}
     (counts,) = json.loads((directory / "summary.json").read_text())["counts"]

@@ -84,7 +84,12 @@ def hf_says(kind: str) -> Any:
 
     try:
         hf = getattr(transformers, CLASSES[kind]).from_pretrained("spoilt", dtype=torch.float32, use_safetensors=True)
-        return truth_of(hf.eval(), transformers.AutoProcessor.from_pretrained("spoilt"), kind, picture())
+        processor = transformers.AutoProcessor.from_pretrained("spoilt")
+        if kind == "llava":  # how many tokens an image takes is the model's to say, whatever the processor was told
+            processor.patch_size = hf.config.vision_config.patch_size
+            processor.vision_feature_select_strategy = hf.config.vision_feature_select_strategy
+            processor.num_additional_image_tokens = 1
+        return truth_of(hf.eval(), processor, kind, picture())
     except Exception as error:
         return f"Hugging Face's {type(error).__name__}"
 

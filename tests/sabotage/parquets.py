@@ -155,7 +155,7 @@ def _shown(value: Any) -> str:
 
 
 def _none_at_all(column: str) -> Oracle:
-    if column in ("mask", "corrupt_prompt", "group", "task"):
+    if column in ("mask", "corrupt_image", "corrupt_prompt", "group", "task"):
         right = {name: row | ({column: None} if column in row else {}) for name, row in whole().items()}
         return either(right, column)
     return refuses(column)

@@ -135,7 +135,7 @@ def _cells() -> Found:
     """One cell of one row."""
     line = (SUFFERS, "line 4", "pairs.csv")
     for name, cells in {
-        "no-image": {"image": ""}, "no-corrupt-image": {"corrupt_image": ""}, "no-prompt": {"prompt": ""},
+        "no-image": {"image": ""}, "no-prompt": {"prompt": ""},
         "no-answer": {"answer": ""},
         "no-wrong-answer": {"wrong_answer": ""}, "blank-answer": {"answer": " \t"},
         "invisible-answer": {"answer": "\u200b"},
@@ -170,6 +170,12 @@ def _cells() -> Found:
             lambda folder, c=cells: asked(write_folder(folder, _changed(**c))),
             either(plain, (*line, "[SEP]", "[PAD]")),
         )
+    without = {SUFFERS: whole()[SUFFERS] | {"corrupt_image": None}}
+    yield (
+        "cell-no-corrupt-image",
+        lambda folder: read(write_folder(folder, _changed(corrupt_image=""))),
+        either(whole() | without, line),
+    )
     again = whole()[SUFFERS] | {"corrupt_prompt": None}
     for name, cells in {
         "corrupt-prompt-longer": {"corrupt_prompt": "is the big triangle green or blue ?"},

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from hooked_vlm.notice import claims, places, selections
-from hooked_vlm.notice.claims import Verdict
+from hooked_vlm.notice.claims import Verdict, fewest
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import Markup, paragraph, tag
 from hooked_vlm.notice.selections import selection_name
@@ -126,7 +126,7 @@ def _names(rows: pd.DataFrame, most: int = 4) -> str:
 
 def _basis(run: Loaded) -> str:
     counts = run.table("counts")
-    least = int(counts["kept"].fillna(0).astype(int).min())
+    least = min(fewest(row) for row in counts.fillna({"kept": 0}).to_dict("records"))
     text = f"This rests on {run.kept:,} of {counted(run.seen, 'example')} in {counted(len(counts), 'task')}"
     text += f", {least} in the smallest. " if len(counts) > 1 else ". "
     if least < FEW:

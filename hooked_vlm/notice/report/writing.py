@@ -28,7 +28,7 @@ from hooked_vlm.notice.report.words import (
     verdict,
 )
 from hooked_vlm.notice.vocabulary import KINDS, listed
-from hooked_vlm.notice.wording import number, percent, two, with_interval
+from hooked_vlm.notice.wording import kept, number, percent, two, with_interval
 
 # Of the command, by name in the configuration; batch is left out, since it changes no number.
 OPTIONS: Final = {
@@ -151,7 +151,7 @@ def _counts(run: Loaded) -> Markup:
         [
             str(row["task"]),
             number(row["seen"]),
-            number(row["kept"]),
+            kept(row),
             with_interval(row, "accuracy", percent),
             _reasons(row["reasons"]),
         ]
