@@ -134,8 +134,8 @@ class Run:
     stop_at: tuple[str, int] | None = None
 
 
-class Stopped(Exception):
-    """A run has come to the layer at which it was to stop. Never seen from outside: `HookedVLM` ends the run by it.
+class Stopped(BaseException):
+    """A run has come to the layer at which it was to stop: no error, and nothing that catches errors catches it.
 
     Args:
         resid: the residual stream as it arrives there, [batch pos d_model].
