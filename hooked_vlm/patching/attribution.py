@@ -38,10 +38,10 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import whole
-from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.metrics import Metric, answering, values_of
 from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.sweep import sweep
-from hooked_vlm.patching.task import Measure, activations, asked, closed_sites, result, values_of
+from hooked_vlm.patching.task import Measure, activations, asked, closed_sites, result
 from hooked_vlm.positions import Places
 
 Activations = dict[str, Tensor]

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from hooked_vlm.hooks import HookFunction
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import swept
@@ -32,7 +33,7 @@ from hooked_vlm.patching.task import Measure, asked, prepared, result
 def sweep(
     model: Any,
     clean: VLMInputs,
-    corrupt: VLMInputs,
+    corrupt: VLMInputs | None,
     sites: Sites,
     metrics: Mapping[str, Measure] | Measure,
     *,
@@ -41,6 +42,7 @@ def sweep(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
+    intervention: HookFunction | None = None,
 ) -> SitesResult:
     """Patch every site, one at a time, and measure.
 
@@ -80,6 +82,7 @@ def sweep(
         budget=budget,
         progress=progress,
         corruption=corruption,
+        intervention=intervention,
     )[""]
 
 
@@ -87,7 +90,7 @@ def sweep(
 def sweep_all(
     model: Any,
     clean: VLMInputs,
-    corrupt: VLMInputs,
+    corrupt: VLMInputs | None,
     kinds: Mapping[str, Sites],
     metrics: Mapping[str, Measure] | Measure,
     *,
@@ -96,6 +99,7 @@ def sweep_all(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
+    intervention: HookFunction | None = None,
 ) -> dict[str, SitesResult]:
     """Sweeps over several kinds of sites, which share the clean and the corrupt run.
 
@@ -117,9 +121,12 @@ def sweep_all(
     Raises:
         InputsError, PositionError, SilentHookError: as `sweep`.
     """
-    named = asked(model, clean, corrupt, kinds, metrics, direction=direction, reduce=reduce, budget=budget)
+    given = {"direction": direction, "reduce": reduce, "budget": budget, "intervention": intervention}
+    named = asked(model, clean, corrupt, kinds, metrics, windows=True, **given)
     with torch.no_grad():
-        if direction == "denoise":
+        if intervention is not None:
+            tasks = prepared(model, None, clean, kinds, named, (), corruption, intervention)
+        elif direction == "denoise":
             tasks = prepared(model, clean, corrupt, kinds, named, (), corruption)
         else:
             tasks = prepared(model, corrupt, clean, kinds, named, corruption, ())
