@@ -130,7 +130,7 @@ def knock_out(query_positions: Index, key_positions: Index, heads: Index = None)
         if "key_pos" not in hook.axes or "query_pos" not in hook.axes:
             raise PositionError(
                 f"knock_out acts on scores [batch head query_pos key_pos], and {hook.name} is "
-                f"[{' '.join(hook.axes)}]: hook attn.hook_attn_scores, or sweep Sites.heads(..., activation='attn_scores')"
+                f"[{' '.join(hook.axes)}]: hook hook_attn_scores, or sweep Sites.heads(activation='attn_scores')"
             )
         unseen = _members(keys, activation, hook, 3, f"key positions of {hook.name}")
         return activation.masked_fill(at(activation, hook) & unseen.reshape(len(unseen), 1, 1, -1), -torch.inf)

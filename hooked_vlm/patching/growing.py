@@ -21,15 +21,16 @@ from hooked_vlm.patching.task import Task
 # --- chunks -----------------------------------------------------------------------------------------
 
 
-def _chunks(task: Task, budget: int | None) -> list[list[int]]:
+def _chunks(task: Task, budget: int | None, chosen: Sequence[int] | None) -> list[list[int]]:
     """Numbers of the sites that matter (rows of the table) that run together, in an order that shares a long prefix."""
-    matters = task.matters.any(1).nonzero()[:, 0].tolist()
-    if not matters:
+    matters = task.matters.any(1)
+    numbers = matters.nonzero()[:, 0].tolist() if chosen is None else [i for i in sorted(chosen) if matters[i]]
+    if not numbers:
         return []
     if task.causal:  # sites late in the sequence leave little to compute again
-        layers = task.sites.layers_of(task.sites.table)
-        matters.sort(key=lambda number: (-int(task.first[number]), layers[number][0]))
-    numbers, size = matters, _rows_that_fit(task, budget)
+        first, layers = task.first.tolist(), task.sites.layers_of(task.sites.table)
+        numbers.sort(key=lambda number: (-first[number], layers[number][0]))
+    size = _rows_that_fit(task, budget)
     return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
@@ -74,14 +75,21 @@ def _block_numbers(task: Task, name: str) -> int:
 # --- running ----------------------------------------------------------------------------------------
 
 
-def swept(task: Task, budget: int | None, progress: bool) -> tuple[Tensor, int]:
-    """Values of every site, [metric site example], and how many of them were not run since they cannot differ."""
+def swept(task: Task, budget: int | None, progress: bool, chosen: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """Values of every site, [metric site example], and how many of them were not run since they cannot differ.
+
+    Args:
+        task: the sweep.
+        budget: as `sweep`'s.
+        progress: likewise.
+        chosen: numbers of the sites to run; None for all. The others have the base run's value.
+    """
     from tqdm.auto import tqdm
 
     base = task.baseline[:, None].cpu()
     values = base.repeat(1, len(task.sites), 1)
     run = _one_run_a_site if task.state is None else _grown
-    waiting = _chunks(task, budget)[::-1]
+    waiting = _chunks(task, budget, chosen)[::-1]
     n_run = sum(map(len, waiting))
     with tqdm(total=n_run, unit="site", disable=not progress, desc=repr(task.sites)) as bar:
         while waiting:
@@ -96,7 +104,7 @@ def swept(task: Task, budget: int | None, progress: bool) -> tuple[Tensor, int]:
                 waiting = [again[i : i + half] for i in range(0, len(again), half)][::-1]
                 continue
             bar.update(len(chunk))
-    return torch.where(task.matters, values, base), len(task.sites) - n_run
+    return torch.where(task.matters, values, base), int((~task.matters.any(1)).sum())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -61,12 +61,12 @@ def moving(
     never = torch.iinfo(torch.long).max
     first = torch.full((len(table),), never)
     in_layer: dict[int, list[int]] = {}
-    for number, layers in enumerate(sites.layers_of(table)):
+    for row, layers in enumerate(sites.layers_of(table)):
         for layer in layers:
-            in_layer.setdefault(layer, []).append(number)
-    for layer, numbers in in_layer.items():
+            in_layer.setdefault(layer, []).append(row)
+    for layer, own in in_layer.items():
         here = found[sites.hook.format(layer)].cpu().expand(n_rows, -1, -1)
-        cells, number = table.iloc[numbers], torch.tensor(numbers)
+        cells, number = table.iloc[own], torch.tensor(own)
         unit = torch.zeros(len(cells), dtype=torch.long)
         if sites.units != ALL and sites.unit is not None:
             unit = torch.tensor(cells["neuron" if sites.unit == "d_mlp" else "head"].to_list())

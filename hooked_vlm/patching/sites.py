@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from numbers import Integral
 from typing import Any, Final, Literal, cast
 
 import pandas as pd
@@ -211,16 +210,16 @@ class Sites:
                 or were picked.
         """
         if not self.layers or self.picked is not None or self.spans is not None:
-            raise PositionError(f"{self!r} cannot be put into windows: make them of sites in layers, and pick afterwards")
+            raise PositionError(f"{self!r} cannot be put into windows: take sites in layers, and pick afterwards")
         what, n = f"layers of the windows of {self!r}", len(self.layers)
-        if isinstance(wanted, Integral) and not isinstance(wanted, bool):
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
             if not 1 <= wanted <= n:
                 raise PositionError(f"a window of {wanted} layers was asked for; {self!r} has windows of 1 to {n}")
-            groups = [self.layers[start : start + int(wanted)] for start in range(n - int(wanted) + 1)]
+            groups = [self.layers[start : start + wanted] for start in range(n - wanted + 1)]
         elif isinstance(wanted, Iterable) and not isinstance(wanted, str):
             groups = [tuple(sorted(_chosen(group, max(self.layers) + 1, what))) for group in wanted]
         else:
-            raise PositionError(f"the windows are {told(wanted)}; expected a number of layers, or layers for each window")
+            raise PositionError(f"the windows are {told(wanted)}; expected a number of layers, or layers for each")
         beyond = sorted({layer for group in groups for layer in group} - set(self.layers))
         if beyond or not groups:
             raise PositionError(f"{what} are {_shown(self.layers)}; {beyond or 'none'} was asked for")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError
@@ -25,7 +25,7 @@ from hooked_vlm.models.turn import a_model
 from hooked_vlm.options import number, of_type, takes, told
 from hooked_vlm.patching.metrics import Metric, answering, measured
 from hooked_vlm.patching.moving import Moved, comparing, moving
-from hooked_vlm.patching.result import SitesResult
+from hooked_vlm.patching.result import Missed, SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
 
@@ -160,7 +160,7 @@ def prepared(
     own_hooks = bool(model.list_hooks())
     names = list(dict.fromkeys(name for sites in kinds.values() for name in sites.hooks))
     found = {} if source is None else activations(model, source, names, source_hooks)
-    acting = [] if intervention is None else _keeping(found, names, intervention)
+    acting = _keeping(found, names, intervention) if source is None else []
     if own_hooks:
         warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=4)
     moved: dict[str, dict[str, Moved]] = {kind: {} for kind in kinds}
@@ -232,7 +232,7 @@ def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequ
 
 def _keeping(
     found: dict[str, Tensor], names: Sequence[str], intervention: HookFunction | None = None
-) -> list[tuple[str, HookFunction]]:
+) -> list[tuple[str, Callable[[Tensor, Any], None]]]:
     """Forward hooks that write a run's activations into `found`, or what an intervention makes of them."""
 
     def keep(activation: Tensor, hook: Any) -> None:
@@ -309,11 +309,13 @@ def asked(
     expected = "VLMInputs: model.to_inputs(image, 'a question?')"
     of_type(clean, "clean", VLMInputs, expected)
     if intervention is None:
-        _refuse_different(model, clean, of_type(corrupt, "corrupt", VLMInputs, expected))
+        of_type(corrupt, "corrupt", VLMInputs, expected)
+        assert corrupt is not None
+        _refuse_different(model, clean, corrupt)
     elif corrupt is not None or direction != "denoise":
         raise InputsError(
-            f"an intervention acts in a run of its own inputs, and there are corrupt ones or a direction, {direction!r}, "
-            "too: sweep(model, inputs, None, sites, metrics, intervention=...), or patch without one"
+            f"an intervention acts in one run, and corrupt inputs were given too, or direction={direction!r}: "
+            "sweep(model, inputs, None, sites, metrics, intervention=...), or patch without one"
         )
     elif not takes(intervention, None, hook=None):
         raise InputsError(
@@ -374,6 +376,8 @@ def result(
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
     skipped: int = 0,
+    measured: Tensor | None = None,
+    missed: Missed | None = None,
 ) -> SitesResult:
     """What was measured, as TransformerLens gives it.
 
@@ -385,10 +389,15 @@ def result(
         metrics: as they were asked for; the metric axis is left out where one stood alone.
         reduce: "none" or "mean", over examples.
         skipped: how many sites were not run, since they cannot differ from the base run.
+        measured: at which the values are exact, in the shape of the axes; None for all.
+        missed: what screening missed.
     """
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
     several = isinstance(metrics, Mapping)
+    if measured is None:
+        axes_of_sites = values.shape[1:] if reduce == "mean" else values.shape[1:-1]
+        measured = torch.ones(axes_of_sites, dtype=torch.bool)
     return SitesResult(
         values=values if several else values[0],
         axis_names=list(axes),
@@ -398,4 +407,6 @@ def result(
         baseline=baseline if several else baseline[0],
         has_metric_axis=several,
         skipped=skipped,
+        measured=measured,
+        missed=missed,
     )
