@@ -2,10 +2,9 @@
 
 An estimate ranks well and is no measurement (`attribution`). So the `top` sites are run, and of the rest a random
 sample, which says how much was missed. With r sites in the rest, m of them drawn and h of these important, p = h/m is
-the share of important sites in the rest; r - m of them are not run, so that about p (r - m) important sites are
-unknown. With F important sites among those that were run,
+the share of important sites in the rest: p r in all, of which h are known. With t important sites among the top,
 
-    missed = p (r - m) / (p (r - m) + F)
+    missed = (p r - h) / (p r + t)
 
 is the share of all important sites that screening missed. It grows with p, so that an interval for p (Clopper and
 Pearson 1934, a little too wide, since the sample is drawn without replacement) is one for it.
@@ -165,14 +164,11 @@ def _missed(sizes: Tensor, top: Tensor, sample: Tensor, left: int, threshold: fl
         return None
     threshold = float(sizes[top].median()) if threshold is None else threshold
     important = (sizes >= threshold) & (sizes > 0)
-    hits = int(important[sample].sum())
-    found = int(important[top].sum()) + hits
+    hits, among_top = int(important[sample].sum()), int(important[top].sum())
     if not left:
         return Missed(0.0, 0.0, 0.0, threshold, hits, len(sample), left)
     ends = binomtest(hits, len(sample)).proportion_ci(LEVEL, method="exact")
-    share, low, high = (_of_all(p * left, found) for p in (hits / len(sample), float(ends.low), float(ends.high)))
+    shares = [hits / len(sample), float(ends.low), float(ends.high)]
+    unknown = [min(max(share * (len(sample) + left) - hits, 0.0), left) for share in shares]
+    share, low, high = (n / (n + hits + among_top) if n else 0.0 for n in unknown)
     return Missed(share, low, high, threshold, hits, len(sample), left)
-
-
-def _of_all(unknown: float, found: int) -> float:
-    return unknown / (unknown + found) if unknown else 0.0

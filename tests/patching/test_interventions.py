@@ -159,7 +159,7 @@ def test_all_sites_of_a_hook_point_share_one_draw() -> None:
 def test_patching_is_the_intervention_that_puts_the_other_run_in() -> None:
     model, clean = variant("blip-vqa")
     corrupt, sites = other(clean, True), Sites.heads(model, "text_encoder", "cross_attn")
-    _, cache = model.run_with_cache(clean)
+    _, cache = model.run_with_cache(clean, names_filter=sites.hooks)
     patched = sweep(model, clean, corrupt, sites, MEASURE, progress=False)
     found = sweep(model, corrupt, None, sites, MEASURE, intervention=hooks.patch(cache), progress=False)
     assert torch.equal(found.values, patched.values) and found.skipped == patched.skipped
