@@ -14,9 +14,9 @@ What it makes of the base run's activation is then what is patched in, so that a
 leaves as it is is not run. In a window of layers (`Sites.windows`) a row joins before the first and is acted on in
 each. With `screen` not every site is measured.
 
-Cost: two forwards, and for each site the blocks from its layer on. Memory: `budget` bytes; rows are cut into
-chunks that fit, and running out of memory halves them. Hook points outside of blocks, and models that carry
-hooks of the user's own, are swept with one run of the whole model a site.
+Cost: two forwards (one with an intervention), and for each site the blocks from its layer on. Memory: `budget`
+bytes; rows are cut into chunks that fit, and running out of memory halves them. Hook points outside of blocks, and
+models that carry hooks of the user's own, are swept with one run of the whole model a site.
 """
 
 from __future__ import annotations

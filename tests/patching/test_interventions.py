@@ -68,7 +68,7 @@ def interventions(draw: st.DrawFn, model: HookedVLM, reference: VLMInputs, sites
     return kinds[draw(st.sampled_from(lawful))]
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_every_intervention_equals_one_run_a_site(data: st.DataObject) -> None:
     case = data.draw(drawn.cases(max_batch=2)).exactly()
@@ -180,6 +180,17 @@ def test_hooks_of_the_users_own_are_kept(windowed: bool) -> None:
             found = sweep(model, inputs, None, sites, MEASURE, intervention=hooks.zero_ablate(), progress=False)
         expected = by_hand(model, inputs, sites, groups, hooks.zero_ablate)
     assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5) and not model.list_hooks()
+
+
+def test_hook_points_outside_of_blocks_are_acted_on_too() -> None:
+    for name, hook in (("blip-vqa", "hook_image_features"), ("llava-llama-clip", "projector.hook_pre")):
+        model, inputs = variant(name)
+        sites = Sites.point(model, hook, positions=[0, -1])
+        found = sweep(model, inputs, None, sites, MEASURE, intervention=hooks.zero_ablate(), progress=False)
+        for value, position in zip(found.values, (0, -1), strict=True):
+            logits = model.run_with_hooks(inputs, fwd_hooks=[(hook, hooks.zero_ablate(position))])
+            assert torch.allclose(value, MEASURE(at_last(model, inputs, logits)), atol=1e-5)
+        assert found.effect().abs().max() > 1e-3
 
 
 def test_an_intervention_acts_on_a_corrupted_run() -> None:

@@ -26,7 +26,7 @@ from tests.patching.test_sweep_all import noisy
 MEASURE = metrics.logit_diff(1, 0)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_what_is_measured_is_exact_and_the_rest_is_the_estimate(data: st.DataObject) -> None:
     case = data.draw(drawn.cases(max_batch=2)).exactly()
