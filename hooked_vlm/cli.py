@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hooked_vlm import __version__
-from hooked_vlm.errors import HookedVLMError, HookNameError, quoted
+from hooked_vlm.errors import HookedVLMError, HookNameError, InputsError, quoted
 
 app = typer.Typer(
     name="hooked-vlm",
@@ -60,9 +60,9 @@ def hooks(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """List the hook points of a checkpoint: name, axes, and when it fires. Reads its config, not its weights."""
-    from hooked_vlm.models import loading, placement, table
+    from hooked_vlm.models import loading, placement, skeleton, table
 
-    rows = table.hook_table(table.skeleton(model, revision=revision))
+    rows = table.hook_table(skeleton.skeleton(model, revision=revision))
     shown = [row for row in rows if filter in row.name]
     if not shown:
         raise HookNameError(f"none of the {len(rows)} hook points of {quoted(model)} contains {quoted(filter)}")
@@ -101,7 +101,12 @@ def notice(
     task: Annotated[
         list[str], typer.Option("--task", help='A task, again for more; "all" for those of the shapes world.')
     ],
-    out: Annotated[str, typer.Option("--out", help="The run's directory; a run that was stopped goes on.")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="The run's directory; a run that was stopped goes on.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what it would cost (sites, memory, time), and run nothing.")
+    ] = False,
     corrupt: Annotated[str, typer.Option(help="image, text or both, one at a time.")] = "both",
     sites: Annotated[
         list[str] | None,
@@ -111,6 +116,13 @@ def notice(
     select_at: Annotated[
         str, typer.Option("--select-at", help="Where heads are selected: auto, answer, last or 'every position'.")
     ] = "auto",
+    every_position: Annotated[
+        bool | None,
+        typer.Option(
+            "--every-position/--no-every-position",
+            help="Patch heads at every position at once, too; where it is affordable, if left out.",
+        ),
+    ] = None,
     examples: Annotated[int, typer.Option(help="Examples wanted of each task, answered rightly.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the rows, the noise and every draw.")] = 0,
     data: Annotated[str | None, typer.Option(help="The data set's folder, for tasks that read one.")] = None,
@@ -147,6 +159,8 @@ def notice(
     from hooked_vlm.notice.config import NoticeConfig
     from hooked_vlm.notice.vocabulary import CORRUPT
 
+    if out is None and not plan:
+        raise InputsError("where the run is to be written is missing: --out DIRECTORY, or --plan to run nothing")
     config = NoticeConfig(
         model=model,
         tasks=tuple(name for each in task for name in (SHAPES_WORLD if each == "all" else (each,))),
@@ -154,6 +168,7 @@ def notice(
         kinds=tuple(sites or ()),
         positions=positions,
         select_at=select_at,
+        every_position=every_position,
         examples=examples,
         seed=seed,
         data=data,
@@ -175,9 +190,13 @@ def notice(
 
         from hooked_vlm.notice import terminal
         from hooked_vlm.notice.pipeline import run
+        from hooked_vlm.notice.plan import plan as planned
     if model.startswith("zoo:"):
         torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
+    if out is None or plan:
+        typer.echo(str(planned(config)))
+        return
     try:
         directory = run(config, out, accept_versions=accept_versions)
     except KeyboardInterrupt as stopped:

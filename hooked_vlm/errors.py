@@ -128,6 +128,10 @@ class ResumeError(HookedVLMError, ValueError):
     """What an interrupted training or run left behind belongs to another one."""
 
 
+class DoesNotFitError(HookedVLMError, MemoryError):
+    """A run needs more memory than there is."""
+
+
 class RunDirectoryError(HookedVLMError, OSError):
     """A run's directory cannot be written or read, or what is in it is no run."""
 

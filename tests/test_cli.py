@@ -12,7 +12,7 @@ import torch
 
 from hooked_vlm import HookedVLM, __version__, demo
 from hooked_vlm.cli import main
-from hooked_vlm.models import placement, table
+from hooked_vlm.models import placement, skeleton, table
 from tests.models import checkpoints
 
 
@@ -110,7 +110,7 @@ def test_markdown_is_the_table_of_the_model(command, checkpoint):
 def test_hooks_are_listed_without_reading_weights(command, checkpoint, tmp_path):
     (tmp_path / "config.json").write_bytes((Path(checkpoint) / "config.json").read_bytes())
     assert command("hooks", str(tmp_path)) == command("hooks", checkpoint)
-    assert all(p.is_meta for p in table.skeleton(str(tmp_path)).hf_model.parameters())
+    assert all(p.is_meta for p in skeleton.skeleton(str(tmp_path)).hf_model.parameters())
 
 
 def test_the_list_ends_with_where_the_model_would_run(command, checkpoint, monkeypatch):
@@ -149,7 +149,7 @@ def test_an_error_that_is_our_own_keeps_its_traceback(command, checkpoint, monke
     def broken(*_, **__):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(table, "skeleton", broken)
+    monkeypatch.setattr(skeleton, "skeleton", broken)
     with pytest.raises(ZeroDivisionError, match="ours"):
         command("hooks", checkpoint)
 

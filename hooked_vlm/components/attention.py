@@ -6,7 +6,7 @@ on either, scores and pattern are materialised, [batch head query_pos key_pos] e
 
 Keys and values may be shared: `rows` queries rows can read the keys and values of one base example
 (cross-attention to one image), or a common prefix of them followed by their own (a causal prefix). They are
-then folded into the query axis, never repeated.
+then folded into the query axis and not repeated, unless the prefix is the shorter part.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class KeysValues:
     def first(self, n: int) -> KeysValues:
         """The first `n` positions."""
         return KeysValues(self.k[:, :n], self.v[:, :n])
+
+    def for_rows(self, n: int) -> KeysValues:
+        """The same for `n` rows, each example's next to one another."""
+        times = n // self.k.shape[0]
+        return self if times == 1 else KeysValues(*(t.repeat_interleave(times, 0) for t in (self.k, self.v)))
 
     def then(self, other: KeysValues) -> KeysValues:
         """These positions followed by `other`'s."""
@@ -203,9 +208,8 @@ class HookedAttention(Declared, nn.Module):
         q, new = self._queries_keys_values(x, source, given, norm)
         attended, prefix = (given.instead or new), given.prefix
         assert attended is not None
-        shared_prefix = prefix is not None and prefix.k.shape[0] != attended.k.shape[0]
-        if prefix is not None and not shared_prefix:
-            attended, prefix = prefix.then(attended), None
+        if prefix is not None and self._copies(prefix, attended):
+            attended, prefix = prefix.for_rows(attended.k.shape[0]).then(attended), None
         if given.store is not None:
             given.store(attended)
         if prefix is not None or hooked(self.hook_attn_scores, self.hook_pattern):
@@ -213,6 +217,14 @@ class HookedAttention(Declared, nn.Module):
         else:
             z = self._fused(q, attended, given)
         return self._out(self.hook_z(z))
+
+    @staticmethod
+    def _copies(prefix: KeysValues, own: KeysValues) -> bool:
+        """Whether a prefix is put before each row's own keys, for the fused kernel: it is theirs, or the shorter part.
+
+        A long one that rows share is folded into the queries instead: copying it would cost more than it saves.
+        """
+        return prefix.k.shape[0] == own.k.shape[0] or prefix.k.shape[1] <= own.k.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -332,9 +344,12 @@ def rotate(
     sin: Float[Tensor, "rotary_batch pos d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Rotary positions (Su et al. 2021): each pair (x_i, x_{i + d_head/2}) turned by its position's angle."""
-    cos, sin = _for_batch(cos, x.shape[0]), _for_batch(sin, x.shape[0])
-    low, high = x.chunk(2, -1)
-    return x * cos[:, :, None] + torch.cat([-high, low], -1) * sin[:, :, None]
+    cos, sin = (_for_batch(t, x.shape[0])[:, :, None] for t in (cos, sin))
+    turned, half = x * cos, x.shape[-1] // 2
+    low, high = x[..., :half], x[..., half:]
+    turned[..., :half].addcmul_(high, sin[..., :half], value=-1)  # in place: half the passes over memory
+    turned[..., half:].addcmul_(low, sin[..., half:])
+    return turned
 
 
 def _for_batch(t: Tensor, batch: int) -> Tensor:

@@ -1,18 +1,15 @@
 """The hook points of a model as a table, one row for all layers of a stack. Knows no model.
 
-Cost: `skeleton` builds a checkpoint's model without its weights, so a table needs its config alone.
+A table needs a checkpoint's config alone: give it a `skeleton`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-
-import torch
+from typing import cast
 
 from hooked_vlm.components.hook_point import HookPoint
-from hooked_vlm.models import loading
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.shown import collapsed
 
@@ -67,24 +64,3 @@ def to_markdown(rows: Sequence[HookRow]) -> str:
     """Some rows as a Markdown table."""
     cells = [(f"`{row.name}`", f"`{row.shape}`", row.fires) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [HEADER, ("---",) * len(HEADER), *cells])
-
-
-def skeleton(name: str, *, revision: str | None = None, **hf_options: Any) -> HookedVLM:
-    """A checkpoint's model as its config describes it, on torch's meta device: hook points, and no weights.
-
-    Args:
-        name: as in `HookedVLM.from_pretrained`.
-        revision: branch, tag or commit on the hub.
-        hf_options: passed on to Hugging Face.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint.
-        UnsupportedArchitectureError: if no family reads it.
-    """
-    config, hf_class = loading.read_config(loading.resolve(name), revision=revision, **hf_options)
-    HookedVLM._family(hf_class)  # raises before anything is built
-    import transformers
-
-    with torch.device("meta"):
-        hf_model = getattr(transformers, hf_class)(config)
-    return HookedVLM.from_hf(hf_model)

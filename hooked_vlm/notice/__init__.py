@@ -26,6 +26,7 @@ _PUBLIC = {
     "SymmetricTokenReplacement": "corruption",
     "ablate": "ablation",
     "compare": "report.compare",
+    "plan": "plan",
     "run": "pipeline",
     "score_example": "functions",
     "select": "universal",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     )
     from hooked_vlm.notice.functions import score_example
     from hooked_vlm.notice.pipeline import run
+    from hooked_vlm.notice.plan import plan
     from hooked_vlm.notice.report.compare import compare
     from hooked_vlm.notice.report.notebook import verdicts
     from hooked_vlm.notice.summary import summarise
@@ -59,6 +61,7 @@ __all__ = [
     "SymmetricTokenReplacement",
     "ablate",
     "compare",
+    "plan",
     "run",
     "score_example",
     "select",

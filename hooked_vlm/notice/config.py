@@ -55,6 +55,8 @@ class NoticeConfig:
             word, "last", or "all".
         select_at: where heads are selected: "answer", "last", "every position", or "auto", the paper's choice: the
             answer's word in BLIP, the last prompt token in LLaVA.
+        every_position: also patch heads at every position at once: True, False, or None for where the plan finds it
+            affordable, and not where single positions were asked for.
         examples: kept examples wanted of each task, 100,000 at most; four times as many rows are seen at most.
         seed: of the rows, the noise and every random draw.
         data: the folder of the data set, for tasks that read one.
@@ -82,6 +84,7 @@ class NoticeConfig:
     kinds: tuple[str, ...] = ()
     positions: str = "text"
     select_at: str = "auto"
+    every_position: bool | None = None
     examples: int = 50
     seed: int = 0
     data: str | None = None
@@ -120,6 +123,10 @@ class NoticeConfig:
                 f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
                 "patched there. Take positions='text', or the same for both"
             )
+        if self.select_at == EVERY and self.every_position is False:
+            raise InputsError(
+                "heads cannot be selected at every position where every_position is False: nothing is patched there"
+            )
         if self.region is not None and "image" not in self.corrupt:
             raise InputsError(
                 f"region is {self.region!r}, and the image is not corrupted: leave it out, or corrupt 'image'"
@@ -138,8 +145,10 @@ class NoticeConfig:
                 raise InputsError(f"{name} is {quoted(given)}; expected a text that says something{way}")
             if given is not None and ((not given.isprintable() and name != "prompt_template") or not _sayable(given)):
                 raise InputsError(f"{name} is {quoted(given)}; expected a text that can be written and read")
-        if not isinstance(self.noise, bool):
-            raise InputsError(f"noise is {quoted(self.noise)}; expected True or False")
+        for name in ("noise", "every_position"):
+            given = getattr(self, name)
+            if not isinstance(given, bool) and not (given is None and name == "every_position"):
+                raise InputsError(f"{name} is {quoted(given)}; expected True or False")
         for name, (least, most) in _WHOLE.items():
             given = getattr(self, name)
             if given is None and name in _LEFT_OUT:
@@ -185,6 +194,9 @@ class NoticeConfig:
         if at == "auto":
             own = "last" if model.layout.image_token_id is not None else "answer"
             at = self.positions if self.positions in ("answer", "last") else own
+        every = self.every_position
+        if every is None and self.positions in ("answer", "last"):
+            every = at == EVERY
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)
         device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
@@ -192,10 +204,16 @@ class NoticeConfig:
             self,
             kinds=self.kinds or there,
             select_at=at,
+            every_position=every,
             batch=batch,
             device=device if self.device in OPEN else self.device,
             dtype=dtype if self.dtype in OPEN else self.dtype,
         )
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """What is run, one at a time: the corruptions asked for, and Gaussian noise in the same places."""
+        return (*self.corrupt, *(f"{name}_noise" for name in self.corrupt if self.noise))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -227,6 +245,7 @@ class NoticeConfig:
             self,
             kinds=self.kinds or other.kinds,
             select_at=other.select_at if self.select_at == "auto" else self.select_at,
+            every_position=other.every_position if self.every_position is None else self.every_position,
             batch=self.batch or other.batch,
             device=other.device if self.device in OPEN else self.device,
             dtype=other.dtype if self.dtype in OPEN else self.dtype,

@@ -29,7 +29,7 @@ from hooked_vlm.patching.sweep import sweep_all
 _TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
 _VALUES = ("effect", "restoration", "normalised")
-_AT_ONCE = " at once"
+AT_ONCE = " at once"  # behind a kind's name: its sites at every position at once
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,20 @@ def sites_of(model: Any, kind: str, positions: Any) -> Sites:
     return Sites.module(model, stack, hooks[kind], positions=positions)
 
 
-def n_sites(model: Any, kinds: Sequence[str], n_positions: int) -> int:
-    """How many sites one corruption of one example has."""
-    cfg = model.stacks[model.prompt_stack].cfg
-    heads = sum(of_heads(kind) for kind in kinds)
-    return int(cfg.n_layers * (cfg.n_heads * heads * (n_positions + 1) + (len(kinds) - heads) * n_positions))
+def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) -> dict[str, Sites]:
+    """The sites of every kind, by its name; behind those of heads the same at every position at once, with `AT_ONCE`.
+
+    Args:
+        model: a `HookedVLM`, its weights not needed.
+        config: the run's, resolved.
+        positions: where an example is patched.
+    """
+    found = {}
+    for kind in config.kinds:
+        found[kind] = sites_of(model, kind, list(positions))
+        if of_heads(kind) and config.every_position is not False:
+            found[kind + AT_ONCE] = sites_of(model, kind, "all_at_once")
+    return found
 
 
 def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budget: int | None = None) -> list[Effects]:
@@ -128,18 +137,16 @@ class _Skeleton:
     def __init__(self, model: Any, config: NoticeConfig, positions: tuple[int, ...]) -> None:
         self.model, self.kinds, self.positions = model, config.kinds, positions
         cfg = model.stacks[model.prompt_stack].cfg
-        self.sites: dict[str, Sites] = {}
+        self.sites = sites_by_kind(model, config, positions)
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("kind", *_PLACES)}
-        for number, kind in enumerate(config.kinds):
+        for name in self.sites:
+            kind = name.removesuffix(AT_ONCE)
+            places = list(positions) if name == kind else [-1]
             heads = list(range(cfg.n_heads)) if of_heads(kind) else [-1]
-            for name, places in ((kind, list(positions)), (kind + _AT_ONCE, [-1])):
-                if name != kind and not of_heads(kind):
-                    continue
-                self.sites[name] = sites_of(model, kind, places if name == kind else "all_at_once")
-                layer, position, head = np.meshgrid(range(cfg.n_layers), places, heads, indexing="ij")
-                for column, values in zip(("layer", "position", "head"), (layer, position, head), strict=True):
-                    columns[column].append(values.ravel())
-                columns["kind"].append(np.full(layer.size, number))
+            layer, position, head = np.meshgrid(range(cfg.n_layers), places, heads, indexing="ij")
+            for column, values in zip(("layer", "position", "head"), (layer, position, head), strict=True):
+                columns[column].append(values.ravel())
+            columns["kind"].append(np.full(layer.size, config.kinds.index(kind)))
         self.columns = {name: np.concatenate(parts).astype(np.int32) for name, parts in columns.items()}
 
     def table(self, example: Example, found: dict[str, NDArray[Any]], high: float, low: dict[str, float]) -> pa.Table:

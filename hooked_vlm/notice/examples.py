@@ -96,6 +96,25 @@ def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[st
     """
     examples = given(model, config, rows)
     _answer(model, examples)
+    return _laid_out(model, config, examples)
+
+
+def unanswered(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
+    """What a block of rows would be if the model gave every right answer, in one token; only those that can be patched.
+
+    Args:
+        model: a `HookedVLM`, its weights not needed.
+        config: the run's, resolved.
+        rows: numbers and rows.
+    """
+    examples = given(model, config, rows)
+    for example in examples:
+        example.scored = Scored(0, 0)
+    return [example for example in _laid_out(model, config, examples) if example.kept]
+
+
+def _laid_out(model: Any, config: NoticeConfig, examples: list[Example]) -> list[Example]:
+    """Examples with their corrupt inputs and the positions at which they are patched; some are no longer kept."""
     for example in [each for each in examples if each.kept]:
         _corrupt(model, config, example)
         if example.kept:

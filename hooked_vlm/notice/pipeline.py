@@ -24,15 +24,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from hooked_vlm.models import placement
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.effects import Effects, measured, n_sites
+from hooked_vlm.notice.effects import Effects, measured
 from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
 from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.identity import begun, started
+from hooked_vlm.notice.plan import plan as planned
 from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.terminal import Progress
 from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY
@@ -72,11 +72,13 @@ def run(
     with place.locked(), _interruptible() as stop:
         config = begun(place, config)
         if model is None:
+            planned(config, timed=False).refuse_unfit()
             model = load(config)
         with Progress(len(config.tasks), config.examples, shown=progress) as bar:
             bar.say("reading the rows")
-            config, surveys = started(place, config, model, accept_versions=accept_versions)
-            bar.tell(f"{config.model} runs {placement.told(config.device, config.dtype)}")
+            foretold = planned(config, model=model, timed=bar.shown)
+            config, surveys = started(place, foretold.config, model, accept_versions=accept_versions)
+            bar.tell(str(foretold))
             for task in config.tasks:
                 _task(place, config, model, surveys[task], bar, stop)
             bar.say("summarising")
@@ -219,7 +221,7 @@ def _batch(
         place.add(kind, task, {number: table for number, table in made.items() if number not in done})
     for example in examples:
         if example.number in found and example.number not in done:
-            bar.advance(n_sites(model, config.kinds, len(example.positions)) * len(found[example.number].corrupt))
+            bar.advance(len(found[example.number].table))
     return {example.number: example.kept for example in examples}
 
 

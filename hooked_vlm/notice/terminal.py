@@ -53,6 +53,11 @@ class Progress:
         self._sites, self._since = 0, time.monotonic()
         self._id: TaskID = self._bar.add_task("examples", total=n_tasks * n_examples, rate="")
 
+    @property
+    def shown(self) -> bool:
+        """Whether anybody looks."""
+        return not self._bar.disable
+
     def begin(self, task: str, kept: int) -> None:
         """A task begins, of which some examples are kept already."""
         self._kept = kept
@@ -76,7 +81,7 @@ class Progress:
 
     def tell(self, what: str) -> None:
         """A line above the bar, which stays."""
-        if not self._bar.disable:
+        if self.shown:
             self._bar.console.print(Text(what), soft_wrap=True)
 
     def __enter__(self) -> Progress:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.patching.cost import row_numbers
 from hooked_vlm.patching.metrics import measured
 from hooked_vlm.patching.sites import ALL
 from hooked_vlm.patching.task import Task
+
+WASTE = 256  # positions of a pass that are run though no site needs them, before another pass is begun
 
 # --- chunks -----------------------------------------------------------------------------------------
 
@@ -27,11 +30,21 @@ def _chunks(task: Task, budget: int | None, chosen: Sequence[int] | None) -> lis
     numbers = matters.nonzero()[:, 0].tolist() if chosen is None else [i for i in sorted(chosen) if matters[i]]
     if not numbers:
         return []
+    first, layers = task.first.tolist(), task.sites.layers_of(task.sites.table)
     if task.causal:  # sites late in the sequence leave little to compute again
-        first, layers = task.first.tolist(), task.sites.layers_of(task.sites.table)
         numbers.sort(key=lambda number: (-first[number], layers[number][0]))
-    size = _rows_that_fit(task, budget)
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    found: list[list[int]] = []
+    size, begins, waste = _rows_that_fit(task, budget), 0, 0
+    for number in numbers:
+        # All rows of a pass begin at its earliest position: a pass ends where they would run many more than they need.
+        at = first[number]
+        waste += 0 if not found else len(found[-1]) * (begins - at) if at < begins else at - begins
+        if not found or len(found[-1]) == size or waste * len(task.base) > WASTE:
+            found.append([])
+            begins, waste = at, 0
+        found[-1].append(number)
+        begins = min(begins, at)
+    return found
 
 
 def _rows_that_fit(task: Task, budget: int | None) -> int:
@@ -40,10 +53,10 @@ def _rows_that_fit(task: Task, budget: int | None) -> int:
         device = task.model.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         budget = free // 4
-    stacks = list(task.model.stacks)
-    later = stacks[stacks.index(task.sites.stack) if task.sites.stack else 0 :]
-    d_vocab = task.logits.shape[-1] * (1 if task.reads_last else task.logits.shape[1])
-    row = max([2 * d_vocab, *(_block_numbers(task, name) for name in later)])
+    first = int(task.first[task.matters.any(1)].min())
+    n_logits = 1 if task.reads_last else task.logits.shape[1]
+    shared = task.state is not None
+    row = row_numbers(task.model, task.sites, task.lengths, first, n_logits=n_logits, shared=shared)
     spare = budget - _kept_bytes(task)
     return max(1, int(spare // (row * task.logits.element_size() * len(task.base))))
 
@@ -56,20 +69,6 @@ def _kept_bytes(task: Task) -> int:
             tensors += [t for kv in (layer.attn, layer.cross_attn) if kv is not None for t in (kv.k, kv.v)]
             tensors += [] if layer.resid_pre is None else [layer.resid_pre]
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _block_numbers(task: Task, name: str) -> int:
-    """Roughly how many numbers one row holds at once in a block of a stack: streams, MLP, and attention."""
-    cfg = task.model.stacks[name].cfg
-    n = keys = cfg.n_ctx if name == "vision_encoder" else task.base.input_ids.shape[1]
-    if task.sites.stack == name and task.state is not None:
-        memory = task.state.passes[name].memory
-        if memory is not None and memory[0].cross_attn is not None:
-            keys = max(keys, memory[0].cross_attn.k.shape[1])
-        n -= int(task.first[task.matters.any(1)].min())
-    looked_at = "pattern" in task.sites.hook or "scores" in task.sites.hook
-    attention = 3 * cfg.n_heads * keys if looked_at or (task.causal and n < keys) else 0
-    return int(n * (6 * cfg.d_model + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0) + attention))
 
 
 # --- running ----------------------------------------------------------------------------------------

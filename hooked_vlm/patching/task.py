@@ -23,6 +23,7 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.models.turn import a_model
 from hooked_vlm.options import number, of_type, takes, told
+from hooked_vlm.patching.cost import joins_after_its_block, lengths_of
 from hooked_vlm.patching.metrics import Metric, answering, measured
 from hooked_vlm.patching.moving import Moved, comparing, moving
 from hooked_vlm.patching.result import Missed, SitesResult
@@ -73,9 +74,14 @@ class Task:
     @property
     def acts_alone(self) -> bool:
         """True if a patch changes the stream after its block at its own position alone."""
-        stack = self.sites.stack
-        in_block = self.sites.hook.partition("{}.")[2]
-        return self.places and stack is not None and self.model.stacks[stack].acts_alone(in_block)
+        return self.sites.stack is not None and joins_after_its_block(self.model.stacks[self.sites.stack], self.sites)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Positions of each stack in the base run."""
+        found = lengths_of(self.model, self.base.input_ids.shape[1])
+        state = self.state
+        return found if state is None else found | {name: state.resid_pre(name, 0).shape[1] for name in state.passes}
 
     @property
     def reads_last(self) -> bool:

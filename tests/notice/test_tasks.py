@@ -168,7 +168,7 @@ def test_a_checkpoint_of_blip_bases_size_runs_on_the_original_formats(
     sites = [word for kind in ("cross_attn-heads", "mlp") for word in ("--sites", kind)]
     words = [saved, *speaking.data(task, tmp_path / "data", 3), *sites, "--positions", "answer", "--examples", "1"]
     code, printed, told = command(*words, "--out", str(out), *QUICK)
-    assert (code, told) == (0, "") and "Strongest under text corruption: cross_attn L" in printed
+    assert (code, told) == (0, "") and "Strongest under text corruption, at the answer's word: cross_attn L" in printed
     effects = read(out, "effects")
     assert effects["layer"].max() == effects["head"].max() == 11
     heads = effects.query("role == 'answer' and kind == 'cross_attn-heads' and corrupt == 'image'")

@@ -1,0 +1,176 @@
+"""What a sweep costs, counted before it is run: positions, floating-point operations, bytes.
+
+A *position-run* is one position of one row through one block of the patched stack. A site joins after its own block
+if its patch changes the stream at its own position alone (`Stack.acts_alone`), so that it costs one position of that
+block and, of every block after it, the positions from the first that it changes on; any other site costs those
+positions of its own block too. What follows the stack (an answer decoder, the unembedding) is run for every row.
+
+A multiply and an add are two operations. Norms, activation functions and softmax are not counted: beside the products
+they are nothing in large models, and what they take in small ones is time, not operations. Costs nothing; knows models
+by their stacks' configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.patching.sites import Sites
+from hooked_vlm.positions import Places
+
+Lengths = Mapping[str, int]  # positions of each stack in a run
+
+
+@dataclass(frozen=True)
+class SitesCost:
+    """What the sites of one kind cost in one example.
+
+    Args:
+        sites: how many there are.
+        skipped: how many of them cannot differ from the base run, and are not run.
+        position_runs: see the module.
+        flop: floating-point operations.
+    """
+
+    sites: int
+    skipped: int
+    position_runs: int
+    flop: float
+
+    def __add__(self, other: SitesCost) -> SitesCost:
+        return SitesCost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def lengths_of(model: Any, n_tokens: int) -> dict[str, int]:
+    """Positions of each stack where the prompt has `n_tokens`; an answer decoder begins with one."""
+    found = dict.fromkeys(model.stacks, 1)
+    found[model.prompt_stack] = n_tokens
+    found["vision_encoder"] = model.stacks["vision_encoder"].cfg.n_ctx
+    return found
+
+
+def block_flop(cfg: Any, n_positions: int, keys: int, cross_keys: int = 0) -> float:
+    """Operations of one block for some positions of one row; keys and values of cross-attention are not counted."""
+    kv = cfg.n_key_value_heads or cfg.n_heads
+    inner = cfg.d_head * cfg.n_heads
+    attention = 2 * cfg.d_model * (2 * inner + 2 * cfg.d_head * kv) + 4 * keys * inner
+    crossed = 2 * cfg.d_model * 2 * inner + 4 * cross_keys * inner if cross_keys else 0
+    mlp = 2 * cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2)
+    return float(n_positions * (attention + crossed + mlp))
+
+
+def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | None = None) -> float:
+    """Operations of one row through every stack, or through those after one; `n_logits` positions are unembedded."""
+    order = list(model.stacks)
+    total = 2.0 * model.stacks[model.answer_stack].cfg.d_model * max(0, _d_vocab(model)) * n_logits
+    for i, name in enumerate(order):
+        if after is not None and i <= order.index(after):
+            continue
+        cfg, n = model.stacks[name].cfg, lengths[name]
+        source = order[i - 1] if crosses(model, name) else None
+        keys = lengths[source] if source else 0
+        total += cfg.n_layers * block_flop(cfg, n, n, keys)
+        if source:  # the source's keys and values, for every layer
+            total += cfg.n_layers * 4 * model.stacks[source].cfg.d_model * cfg.d_head * cfg.n_heads * keys
+    return total
+
+
+def crosses(model: Any, stack: str) -> bool:
+    """Whether the blocks of a stack cross-attend to the stack before it."""
+    return any(getattr(block, "has_cross_attn", False) for block in model.stacks[stack].blocks)
+
+
+def sites_cost(
+    model: Any, sites: Sites, matters: Bool[Tensor, " site"], first: Int[Tensor, " site"], lengths: Lengths
+) -> SitesCost:
+    """What sites cost whose positions are spelled out, one metric read at the last position.
+
+    Args:
+        model: a `HookedVLM`, its weights not needed.
+        sites: where.
+        matters: which of them are run.
+        first: the first position that each changes.
+        lengths: positions of each stack.
+    """
+    name = sites.stack
+    assert name is not None
+    stack, order = model.stacks[name], list(model.stacks)
+    cfg, n = stack.cfg, lengths[name]
+    left = (n - first[matters]).double()
+    layer = torch.tensor([own[0] for own in sites.layers_of(sites.table)])[matters]
+    own = torch.ones_like(left) if joins_after_its_block(stack, sites) else left
+    keys = lengths[order[order.index(name) - 1]] if crosses(model, name) else 0
+    position_runs = float((own + (cfg.n_layers - 1 - layer) * left).sum())
+    after = run_flop(model, lengths, after=name)
+    flop = position_runs * block_flop(cfg, 1, n, keys) + int(matters.sum()) * after
+    return SitesCost(len(matters), int((~matters).sum()), int(position_runs), flop)
+
+
+def joins_after_its_block(stack: Any, sites: Sites) -> bool:
+    """Whether each site changes the stream after its block at its own position alone."""
+    return isinstance(sites.positions, Places) and bool(stack.acts_alone(sites.hook.partition("{}.")[2]))
+
+
+def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_logits: int, shared: bool) -> int:
+    """Roughly how many numbers one row of a sweep holds at once: streams, MLP, attention; or its logits.
+
+    Args:
+        model: a `HookedVLM`, its weights not needed.
+        sites: where.
+        lengths: positions of each stack.
+        first: the first position that is run again in the patched stack.
+        n_logits: positions that are unembedded.
+        shared: False if every site takes a run of the whole model.
+    """
+    order = list(model.stacks)
+    later = order[order.index(sites.stack) if sites.stack else 0 :]
+    largest = 2 * max(2, _d_vocab(model)) * (1 if n_logits == 1 else n_logits)
+    for name in later:
+        cfg = model.stacks[name].cfg
+        n = keys = lengths[name]
+        own = shared and sites.stack == name
+        if own:
+            n -= first
+            if crosses(model, name):
+                keys = max(keys, lengths[order[order.index(name) - 1]])
+        looked_at = "pattern" in sites.hook or "scores" in sites.hook
+        before = keys - n if own and model.stacks[name].causal else 0  # keys that the rows share
+        explicit = looked_at or before > n
+        attention = n * 3 * cfg.n_heads * keys if explicit else 2 * (keys if before else 0) * cfg.n_heads * cfg.d_head
+        mlp = (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
+        largest = max(largest, n * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + mlp) + attention)
+    return int(largest)
+
+
+def state_numbers(model: Any, lengths: Lengths) -> int:
+    """How many numbers a kept run holds of one example: keys, values and a residual stream for every layer."""
+    order, total = list(model.stacks), 0
+    for i, (name, stack) in enumerate(model.stacks.items()):
+        cfg = stack.cfg
+        kv = 2 * cfg.d_head * (cfg.n_key_value_heads or cfg.n_heads)
+        crossed = kv * lengths[order[i - 1]] if crosses(model, name) else 0
+        total += (cfg.n_layers + 1) * lengths[name] * cfg.d_model + cfg.n_layers * (lengths[name] * kv + crossed)
+    return total
+
+
+def source_numbers(model: Any, sites: Sites, lengths: Lengths) -> int:
+    """How many numbers of one example are held to be patched in at the sites."""
+    cfg = model.stacks[sites.stack].cfg
+    of = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads or cfg.n_heads, "d_head": cfg.d_head}
+    of |= {"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "key_pos": max(lengths.values())}
+    of |= dict.fromkeys(OWN_POSITIONS, lengths[str(sites.stack)])
+    total = len(sites.layers)
+    for axis in sites.axes[1:]:
+        total *= int(of.get(axis) or 1)
+    return total
+
+
+def _d_vocab(model: Any) -> int:
+    """Numbers of a logit; 2 of a model that says whether a text matches."""
+    return int(model.stacks[model.answer_stack].cfg.d_vocab)
