@@ -153,18 +153,20 @@ def test_an_intervention_is_estimated_by_what_it_changes() -> None:
 
 
 def test_what_is_missed_is_told_by_the_formula() -> None:
-    sizes = torch.tensor([9.0, 8.0, 1.0, 7.0, 0.0, 2.0, 0.0, 0.0, 6.0, 0.0])
+    sizes = torch.tensor([9.0, 8.0, 1.0, 7.0, 0.0, 2.0, 0.0])
     top, sample = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5, 6])
-    found = _missed(sizes, top, sample, 3, None)  # the median of 9, 8, 1 is 8: nothing of the sample reaches it
+    found = _missed(sizes, top, sample, 30, None)  # the median of 9, 8, 1 is 8: nothing of the sample reaches it
     high = float(beta.ppf(0.975, 1, 4))
     assert found is not None and (found.threshold, found.hits, found.share, found.low) == (8.0, 0, 0.0, 0.0)
-    assert found.high == pytest.approx(7 * high / (7 * high + 2))
-    found = _missed(sizes, top, sample, 3, 5.0)  # one of four, of seven: 3/4 of a site beside the three found
+    assert found.high == pytest.approx(34 * high / (34 * high + 2))
+    found = _missed(sizes, top, sample, 30, 5.0)  # one of four, so 8.5 of 34: 7.5 sites beside the three found
     high = float(beta.ppf(0.975, 2, 3))
-    assert found is not None and (found.hits, found.low) == (1, 0.0) and found.share == pytest.approx(0.75 / 3.75)
-    assert found.high == pytest.approx((7 * high - 1) / (7 * high + 2))
+    assert found is not None and (found.hits, found.low) == (1, 0.0) and found.share == pytest.approx(7.5 / 10.5)
+    assert found.high == pytest.approx((34 * high - 1) / (34 * high + 2))
+    found = _missed(sizes, top, sample, 1, 5.0)  # no more than are left
+    assert found is not None and found.high == pytest.approx(1 / 4)
     assert _missed(sizes, top, sample[:0], 7, None) is None
-    assert _missed(torch.zeros(10), top, sample, 3, None).hits == 0  # nothing is important where nothing has an effect
+    assert _missed(torch.zeros(7), top, sample, 3, None).hits == 0  # nothing is important where nothing has an effect
 
 
 def test_the_interval_holds_the_share_that_was_missed() -> None:

@@ -15,7 +15,7 @@ from hooked_vlm.patching import Sites, metrics, path_patching, sweep
 from tests.models import drawn
 from tests.models.reference import unpadded
 from tests.models.test_hooks_live import variant
-from tests.patching.test_sweep import entries, kinds_of_sites, on_padding, other
+from tests.patching.test_sweep import by_hand, entries, kinds_of_sites, on_padding, other
 
 MEASURE = metrics.logit_diff(7, 8)
 TEXT = "language_model"
@@ -109,6 +109,16 @@ def test_the_last_block_is_run_only_where_its_output_is_read() -> None:
     assert not seen.skipped and (seen.effect()[0, 0] != 0).all()
     keys = Sites.heads(model, TEXT, layers=last, positions=[n - 2, n - 1], activation="v")
     assert not sweep(model, clean, corrupt, keys, MEASURE, progress=False).skipped
+
+
+def test_a_model_that_answers_at_its_first_position_is_run_there() -> None:
+    model, clean = variant("blip-retrieval")
+    corrupt, measure = other(clean, image=True), metrics.logit_diff(1, 0)
+    sites = Sites.module(model, "text_encoder", "mlp_out", positions=[0])
+    found = sweep(model, clean, corrupt, sites, measure, progress=False)
+    expected = by_hand(model, clean, corrupt, sites, measure)
+    assert not found.skipped and (found.effect() != 0).all()
+    assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_a_receiver_before_the_sender_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
