@@ -29,6 +29,7 @@ from tests.benchmarks.bench_attribution import answered_rightly
 STEPS = 8
 WAYS = {"gradient": None, f"integrated, {STEPS}": STEPS}
 TOPS = (5, 10)
+KINDS = [f"{of} x {at}" for of in ("attn", "cross_attn") for at in ("the last", "text positions", "all at once")]
 
 
 def needed(exact: Tensor, estimate: Tensor, top: int) -> int:
@@ -38,19 +39,23 @@ def needed(exact: Tensor, estimate: Tensor, top: int) -> int:
     return int(place[best].max()) + 1
 
 
-def kinds(model: HookedVLM, inputs: VLMInputs, at_once: bool) -> dict[str, Sites]:
-    """Sites by what the table calls them; the inputs have no padding."""
-    stack, found = model.prompt_stack, {}
-    image = inputs.replace(layout=model.layout).is_image[0]
-    text = [i for i in range(inputs.input_ids.shape[1]) if not image[i]]
-    for attention in ("attn", "cross_attn"):
-        if hasattr(model.stacks[stack].blocks[0], attention):
-            places = {"text positions": text, "the last": [text[-1]]} | (
-                {"all at once": "all_at_once"} if at_once else {}
-            )
-            for said, positions in places.items():
-                found[f"{attention} x {said}"] = Sites.heads(model, stack, attention, positions=positions)
-    return found
+def sites_of(kind: str, model: HookedVLM, inputs: VLMInputs) -> Sites | None:
+    """Sites of a kind; the inputs have no padding. None if the model has no such attention."""
+    attention, _, places = kind.partition(" x ")
+    if not hasattr(model.stacks[model.prompt_stack].blocks[0], attention):
+        return None
+    image = inputs.replace(layout=model.layout).is_image[0].tolist()
+    text = [i for i, is_image in enumerate(image) if not is_image]
+    positions = {"the last": [text[-1]], "text positions": text, "all at once": "all_at_once"}[places]
+    return Sites.heads(model, model.prompt_stack, attention, positions=positions)
+
+
+def few(model: HookedVLM, task: str, corrupt: str, n: int, seed: int) -> tuple[VLMInputs, VLMInputs, Tensor, Tensor]:
+    """Clean and corrupt inputs of one length, with right and wrong answers: at most `n` that the model answers."""
+    with torch.no_grad():
+        batches = answered_rightly(model, task, corrupt, 8 * n, seed)
+    clean, other, right, wrong = max(batches, key=lambda batch: len(batch[0]))
+    return clean[:n], other[:n], right[:n], wrong[:n]
 
 
 class Table:
@@ -89,22 +94,20 @@ class Table:
                         needed(exact[open_].mean(1), estimate[open_].mean(1), top)
                     )
 
-    def show(self) -> None:
-        """Print it."""
-        head = ["model", "corrupt", "heads x", "sites", "estimate"]
-        head += [f"K for the top {top}: median, worst" for top in TOPS] + [f"top {top} together" for top in TOPS]
-        print(f"| {' | '.join(head)} | seconds, estimate / sweep |\n|{'---|' * (len(head) + 1)}")
-        for row, sizes in self.n.items():
-            for way in WAYS:
-                said = [*row, f"{statistics.median(sizes):.0f}", way]
-                for top in TOPS:
-                    ks = self.ks[(*row, way, f"{top}")]
-                    said.append(f"{statistics.median(ks):.0f}, {max(ks)}" if ks else "-")
-                for top in TOPS:
-                    ks = self.ks[(*row, way, f"{top} together")]
-                    said.append(f"{max(ks)}" if ks else "-")
-                took = f"{self.seconds[(*row, way)]:.1f} / {self.seconds[row]:.1f}"
-                print(f"| {' | '.join(said)} | {took} |", flush=True)
+    def show(self, row: tuple[str, ...]) -> None:
+        """Print a row that is complete, once for each estimate."""
+        if row not in self.n:
+            return
+        for way in WAYS:
+            said = [*row, f"{statistics.median(self.n[row]):.0f}", way]
+            for top in TOPS:
+                ks = self.ks[(*row, way, f"{top}")]
+                said.append(f"{statistics.median(ks):.0f}, {max(ks)}" if ks else "-")
+            for top in TOPS:
+                ks = self.ks[(*row, way, f"{top} together")]
+                said.append(f"{max(ks)}" if ks else "-")
+            took = f"{self.seconds[(*row, way)]:.1f} / {self.seconds[row]:.1f}"
+            print(f"| {' | '.join(said)} | {took} |", flush=True)
 
 
 def main() -> None:
@@ -117,20 +120,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     given = parser.parse_args()
     table = Table()
+    head = ["model", "corrupt", "heads", "sites", "estimate"]
+    head += [f"K for the top {top}: median, worst" for top in TOPS] + [f"top {top} together" for top in TOPS]
+    print(f"| {' | '.join(head)} | seconds, estimate / sweep |\n|{'---|' * (len(head) + 1)}")
     for name in given.models:
         model = HookedVLM.from_pretrained(name)
         said = name if name.startswith("zoo:") else "the directory given"
-        for task in given.tasks.split(","):
-            for corrupt in ("image", "text"):
-                with torch.no_grad():
-                    batches = answered_rightly(model, task, corrupt, 8 * given.examples, given.seed)
-                clean, other, right, wrong = max(batches, key=lambda batch: len(batch[0]))
-                n = min(given.examples, len(clean))
-                few = slice(0, n)
-                for kind, sites in kinds(model, clean[few], given.at_once).items():
-                    measure = metrics.logit_diff(right[few], wrong[few])
-                    table.add((said, corrupt, kind), model, clean[few], other[few], sites, measure)
-    table.show()
+        for corrupt in ("image", "text"):
+            batches = {task: few(model, task, corrupt, given.examples, given.seed) for task in given.tasks.split(",")}
+            for kind in KINDS:
+                for clean, other, right, wrong in batches.values():
+                    sites = sites_of(kind, model, clean)
+                    if sites is not None and (given.at_once or not kind.endswith("once")):
+                        measure = metrics.logit_diff(right, wrong)
+                        table.add((said, corrupt, kind), model, clean, other, sites, measure)
+                table.show((said, corrupt, kind))
 
 
 if __name__ == "__main__":
