@@ -55,6 +55,14 @@ class SitesResult(PatchingResult):
         missed: what a screened sweep missed; None where none was, or nothing is known of it.
     """
 
+    values: Tensor  # the fields of the base class again, by names that this module has: the reference reads them here
+    axis_names: list[str]
+    index_df: pd.DataFrame
+    metric_names: list[str]
+    reduced: bool
+    baseline: Tensor | None = None
+    has_metric_axis: bool = False
+    patch_type_names: list[str] | None = None
     skipped: int = 0
     measured: Tensor | None = None
     missed: Missed | None = None
