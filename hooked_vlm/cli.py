@@ -190,7 +190,7 @@ def notice(
 
         from hooked_vlm.notice import terminal
         from hooked_vlm.notice.pipeline import run
-        from hooked_vlm.notice.plan import plan as planned
+        from hooked_vlm.notice.planning import plan as planned
     if model.startswith("zoo:"):
         torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress

@@ -74,6 +74,12 @@ CLASSES: dict[str, dict[str, str]] = {
         ),
         "the same, at any hook point": ("tests/models/test_hook_results.py::test_every_hook_point_refuses_fewer_rows"),
         "the same, in a view of one stack": ("tests/models/test_hook_results.py::test_a_view_refuses_it_too"),
+        "a filter that matches only what the run never reaches does nothing, silently": (
+            "tests/models/test_stop.py::test_a_filter_that_matches_only_what_a_run_never_reaches_raises"
+        ),
+        "a similarity passes over what was asked of its logits": (
+            "tests/models/test_stop.py::test_a_similarity_refuses_what_is_asked_of_logits"
+        ),
         "a backward hook gives back a gradient of another form": (
             "tests/models/test_hook_results.py::test_a_backward_hook_gives_back_a_gradient_of_the_same_form"
         ),

@@ -9,6 +9,7 @@ where it has none. All in float64, where no draw is too close to call; the dtype
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -181,6 +182,28 @@ class Cache(Way):
     def alone(self, case: drawn.Case, model: HookedVLM, plan: Any, row: Row) -> Found:
         _, cache = model.run_with_cache(row.alone, interpolate_pos_encoding=case.interpolate)
         return {name: numbers(x) for name, x in cache.items()}
+
+
+class StopAtLayer(Way):
+    """The residual stream as it arrives at a layer of any stack; what a whole run of the row has there."""
+
+    any_size = True
+
+    def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
+        stack = draw(st.sampled_from(list(model.stacks)))
+        n_layers = model.stacks[stack].cfg.n_layers
+        return SimpleNamespace(stack=stack, layer=draw(st.integers(-n_layers, n_layers)), n_layers=n_layers)
+
+    def run(self, case: drawn.Case, model: HookedVLM, plan: Any) -> list[Found]:
+        options = {"interpolate_pos_encoding": case.interpolate}
+        resid = model(case.inputs, stop_at_layer=(plan.stack, plan.layer), **options)
+        axes = [1] if plan.stack == model.prompt_stack else []
+        return [{"resid": row.of(resid, axes)} for row in rows_of(case.inputs)]
+
+    def alone(self, case: drawn.Case, model: HookedVLM, plan: Any, row: Row) -> Found:
+        layer = plan.layer if plan.layer == plan.n_layers else plan.layer % plan.n_layers
+        name, options = arrives_at(model, plan.stack, layer), {"interpolate_pos_encoding": case.interpolate}
+        return {"resid": model.run_with_cache(row.alone, names_filter=name, **options)[1][name]}
 
 
 class Generate(Way):
@@ -458,7 +481,7 @@ class Attribution(Patching):
 
 
 class Paths(Patching):
-    """Paths from a head to another: two whole runs each."""
+    """Paths from a head to another, to the stream, to a sub-layer, to the logits: two whole runs each."""
 
     def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
         plan, order = super().plan(draw, case, model), list(model.stacks)
@@ -466,10 +489,12 @@ class Paths(Patching):
         start = draw(st.integers(0, len(order) - 1))
         kind_of = partial(test_paths.kind_of, draw, model, case.inputs)
         senders = kind_of(order[start : start + 1], ["z", "v", "pattern"], [[-1, 0], "all_at_once"])
-        receivers = kind_of(order[start:], ["q", "k", "v"], [[0, -1], [1], "all_at_once"])
-        assume(not any(on_padding(model, case.inputs, sites) for sites in (senders, receivers)))
-        plan.sites = tuple(self.closed(model, case.inputs, sites) for sites in (senders, receivers))
-        n = len(plan.sites[0]) * len(plan.sites[1])
+        receivers = test_paths.receivers_of(draw, model, case.inputs, order[start:], [[0, -1], [0], "all_at_once"])
+        ends = [sites for sites in (senders, receivers) if sites != "logits"]
+        assume(not any(on_padding(model, case.inputs, sites) for sites in ends))
+        plan.sites = [self.closed(model, case.inputs, sites) for sites in ends]
+        plan.receivers = plan.sites[1] if len(ends) == 2 else "logits"
+        n = math.prod(map(len, plan.sites))
         plan.cells = sorted(draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=2)))
         return plan
 
@@ -478,7 +503,8 @@ class Paths(Patching):
         found = path_patching(
             model,
             *self.ends(plan, case.inputs),
-            *plan.sites,
+            plan.sites[0],
+            plan.receivers,
             {"m": self.metric(plan, model, case.inputs)},
             **options,
         )
@@ -489,15 +515,16 @@ class Paths(Patching):
         source, base = self.runs(plan, row.alone)
         values = []
         for number in plan.cells:
-            numbers = divmod(number, len(plan.sites[1]))
-            pair = [
+            numbers = divmod(number, len(plan.sites[1])) if len(plan.sites) == 2 else (number,)
+            pair: list[Any] = [
                 self.cell_alone(model, sites, sites.table.iloc[n], row)
                 for sites, n in zip(plan.sites, numbers, strict=True)
             ]
             if None in pair:
                 values.append(self.measured(plan, model, base, model(base)))
             else:
-                logits = test_paths.by_hand(model, source, base, pair, plan.sites, plan.through_mlps)
+                pair, ends = [*pair, None][:2], (plan.sites[0], plan.receivers)
+                logits = test_paths.by_hand(model, source, base, pair, ends, plan.through_mlps)
                 values.append(self.metric(plan, model, base)(logits))
         return {"values": torch.cat(values)}
 
@@ -567,6 +594,7 @@ WAYS: dict[str, Way] = {
     "forward": Forward(),
     "loss": Loss(),
     "run_with_cache": Cache(),
+    "stop_at_layer": StopAtLayer(),
     "generate": Generate(),
     "resume": Resume(),
     "sweep": Sweep(),

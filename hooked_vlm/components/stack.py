@@ -196,6 +196,7 @@ class Stack(StackedWeights, Declared, nn.Module):
         *,
         joins: Mapping[int, Float[Tensor, "_rows pos d_model"]] | None = None,
         collect: Collection[int] = (),
+        stop_at_layer: int | None = None,
     ) -> tuple[Float[Tensor, "_out_rows pos d_model"], dict[int, Tensor]]:
         """Run the blocks.
 
@@ -205,15 +206,17 @@ class Stack(StackedWeights, Declared, nn.Module):
             joins: for each layer the residuals of rows that join before it (n_layers: after the last one),
                 [batch * new_rows pos d_model], the rows of one example next to one another.
             collect: also return the residual stream before these layers (n_layers: after the last one).
+            stop_at_layer: the first block that does not run; None to run all.
 
         Returns:
-            The residual stream after the last block, [batch * rows pos d_model], each example's rows in the
-            order in which they joined; and what was collected, by layer.
+            The residual stream after the last block that ran, [batch * rows pos d_model], each example's rows in
+            the order in which they joined; and what was collected, by layer.
         """
         joins = joins or {}
         collected: dict[int, Tensor] = {}
         n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
-        for layer, block in enumerate(self.blocks):
+        end = len(self.blocks) if stop_at_layer is None else stop_at_layer
+        for layer, block in enumerate(self.blocks[:end]):
             if layer in joins:
                 x = _join(x, joins[layer], n_base or joins[layer].shape[0])
             if x is None:
@@ -224,7 +227,6 @@ class Stack(StackedWeights, Declared, nn.Module):
             if given.keep and given.memory is not None:
                 given.memory[layer].resid_pre = x
             x = block(x, self._block_pass(layer, x, given))
-        end = len(self.blocks)
         if end in joins:
             x = _join(x, joins[end], n_base or joins[end].shape[0])
         assert x is not None, "no rows: x is None and nothing joined"
@@ -233,6 +235,17 @@ class Stack(StackedWeights, Declared, nn.Module):
         if given.keep and given.memory is not None:
             given.memory[end].resid_pre = x
         return x, collected
+
+    def reads_earlier_stacks(self, layer: int) -> bool:
+        """True if what arrives at a layer depends on the stacks before this one.
+
+        They are read by the cross-attention of the blocks, or, in a stack without any, by what it begins with.
+
+        Args:
+            layer: a layer; n_layers for what leaves the last.
+        """
+        crossed = [block.has_cross_attn for block in self.blocks]
+        return any(crossed[:layer]) or not any(crossed)
 
     def acts_alone(self, hook: str) -> bool:
         """True if an edit at a block's hook point, at one position, changes the stream there alone.

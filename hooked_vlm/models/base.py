@@ -32,7 +32,7 @@ from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.resuming import Resumes
-from hooked_vlm.models.run import Run
+from hooked_vlm.models.run import Run, Stopped, stop_at
 from hooked_vlm.models.shown import Shown
 from hooked_vlm.models.signatures import Signatures
 from hooked_vlm.models.text import PreparesInputs
@@ -208,6 +208,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         loss_per_token: bool = False,
         interpolate_pos_encoding: bool = False,
         logits_at: str | slice | list[int] | None = None,
+        stop_at_layer: int | tuple[str, int] | None = None,
     ) -> Any:
         """Run the model.
 
@@ -218,10 +219,15 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
             loss_per_token: return the loss of each predicted token, [batch pos - 1], 0 where none is.
             interpolate_pos_encoding: stretch learned positions over images of another size.
             logits_at: positions to unembed; "last" for each row's last real one; None for all.
+            stop_at_layer: the first layer that does not run: one of `model.prompt_stack`, or a stack and one of its
+                layers, ("vision_encoder", 2). Layers count as a list's, and n_layers is after the last. The residual
+                stream as it arrives there, [batch pos d_model], is returned in place of logits, and neither what
+                comes after nor a stack that it does not depend on is run.
 
         Raises:
-            InputsError: if the inputs do not fit the model.
+            InputsError: if the inputs do not fit the model, or options contradict one another.
             PositionError: if there are no logits at these positions.
+            StackError: if there is no such stack or layer to stop at.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InputsError(f"return_type is {return_type!r}; expected 'logits', 'loss', 'both' or None")
@@ -231,8 +237,15 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         )
         if logits_at is not None and return_type in ("loss", "both"):
             raise InputsError("a loss needs the logits at every position: leave logits_at out")
+        end = stop_at(stop_at_layer, self.stacks, self.prompt_stack)
+        if end is not None and (return_type in ("loss", "both") or loss_per_token or logits_at is not None):
+            raise InputsError(
+                f"stop_at_layer is {stop_at_layer!r}: the run ends at layer {end[1]} of {end[0]} with its residual "
+                f"stream and has no logits. Leave it out, or return_type {return_type!r}, loss_per_token "
+                f"{loss_per_token} and logits_at {logits_at!r}"
+            )
         inputs = VLMInputs.of(inputs)
-        logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=at))
+        logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=at, stop_at=end))
         if return_type in ("logits", None):
             return logits if return_type else None
         loss = self._loss(logits, inputs, loss_per_token)
@@ -245,8 +258,11 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
                 f"the inputs are on {inputs.input_ids.device} and the model on {self.device}: inputs.to(model.device)"
             )
         self._check(inputs, run)
-        with self._foreign.watched():
-            return self._run(inputs, run)
+        with self._foreign.watched(stops=run.stop_at is not None):
+            try:
+                return self._run(inputs, run)
+            except Stopped as stopped:
+                return stopped.resid
 
     def _loss(self, logits: Tensor, inputs: VLMInputs, per_token: bool) -> Tensor:
         targets = self._targets(inputs)[:, 1:]

@@ -307,9 +307,11 @@ class HookedBLIPForRetrieval(HookedBLIP):
             raise InputsError("a retrieval model predicts no tokens, so it has no loss; take the logits")
         if return_type != "similarity":
             return super().forward(inputs, return_type, **options)
-        inputs = VLMInputs.of(inputs)
-        run = Run(interpolate=options.get("interpolate_pos_encoding", False), with_cross=False)
-        return self._checked_run(inputs, run)
+        run = Run(interpolate=options.pop("interpolate_pos_encoding", False), with_cross=False)
+        given = [f"{name}={value!r}" for name, value in options.items() if value is not None and value is not False]
+        if given:
+            raise InputsError(f"a similarity has no logits and ends at no layer: leave out {', '.join(given)}")
+        return self._checked_run(VLMInputs.of(inputs), run)
 
     def _run(self, inputs: VLMInputs, run: Run) -> Tensor:
         hf = cast(Any, self.hf_model)

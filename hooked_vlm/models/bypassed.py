@@ -36,8 +36,12 @@ class ForeignHooks:
         self._warned: set[int] = set()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """While it is open, one whole run runs; warns of hooks which that run did not call, once a hook."""
+    def watched(self, *, stops: bool = False) -> Iterator[None]:
+        """While it is open, one run runs; warns of hooks which it did not call, once a hook.
+
+        Args:
+            stops: whether the run ends before the model does, so that it tells nothing of what it did not call.
+        """
         if self._seen != RemovableHandle.next_id:
             self._hooked = {
                 name: m
@@ -46,7 +50,7 @@ class ForeignHooks:
             }
             self._seen = RemovableHandle.next_id
         waiting = {name: module for name, module in self._hooked.items() if hook_ids(module) - self._warned}
-        if not waiting:
+        if not waiting or stops:
             yield
             return
         silent = dict(waiting)

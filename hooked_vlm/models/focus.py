@@ -108,15 +108,19 @@ class FocusedStack:
     # --- running ------------------------------------------------------------------------------------
 
     def __call__(self, tokens: Any, return_type: str = "logits", **options: Any) -> Any:
-        """The whole model's output for these tokens, the rest held fixed."""
-        return self.model(self.to_inputs(tokens), return_type, **options)
+        """The whole model's output for these tokens, the rest held fixed; a `stop_at_layer` is one of this stack."""
+        return self.model(self.to_inputs(tokens), return_type, **self._options(options))
 
     forward = __call__
 
     def run_with_hooks(self, tokens: Any, *args: Any, fwd_hooks: Any = (), bwd_hooks: Any = (), **options: Any) -> Any:
         """As the model's, with this view's names."""
         return self.model.run_with_hooks(
-            self.to_inputs(tokens), *args, fwd_hooks=self._full(fwd_hooks), bwd_hooks=self._full(bwd_hooks), **options
+            self.to_inputs(tokens),
+            *args,
+            fwd_hooks=self._full(fwd_hooks),
+            bwd_hooks=self._full(bwd_hooks),
+            **self._options(options),
         )
 
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), **options: Any) -> Any:
@@ -128,9 +132,12 @@ class FocusedStack:
     ) -> tuple[Any, StackCache]:
         """As the model's, with this view's names and this stack's activations alone."""
         names_filter = (lambda _: True) if names_filter is None else names_filter
-        names = [full for _, full in self._matching(names_filter)]
+        names: Any = [full for _, full in self._matching(names_filter)]
+        if callable(names_filter):
+            names = set(names).__contains__
         own_slice = options.pop("pos_slice", None) if self.name != self.model.prompt_stack else None
-        out, cache = self.model.run_with_cache(self.to_inputs(tokens), *args, names_filter=names, **options)
+        inputs, options = self.to_inputs(tokens), self._options(options)
+        out, cache = self.model.run_with_cache(inputs, *args, names_filter=names, **options)
         if own_slice is not None:  # the model slices its prompt's positions; here they are this stack's
             for full, activation in cache.cache_dict.items():
                 points = self.model.hook_dict[full.removesuffix("_grad")]
@@ -163,9 +170,21 @@ class FocusedStack:
         return pairs
 
     def _full(self, hooks: Sequence[Any]) -> list[Any]:
-        return [
-            (full, _renaming(fn, short)) for name, fn in pairs(hooks, "hooks") for short, full in self._matching(name)
-        ]
+        full: list[Any] = []
+        for name, fn in pairs(hooks, "hooks"):
+            shorts: dict[str, list[str]] = {}
+            for short, of_model in self._matching(name):
+                shorts.setdefault(of_model, []).append(short)
+            call = _renaming(fn, shorts)
+            full += [(shorts.__contains__, call)] if callable(name) else [(one, call) for one in shorts]
+        return full
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a run, as the model's: a layer to stop at is this stack's."""
+        stop = options.get("stop_at_layer")
+        if stop is None or isinstance(stop, (tuple, list)):
+            return options
+        return {**options, "stop_at_layer": (self.name, stop)}
 
     # --- tokens -------------------------------------------------------------------------------------
 
@@ -316,5 +335,15 @@ class FocusedStack:
         return f"FocusedStack({self.name} of {self.model.cfg.architecture}: {shape})"
 
 
-def _renaming(fn: Callable[..., Any], short: str) -> Callable[..., Any]:
-    return lambda activation, hook: fn(activation, hook=Renamed(short, hook))
+def _renaming(fn: Callable[..., Any], shorts: dict[str, list[str]]) -> Callable[..., Any]:
+    """A hook function that calls another for each name that the view has for the hook point."""
+
+    def call(activation: Tensor, hook: Any) -> Any:
+        found = None
+        for short in shorts[hook.name]:
+            new = fn(activation, hook=Renamed(short, hook))
+            if new is not None:
+                found, activation = new, new[0] if isinstance(new, tuple) else new  # a tuple in a backward hook
+        return found
+
+    return call

@@ -5,7 +5,7 @@ Cost: a cache costs the activations it holds. Knows no family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -40,6 +40,14 @@ def pairs(hooks: Any, what: str) -> list[tuple[HookName, Callable[..., Any]]]:
             raise HookFunctionError(f"{what} has {told(pair)}; expected a list of pairs, (hook name, function)")
         refuse_uncallable(*pair)
     return listed
+
+
+def refuse_silent(awaited: Iterable[Sequence[str]], reached: Container[str], so: str) -> None:
+    """Raise SilentHookError if of some group of hook points a run reached none; `so` says what that means."""
+    silent = [group for group in awaited if not any(name in reached for name in group)]
+    if silent:
+        shown = [group[0] if len(group) == 1 else f"any of {', '.join(group[:3])}, ..." for group in silent]
+        raise SilentHookError(f"the run never reached {', '.join(shown)}, {so}")
 
 
 class HasHooks(HookedRootModule):
@@ -86,6 +94,16 @@ class HasHooks(HookedRootModule):
         if not live:
             raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
         return live
+
+    def _awaited(self, named: HookName | Iterable[Any]) -> list[list[str]]:
+        """The hook points that a run is to reach: each that is named, and one at least of those that a filter matches.
+
+        Raises:
+            HookNameError, GatedHookError: as `hook_names`.
+        """
+        if isinstance(named, str) or callable(named) or not isinstance(named, Iterable):
+            return [self.hook_names(named)]
+        return [group for one in named for group in self._awaited(one)]
 
     def stack_of(self, hook: str) -> str | None:
         """The stack whose positions a hook point's are; None for pixels and image features of BLIP."""
@@ -139,41 +157,41 @@ class HasHooks(HookedRootModule):
 
     @alone
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[Any] = (), **kwargs: Any) -> Any:
-        """As TransformerLens', and sure of itself: a hook given by name that the run never reached raises.
+        """As TransformerLens', and sure of itself: a hook that the run never reached raises.
 
         Raises:
             HookNameError, GatedHookError: as `hook_names`.
-            SilentHookError: if a hook point given by name was not reached, e.g. cross-attention in a run
-                without it.
+            SilentHookError: if a hook point given by name was not reached, or none of those that a filter matches:
+                cross-attention in a run without it, what comes after `stop_at_layer`.
         """
-        waiting: dict[str, int] = {}
+        asked = [(group, fn) for name, fn in pairs(fwd_hooks, "fwd_hooks") for group in self._awaited(name)]
+        reached: set[str] = set()
 
-        def counted(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-            waiting[name] = 0
-
+        def watched(fn: Callable[..., Any]) -> Callable[..., Any]:
             def call(activation: Tensor, hook: Any) -> Any:
-                waiting[name] += 1
+                reached.add(hook.name)
                 return fn(activation, hook=hook)
 
             return call
 
-        watched = [
-            (name, counted(name, fn) if isinstance(name, str) else fn) for name, fn in pairs(fwd_hooks, "fwd_hooks")
-        ]
-        out = super().run_with_hooks(*args, fwd_hooks=watched, **kwargs)
-        silent = [name for name, times in waiting.items() if not times]
-        if silent:
-            raise SilentHookError(f"the run never reached {', '.join(silent)}, so the hooks there did nothing")
+        hooks: list[Any] = [(name, watched(fn)) for group, fn in asked for name in group]
+        out = super().run_with_hooks(*args, fwd_hooks=hooks, **kwargs)
+        refuse_silent([group for group, _ in asked], reached, "so the hooks there did nothing")
         return out
 
     @alone
     def run_with_cache(
-        self, *args: Any, remove_batch_dim: bool = False, pos_slice: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        names_filter: Any = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Any = None,
+        **kwargs: Any,
     ) -> tuple[Any, VLMCache]:
         """As TransformerLens', returning an `ActivationCache`.
 
         Args:
-            names_filter: a name, a list of names, a filter or None for everything that is on.
+            names_filter: a name, a list of names, a filter or None for everything that is on and that the run reaches.
             device: where to keep the activations.
             remove_batch_dim: drop the batch axis; for a batch of one.
             incl_bwd: also cache gradients; with ``return_type="loss"``.
@@ -182,13 +200,24 @@ class HasHooks(HookedRootModule):
 
         Raises:
             HookNameError, GatedHookError: as `hook_names`.
-            InputsError: if there is no such device, or the batch axis cannot be dropped.
+            SilentHookError: as `run_with_hooks`.
+            InputsError: if there is no such device, the batch axis cannot be dropped, or `incl_bwd` and
+                `stop_at_layer` contradict one another.
             PositionError: if there are no such positions.
         """
+        if kwargs.get("incl_bwd") and kwargs.get("stop_at_layer") is not None:
+            raise InputsError(
+                f"stop_at_layer is {kwargs['stop_at_layer']!r}: the run has no loss, of which incl_bwd keeps the "
+                "gradients. Leave one of them out"
+            )
         if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
             raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
-        kept = cut(pos_slice)
-        out, cached = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, pos_slice=kept, **kwargs)
+        kept, awaited = cut(pos_slice), [] if names_filter is None else self._awaited(names_filter)
+        names = None if names_filter is None else [name for group in awaited for name in group]
+        out, cached = super().run_with_cache(
+            *args, names_filter=names, remove_batch_dim=remove_batch_dim, pos_slice=kept, **kwargs
+        )
+        refuse_silent(awaited, cached, "so there is nothing of them to cache")
         return out, VLMCache(cached, self, has_batch_dim=not remove_batch_dim)
 
     def get_caching_hooks(

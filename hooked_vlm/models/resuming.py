@@ -19,7 +19,7 @@ from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import InputsError, StackError
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.run import Run, RunState
+from hooked_vlm.models.run import Run, RunState, Stopped
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import of_type
 
@@ -105,8 +105,18 @@ class Resumes:
         given: Callable[[], StackPass],
         collect: Sequence[int] = (),
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """One stack's part in a run; None if the run is resumed after it, so that it did not change."""
+        """One stack's part in a run; None if nothing asks for it: the run is resumed after it, or ends before.
+
+        Raises:
+            Stopped: where the run ends in this stack.
+        """
         stack, order = self.stacks[name], list(self.stacks)
+        if run.stop_at is not None:
+            last, layer = run.stop_at
+            if name == last:
+                raise Stopped(stack(embed(), given(), stop_at_layer=layer)[0])
+            if not self.stacks[last].reads_earlier_stacks(layer):
+                return None, {}
         if run.state is not None and run.stack is not None:
             if order.index(name) < order.index(run.stack):
                 return None, {}

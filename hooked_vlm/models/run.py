@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Literal
+from operator import index
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -119,6 +120,7 @@ class Run:
         joins: the rows that join, by layer.
         first_position: first position that is computed again in the resumed stack.
         with_cross: False to run text stacks without cross-attention (image-text similarity).
+        stop_at: the stack and the layer before which the run ends, or None.
     """
 
     interpolate: bool = False
@@ -129,3 +131,51 @@ class Run:
     joins: Mapping[int, Tensor] | None = None
     first_position: int = 0
     with_cross: bool = True
+    stop_at: tuple[str, int] | None = None
+
+
+class Stopped(Exception):
+    """A run has come to the layer at which it was to stop. Never seen from outside: `HookedVLM` ends the run by it.
+
+    Args:
+        resid: the residual stream as it arrives there, [batch pos d_model].
+    """
+
+    def __init__(self, resid: Tensor) -> None:
+        super().__init__()
+        self.resid = resid
+
+
+def stop_at(given: Any, stacks: Mapping[str, Stack], prompt_stack: str) -> tuple[str, int] | None:
+    """What `stop_at_layer` means: a stack and the first of its layers that does not run; None if nothing was given.
+
+    Args:
+        given: a layer of the prompt's stack, or a pair of a stack's name and a layer; negative layers count from the
+            end, and n_layers is after the last.
+        stacks: the model's.
+        prompt_stack: the stack that a layer alone means.
+
+    Raises:
+        InputsError: if it is neither.
+        StackError: if there is no such stack or layer.
+    """
+    if given is None:
+        return None
+    pair = given if isinstance(given, (tuple, list)) else (prompt_stack, given)
+    name, layer = pair if len(pair) == 2 else (None, None)
+    try:
+        number = None if isinstance(layer, bool) else index(cast(Any, layer))
+    except TypeError:
+        number = None
+    if not isinstance(name, str) or number is None:
+        raise InputsError(
+            f"stop_at_layer is {told(given)}; expected a layer of {prompt_stack}, or a stack and a layer of it: "
+            f"({next(iter(stacks))!r}, 1)"
+        )
+    n_layers = len(stacks[name].blocks)
+    if not -n_layers <= number <= n_layers:
+        raise StackError(
+            f"stop_at_layer is {number} and {name} has layers 0 to {n_layers - 1}: expected one of them, {n_layers} "
+            f"for what leaves the last, or one counted from the end, -{n_layers} to -1"
+        )
+    return name, number + n_layers * (number < 0)

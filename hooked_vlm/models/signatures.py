@@ -28,6 +28,7 @@ class RunOptions(TypedDict, total=False):
     loss_per_token: bool
     interpolate_pos_encoding: bool
     logits_at: str | slice | list[int] | None
+    stop_at_layer: int | tuple[str, int] | None
 
 
 class GenerateOptions(TypedDict, total=False):

@@ -26,7 +26,7 @@ _PUBLIC = {
     "SymmetricTokenReplacement": "corruption",
     "ablate": "ablation",
     "compare": "report.compare",
-    "plan": "plan",
+    "plan": "planning",
     "run": "pipeline",
     "score_example": "functions",
     "select": "universal",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from hooked_vlm.notice.functions import score_example
     from hooked_vlm.notice.pipeline import run
-    from hooked_vlm.notice.plan import plan
+    from hooked_vlm.notice.planning import plan
     from hooked_vlm.notice.report.compare import compare
     from hooked_vlm.notice.report.notebook import verdicts
     from hooked_vlm.notice.summary import summarise

@@ -136,6 +136,11 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
             else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
         )
     said += _about_labels(tables["functions_by_task"])
+    if config.get("every_position") is False:
+        said.append(
+            "Heads were patched at single positions; every position at once was not swept, so what a head does through "
+            "several positions together is not known."
+        )
     if config.get("noise"):
         said.append("Gaussian noise takes the model off its data: its effects and those of pairs differ in scale.")
     return said

@@ -32,7 +32,7 @@ from hooked_vlm.notice.effects import Effects, measured
 from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
 from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.identity import begun, started
-from hooked_vlm.notice.plan import plan as planned
+from hooked_vlm.notice.planning import plan as planned
 from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.terminal import Progress
 from hooked_vlm.notice.vocabulary import CORRUPTIONS, EVERY

@@ -1,11 +1,13 @@
-"""Path patching: what one head does through another head's queries, keys or values, and no other way.
+"""Path patching: what one head does through another's queries, keys or values, the stream or the logits alone.
 
 Two runs for each pair (Wang et al. 2022; Goldowsky-Dill et al. 2023):
 
 1. The base run with the sender's activation taken from the source run and every sub-layer after it held at what it
-   put out in the base run. What reaches the receiver's query, key or value is then what the sender writes there
-   directly; norms and LLaVA's projector are on the way and are computed anew.
-2. The base run with the receiver's query, key or value as it was in the first. Everything after it follows freely.
+   put out in the base run. What reaches the receiver (a query, key or value, the residual stream, a sub-layer) is
+   then what the sender writes there directly; norms and LLaVA's projector are on the way and are computed anew.
+2. The base run with the receiver as it was in the first. Everything after it follows freely.
+
+The sender's direct effect on the logits is the path to the stream that they are read from, after the last block.
 
 Sender and receiver may be in different stacks: a head of BLIP's vision tower through a cross-attention's keys, say.
 Both runs are resumed inside the finished base run, and all receivers of a sender ride in one growing pass.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pandas as pd
 import torch
@@ -29,13 +31,16 @@ from hooked_vlm.errors import InputsError
 from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
+from hooked_vlm.options import of_type
 from hooked_vlm.patching.growing import swept
 from hooked_vlm.patching.moving import moved
-from hooked_vlm.patching.sites import Sites
+from hooked_vlm.patching.sites import ALL, Sites
 from hooked_vlm.patching.task import Measure, Task, activations, asked, prepared, result
 
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
-RECEIVED = (".hook_q", ".hook_k", ".hook_v")
+LOGITS: Final = "logits"
+# What an attention makes of its queries, keys and values together, so that no one path leads there.
+MIXED = re.compile(r"(cross_)?attn\.hook_(attn_scores|pattern|z|result)$")
 
 
 @alone
@@ -44,7 +49,7 @@ def path_patching(
     clean: VLMInputs,
     corrupt: VLMInputs,
     senders: Sites,
-    receivers: Sites,
+    receivers: Sites | Literal["logits"],
     metrics: Mapping[str, Measure] | Measure,
     *,
     through_mlps: bool = False,
@@ -60,8 +65,12 @@ def path_patching(
         clean: inputs that the model answers rightly.
         corrupt: inputs of the same shape, with the image or the text corrupted.
         senders: heads (`Sites.heads`, usually of "z"), or the output of an attention or MLP (`Sites.module`).
-        receivers: what the sender acts through: `Sites.heads` with activation "q", "k" or "v". A receiver that is
-            not after the sender has no effect, exactly 0.
+        receivers: what the sender acts through: queries, keys or values (`Sites.heads` with activation "q", "k" or
+            "v"), the residual stream (`Sites.residual`), a sub-layer by what goes into it or comes out of it
+            (`Sites.module`, `Sites.neurons`) or a point outside of blocks (`Sites.point`). A receiver that is not
+            after the sender has no effect, exactly 0, and the sender itself has all of it. "logits" for its direct
+            effect on them, which a head of BLIP's encoders does not have: the logits read those stacks through the
+            decoder's cross-attention.
         metrics: as `sweep`'s.
         through_mlps: let MLPs on the way respond to the sender, as Wang et al. do; else they are held too.
         direction: "denoise" sends the clean activation through the corrupt run, "noise" the other way.
@@ -71,30 +80,28 @@ def path_patching(
 
     Returns:
         `transformer_lens.patching.PatchingResult` with `values` [metric, *sender axes, *receiver axes, example]; the
-        sender's axes are called "sender_layer" and so on. Flat, [metric, path, example], where sites were picked.
+        sender's axes are called "sender_layer" and so on, and the logits have none. Flat, [metric, path, example],
+        where sites were picked.
 
     Raises:
         InputsError: if clean and corrupt differ in shape, the senders are no heads or sub-layers, or the receivers
-            no queries, keys or values.
+            are what an attention makes of queries, keys and values together.
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches senders or receivers.
     """
     from tqdm.auto import tqdm
 
-    kinds = {"senders": senders, "receivers": receivers}
-    named = asked(model, clean, corrupt, kinds, metrics, direction=direction, reduce=reduce, budget=budget)
+    options: dict[str, Any] = {"direction": direction, "reduce": reduce, "budget": budget}
+    named = asked(model, clean, corrupt, {"senders": senders}, metrics, **options)
     _sublayer(senders)  # raises where it is none
-    if not receivers.hook.endswith(RECEIVED):
-        raise InputsError(
-            f"{receivers!r} cannot be receivers: a path ends at a query, key or value, Sites.heads(model, stack, "
-            'attention, activation="q"), "k" or "v"'
-        )
+    at_logits, receivers = isinstance(receivers, str), _receivers(model, receivers)
+    kinds = {"senders": senders, "receivers": receivers}
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
         tasks = prepared(model, source, base, kinds, named, (), ())
         sending, receiving = tasks["senders"], tasks["receivers"]
         held = _held(model, sending.sites, through_mlps)
-        before = activations(model, base, [*held, *receiving.sites.hooks])
+        before = activations(model, base, list(dict.fromkeys([*held, *receiving.sites.hooks])))
         values, skipped, n = [], 0, len(receiving.sites)
         with tqdm(total=len(sending.sites) * n, unit="path", disable=not progress) as bar:
             for number, cell in sending.sites.table.iterrows():
@@ -107,13 +114,32 @@ def path_patching(
                 values.append(found)
                 skipped += not_run
                 bar.update(n)
+    to, end = ([], []) if at_logits else (receiving.sites.axis_names, receiving.sites.shape)
     flat = senders.picked is not None or receivers.picked is not None
-    shape = [-1] if flat else [*sending.sites.shape, *receiving.sites.shape]
+    shape = [-1] if flat else [*sending.sites.shape, *end]
     found = torch.stack(values, 1).reshape(len(named), *shape, len(base))
     from_columns = {name: f"sender_{name}" for name in sending.sites.axis_names}
-    axes = [] if flat else [*from_columns.values(), *receiving.sites.axis_names]
+    axes = [] if flat else [*from_columns.values(), *to]
     table = pd.merge(sending.sites.table.rename(columns=from_columns), receiving.sites.table, how="cross")
+    table = table[[*from_columns.values(), *to]]
     return result(found, receiving.baseline, table, axes, metrics, reduce, skipped)
+
+
+def _receivers(model: Any, receivers: Any) -> Sites:
+    """Receivers as sites: the logits read what leaves the last block of their stack, and nothing else.
+
+    Raises:
+        InputsError: if they are something else, or what an attention makes of queries, keys and values together.
+    """
+    if isinstance(receivers, str) and receivers == LOGITS:
+        return Sites.residual(model, model.answer_stack, layers=-1, positions=ALL, hook="resid_post")
+    found = of_type(receivers, "receivers", Sites, f"{LOGITS!r} or Sites, e.g. Sites.residual(model, stack)")
+    if MIXED.match(found.hook.partition("{}.")[2]):
+        raise InputsError(
+            f"{found!r} cannot be receivers: a path ends at a query, key or value, Sites.heads(model, stack, "
+            'attention, activation="q"), "k" or "v"; for all three together, Sites.module(model, stack, "attn_out")'
+        )
+    return found
 
 
 def _sublayer(senders: Sites) -> str:
@@ -145,7 +171,7 @@ def _held(model: Any, senders: Sites, through_mlps: bool) -> list[str]:
 def _received(
     sending: Task, cell: Any, held: list[str], receivers: Sites, base: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the receivers' hook points see if one sender is patched and all after it but the receivers is held."""
+    """What the receivers' hook points see if one sender is patched and all after it is held behind them."""
     model, sites = sending.model, sending.sites
     assert sites.stack is not None
     layer, prefix = int(cell["layer"]), model.stacks[sites.stack].prefix
@@ -160,7 +186,7 @@ def _received(
     places = sites.positions_of(cell.to_frame().T, len(sending.base)).T if sending.places else None
     send = patch(sending.source, places, int(cell["head"]) if "head" in cell else None)
     after = [one for one in held if one != own and not one.startswith(tuple(before))]
-    hooks = [(name, send), *((one, patch(base)) for one in after), *((one, keep) for one in receivers.hooks)]
+    hooks = [(name, send), *((one, keep) for one in receivers.hooks), *((one, patch(base)) for one in after)]
     with model.hooks(fwd_hooks=hooks):
         if sending.state is None:
             model(sending.base, return_type=None)
@@ -168,7 +194,7 @@ def _received(
         else:
             first = int(sending.first[int(cell.name)])
             resid = sending.state.resid_pre(sites.stack, layer)[:, first:]
-            at = "last" if sending.reads_last else None
+            at = "last" if sending.reads_last and receivers.stack is not None else None  # or its norm sees no more
             model.resume(sending.state, sites.stack, {layer: resid}, first_position=first, logits_at=at)
     return {one: _whole(seen.get(one), base[one], receivers) for one in receivers.hooks}
 

@@ -90,12 +90,9 @@ class Task:
 
     @property
     def prompted(self) -> bool:
-        """True if the logits stand at the prompt's positions, so that padding may follow the last real one.
-
-        Not so in a model that says once, from its first position, whether a text matches.
-        """
-        one_each = self.logits.shape[1] == self.base.input_ids.shape[1]
-        return one_each and bool(self.model.answer_stack == self.model.prompt_stack)
+        """True if the logits stand at the prompt's positions, so that padding may follow the last real one."""
+        at_each = self.logits.shape[1] == self.base.input_ids.shape[1]  # not those of a retrieval, which are one
+        return bool(self.model.answer_stack == self.model.prompt_stack and at_each)
 
     @cached_property
     def matters(self) -> Bool[Tensor, "site example"]:

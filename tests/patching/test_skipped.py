@@ -111,14 +111,15 @@ def test_the_last_block_is_run_only_where_its_output_is_read() -> None:
     assert not sweep(model, clean, corrupt, keys, MEASURE, progress=False).skipped
 
 
-def test_a_model_that_answers_at_its_first_position_is_run_there() -> None:
+def test_the_last_block_of_a_retrieval_is_run_where_its_logits_are_read() -> None:
+    """They stand at one position, the class token's, and not at the prompt's."""
     model, clean = variant("blip-retrieval")
     corrupt, measure = other(clean, image=True), metrics.logit_diff(1, 0)
-    sites = Sites.module(model, "text_encoder", "mlp_out", positions=[0])
-    found = sweep(model, clean, corrupt, sites, measure, progress=False)
-    expected = by_hand(model, clean, corrupt, sites, measure)
-    assert not found.skipped and (found.effect() != 0).all()
-    assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-5)
+    for hook in ("attn_out", "mlp_out"):
+        sites = Sites.module(model, "text_encoder", hook, layers=-1, positions=[0, 1])
+        found = sweep(model, clean, corrupt, sites, measure, progress=False)
+        assert torch.allclose(found.values[0], by_hand(model, clean, corrupt, sites, measure), atol=1e-5)
+        assert (found.effect()[0, 0] != 0).all()
 
 
 def test_a_receiver_before_the_sender_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,8 @@ def _sweeps() -> Found:
         "path-to-pattern": (partial(path_patching, blip, clean, corrupt, sites,
             Sites.heads(blip, "text_encoder", positions=1, activation="pattern"), metric, progress=False),
             ("receiv", "pattern")),
+        "path-to-a-word": (partial(path_patching, blip, clean, corrupt, sites, "logit", metric, progress=False),
+            ("receiv", "logit")),
         "path-to-none": (partial(path_patching, blip, clean, corrupt, sites, None, metric, progress=False),
             ("receiv", "None")), "path-direction": (partial(path_patching, blip, clean, corrupt, sites, sites, metric,
             direction="x", progress=False), "direction"),
