@@ -75,6 +75,7 @@ def test_every_intervention_equals_one_run_a_site(data: st.DataObject) -> None:
     model, inputs = case.hooked(), case.inputs
     kind, at = data.draw(kinds_of_sites(model, inputs))
     model.cfg.use_attn_result = at.get("activation") == "result"
+    model.cfg.use_split_qkv_input &= not at.get("hook", "").startswith("ln1.")  # fires once for each of q, k, v
     sites = getattr(Sites, kind)(model, **at)
     assume(not on_padding(model, inputs, sites))
     groups = [[layer] for layer in sites.layers]
