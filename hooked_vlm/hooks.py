@@ -128,7 +128,10 @@ def knock_out(query_positions: Index, key_positions: Index, heads: Index = None)
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
         if "key_pos" not in hook.axes or "query_pos" not in hook.axes:
-            raise PositionError(f"knock_out acts on scores [batch head query_pos key_pos]; {hook.name} is {hook.axes}")
+            raise PositionError(
+                f"knock_out acts on scores [batch head query_pos key_pos], and {hook.name} is "
+                f"[{' '.join(hook.axes)}]: hook hook_attn_scores, or sweep Sites.heads(activation='attn_scores')"
+            )
         unseen = _members(keys, activation, hook, 3, f"key positions of {hook.name}")
         return activation.masked_fill(at(activation, hook) & unseen.reshape(len(unseen), 1, 1, -1), -torch.inf)
 

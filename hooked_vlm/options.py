@@ -6,6 +6,7 @@ expected. Costs nothing; knows no model.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from numbers import Real
@@ -64,6 +65,24 @@ def of_type(given: T, name: str, kind: type | tuple[type, ...], expected: str) -
     if not isinstance(given, kind):
         raise InputsError(f"{name} is {told(given)}; expected {expected}")
     return given
+
+
+def takes(fn: Any, *args: Any, **options: Any) -> bool:
+    """Whether it can be called with so many arguments, and options of these names; True where nobody can tell.
+
+    Example:
+        >>> takes(len, []), takes(round, 1, 2, 3), takes(3)
+        (True, False, False)
+    """
+    if not callable(fn):
+        return False
+    try:
+        inspect.signature(fn).bind(*args, **options)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in without a signature
+        pass
+    return True
 
 
 def told(given: Any) -> str:

@@ -415,6 +415,39 @@ class Sweep(Patching):
         return {"baseline": baseline[0], "values": torch.cat(values)}
 
 
+class Intervention(Sweep):
+    """Activations halved in a window of layers in one pass: one run each."""
+
+    def plan(self, draw: Any, case: drawn.Case, model: HookedVLM) -> Any:
+        plan = super().plan(draw, case, model)
+        plan.sites = plan.sites.windows(draw(st.integers(1, len(plan.sites.layers))))
+        plan.cells = sorted(draw(st.sets(st.integers(0, len(plan.sites) - 1), min_size=1, max_size=3)))
+        return plan
+
+    def run(self, case: drawn.Case, model: HookedVLM, plan: Any) -> list[Found]:
+        inputs, _ = self.runs(plan, case.inputs)
+        measure = self.metric(plan, model, case.inputs)
+        options = {"intervention": lambda x, hook: x * 0.5, "budget": plan.budget, "progress": False}
+        found = sweep(model, inputs, None, plan.sites, measure, **options)
+        values = found.values.reshape(-1, len(inputs))[plan.cells]
+        return [{"baseline": found.baseline[i], "values": values[:, i]} for i in range(len(inputs))]
+
+    def alone(self, case: drawn.Case, model: HookedVLM, plan: Any, row: Row) -> Found:
+        inputs, _ = self.runs(plan, row.alone)
+        baseline = self.measured(plan, model, inputs, model(inputs))
+        values = []
+        for number in plan.cells:
+            cells = plan.sites.table.iloc[[number]]
+            cell = self.cell_alone(model, plan.sites, cells.drop(columns="layers").iloc[0], row)
+
+            def halve(x: Tensor, hook: Any, cell: Any = cell) -> Tensor:
+                return x if cell is None else edited(x, x * 0.5, plan.sites, cell)
+
+            hooked = [(plan.sites.hook.format(layer), halve) for layer in plan.sites.layers_of(cells)[0]]
+            values.append(self.measured(plan, model, inputs, model.run_with_hooks(inputs, fwd_hooks=hooked)))
+        return {"baseline": baseline[0], "values": torch.cat(values)}
+
+
 class Attribution(Patching):
     """Estimates of all sites: those of the rows alone, which `test_attribution` holds against the gradient."""
 
@@ -565,6 +598,7 @@ WAYS: dict[str, Way] = {
     "generate": Generate(),
     "resume": Resume(),
     "sweep": Sweep(),
+    "intervention": Intervention(),
     "attribution": Attribution(),
     "path_patching": Paths(),
     "focus": Focus(),

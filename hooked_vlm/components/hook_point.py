@@ -118,6 +118,18 @@ class HookPoint(LensHookPoint):
 
     register_full_backward_pre_hook = register_forward_pre_hook
 
+    def edited(self, hook: HookFunction, x: Tensor) -> Tensor:
+        """What a hook function makes of an activation, which stays as it is.
+
+        Raises:
+            HookFunctionError: as `register_forward_hook`.
+        """
+        given = x.clone()
+        result = hook(given, hook=self)
+        after = given if result is None else result
+        self._refuse_other(_form(x), after)
+        return cast(Tensor, after)
+
     def _refuse_other(self, before: Form, after: Any, kind: str = "") -> None:
         if not isinstance(after, Tensor) or _form(after) != before:
             found = _told(_form(after)) if isinstance(after, Tensor) else f"a {type(after).__name__}"

@@ -3,7 +3,8 @@
 from hooked_vlm.patching.attribution import attribution
 from hooked_vlm.patching.metrics import Metric
 from hooked_vlm.patching.paths import path_patching
+from hooked_vlm.patching.screening import Screen
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.sweep import sweep
 
-__all__ = ["Metric", "Sites", "attribution", "path_patching", "sweep"]
+__all__ = ["Metric", "Screen", "Sites", "attribution", "path_patching", "sweep"]

@@ -103,7 +103,7 @@ def sites_cost(
     stack, order = model.stacks[name], list(model.stacks)
     cfg, n = stack.cfg, lengths[name]
     left = (n - first[matters]).double()
-    layer = torch.tensor(sites.table["layer"].to_numpy())[matters]
+    layer = torch.tensor([own[0] for own in sites.layers_of(sites.table)])[matters]
     own = torch.ones_like(left) if joins_after_its_block(stack, sites) else left
     keys = lengths[order[order.index(name) - 1]] if crosses(model, name) else 0
     position_runs = float((own + (cfg.n_layers - 1 - layer) * left).sum())

@@ -6,7 +6,7 @@ given; running out of it halves the chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -15,32 +15,35 @@ from torch import Tensor
 
 from hooked_vlm.hooks import OWN_POSITIONS
 from hooked_vlm.patching.cost import row_numbers
+from hooked_vlm.patching.metrics import measured
 from hooked_vlm.patching.sites import ALL
-from hooked_vlm.patching.task import Task, measured
+from hooked_vlm.patching.task import Task
 
 WASTE = 256  # positions of a pass that are run though no site needs them, before another pass is begun
 
 # --- chunks -----------------------------------------------------------------------------------------
 
 
-def _chunks(task: Task, budget: int | None) -> list[list[int]]:
+def _chunks(task: Task, budget: int | None, chosen: Sequence[int] | None) -> list[list[int]]:
     """Numbers of the sites that matter (rows of the table) that run together, in an order that shares a long prefix."""
-    matters = task.matters.any(1).nonzero()[:, 0].tolist()
-    if not matters:
+    matters = task.matters.any(1)
+    numbers = matters.nonzero()[:, 0].tolist() if chosen is None else [i for i in sorted(chosen) if matters[i]]
+    if not numbers:
         return []
-    order = task.sites.table.assign(number=range(len(task.sites)), first=task.first.numpy()).iloc[matters]
+    first, layers = task.first.tolist(), task.sites.layers_of(task.sites.table)
     if task.causal:  # sites late in the sequence leave little to compute again
-        order = order.sort_values(["first", "layer"], ascending=[False, True], kind="stable")
+        numbers.sort(key=lambda number: (-first[number], layers[number][0]))
     found: list[list[int]] = []
     size, begins, waste = _rows_that_fit(task, budget), 0, 0
-    for number, first in zip(order["number"], order["first"], strict=True):
+    for number in numbers:
         # All rows of a pass begin at its earliest position: a pass ends where they would run many more than they need.
-        waste += 0 if not found else len(found[-1]) * (begins - first) if first < begins else first - begins
+        at = first[number]
+        waste += 0 if not found else len(found[-1]) * (begins - at) if at < begins else at - begins
         if not found or len(found[-1]) == size or waste * len(task.base) > WASTE:
             found.append([])
-            begins, waste = first, 0
+            begins, waste = at, 0
         found[-1].append(number)
-        begins = min(begins, first)
+        begins = min(begins, at)
     return found
 
 
@@ -71,14 +74,21 @@ def _kept_bytes(task: Task) -> int:
 # --- running ----------------------------------------------------------------------------------------
 
 
-def swept(task: Task, budget: int | None, progress: bool) -> tuple[Tensor, int]:
-    """Values of every site, [metric site example], and how many of them were not run since they cannot differ."""
+def swept(task: Task, budget: int | None, progress: bool, chosen: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """Values of every site, [metric site example], and how many of them were not run since they cannot differ.
+
+    Args:
+        task: the sweep.
+        budget: as `sweep`'s.
+        progress: likewise.
+        chosen: numbers of the sites to run; None for all. The others have the base run's value.
+    """
     from tqdm.auto import tqdm
 
     base = task.baseline[:, None].cpu()
     values = base.repeat(1, len(task.sites), 1)
     run = _one_run_a_site if task.state is None else _grown
-    waiting = _chunks(task, budget)[::-1]
+    waiting = _chunks(task, budget, chosen)[::-1]
     n_run = sum(map(len, waiting))
     with tqdm(total=n_run, unit="site", disable=not progress, desc=repr(task.sites)) as bar:
         while waiting:
@@ -93,7 +103,7 @@ def swept(task: Task, budget: int | None, progress: bool) -> tuple[Tensor, int]:
                 waiting = [again[i : i + half] for i in range(0, len(again), half)][::-1]
                 continue
             bar.update(len(chunk))
-    return torch.where(task.matters, values, base), len(task.sites) - n_run
+    return torch.where(task.matters, values, base), int((~task.matters.any(1)).sum())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -103,19 +113,22 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _grown(task: Task, chunk: list[int]) -> Tensor:
     """Values of some sites by one growing pass, [metric site example]."""
     assert task.state is not None and task.sites.stack is not None
-    table = task.sites.table.iloc[chunk]
     first = int(task.first[chunk].min())
-    joins, hooks, rows_of, joined = {}, [], [], 0
-    for layer, cells in table.groupby("layer", sort=True):
+    layers = task.sites.layers_of(task.sites.table.iloc[chunk])
+    order = sorted(range(len(chunk)), key=lambda i: layers[i][0])  # rows join in the order of their first layer
+    table, layers = task.sites.table.iloc[[chunk[i] for i in order]], [layers[i] for i in order]
+    joins, hooks, joined = {}, [], len(chunk)
+    for layer in sorted({layer for own in layers for layer in own}):
         name = task.sites.hook.format(layer)
-        if task.acts_alone:
-            joins[int(layer) + 1] = _after_its_block(task, int(layer), name, cells, first)
-        else:
-            resid = task.state.resid_pre(task.sites.stack, int(layer))[:, first:]
-            joins[int(layer)] = resid.repeat_interleave(len(cells), 0)
-            hooks.append((name, _patch_of_rows(task, name, cells, joined, first)))
-        rows_of += cells.index.tolist()
-        joined += len(cells)
+        new = [row for row, own in enumerate(layers) if own[0] == layer]
+        on = [row for row, own in enumerate(layers) if own[0] < layer and layer in own]
+        if new and task.acts_alone:
+            joins[layer + 1] = _after_its_block(task, layer, name, table.iloc[new], first)
+        elif new:
+            joins[layer] = task.state.resid_pre(task.sites.stack, layer)[:, first:].repeat_interleave(len(new), 0)
+            hooks.append((name, _patch_of_rows(task, name, table.iloc[new], new, first)))
+        if on:
+            hooks.append((name, _patch_of_rows(task, name, table.iloc[on], on, first, goes_on=True)))
     with task.model.hooks(fwd_hooks=hooks):
         logits = task.model.resume(
             task.state,
@@ -130,8 +143,7 @@ def _grown(task: Task, chunk: list[int]) -> Tensor:
     n = len(task.base)
     found = torch.stack([measured(k, fn, logits, n) for k, fn in task.metrics.items()])
     found = found.reshape(len(task.metrics), n, joined).transpose(1, 2)
-    order = {number: row for row, number in enumerate(rows_of)}
-    return found[:, [order[number] for number in table.index]]
+    return found[:, torch.tensor(order).argsort()]
 
 
 def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) -> Tensor:
@@ -142,26 +154,31 @@ def _after_its_block(task: Task, layer: int, name: str, cells: Any, first: int) 
     assert task.state is not None and task.sites.stack is not None
     stack = task.model.stacks[task.sites.stack]
     places = task.sites.positions_of(cells, len(task.base)).T  # [batch cell]
-    with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, 0, None))]):
+    with task.model.hooks(fwd_hooks=[(name, _patch_of_rows(task, name, cells, range(len(cells)), None))]):
         after = stack.one_block(layer, places, task.state.passes[stack.name])
     rows = task.state.resid_pre(stack.name, layer + 1)[:, first:].repeat_interleave(len(cells), 0)
     rows[torch.arange(len(rows)), places.flatten() - first] = after[:, 0]
     return rows
 
 
-def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | None) -> Callable[..., Tensor]:
-    """A hook function that patches the rows that have just joined, each at its own site.
+def _patch_of_rows(
+    task: Task, name: str, cells: Any, of_cells: Sequence[int], first: int | None, *, goes_on: bool = False
+) -> Callable[..., Tensor]:
+    """A hook function that patches some rows of each example, each at its own site.
 
     Args:
         task: the sweep.
         name: the hook point.
-        cells: the table's rows of this layer.
-        joined: how many rows of each example were there before.
+        cells: rows of the table of sites.
+        of_cells: which of an example's rows is each cell's.
         first: absolute position of the pass's first position; None where each row holds its own position alone.
+        goes_on: True if the rows were patched in an earlier layer, so that an intervention finds another activation
+            than the base run's.
     """
     sites, n = task.sites, len(task.base)
-    each = torch.arange(n)
-    index, axes = [torch.arange(joined, joined + len(cells))[:, None], each], [1, 0]  # [cell batch]
+    each, numbers = torch.arange(n), torch.tensor(list(of_cells))
+    acting = task.intervention if goes_on else None
+    index, axes = [numbers[:, None], each], [1, 0]  # [cell batch]
     source_index, source_axes = [each], [0]
     if task.places and sites.position_axis is not None:
         at = sites.positions_of(cells, n)
@@ -187,9 +204,11 @@ def _patch_of_rows(task: Task, name: str, cells: Any, joined: int, first: int | 
     front = list(range(len(axes)))
 
     def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-        # [row batch position unit ...], a view
-        rows = activation.view(n, -1, *activation.shape[1:]).movedim(axes, front)
-        rows[tuple(index)] = new.to(activation)
+        rows, here = activation.view(n, -1, *activation.shape[1:]), new
+        if acting is not None:
+            own = hook.edited(acting, rows[:, numbers].flatten(0, 1)).unflatten(0, (n, len(numbers)))
+            here = own.movedim(axes, front)[(torch.arange(len(numbers))[:, None], *index[1:])]
+        rows.movedim(axes, front)[tuple(index)] = here.to(activation)  # [row batch position unit ...], a view
         return activation
 
     return hook_fn
@@ -200,8 +219,9 @@ def _one_run_a_site(task: Task, chunk: list[int]) -> Tensor:
     rows = []
     for number in chunk:
         cells = task.sites.table.iloc[[number]]
-        name = task.sites.hook.format(cells["layer"].iloc[0] if "layer" in cells else None)
-        hook = (name, _patch_of_rows(task, name, cells, 0, 0))
-        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[*task.hooks, hook]))
+        (layers,) = task.sites.layers_of(cells)
+        names = [task.sites.hook.format(layer) for layer in layers]
+        hooks = [(name, _patch_of_rows(task, name, cells, [0], 0, goes_on=i > 0)) for i, name in enumerate(names)]
+        logits = task.read(task.model.run_with_hooks(task.base, fwd_hooks=[*task.hooks, *hooks]))
         rows.append(torch.stack([measured(k, m, logits, len(task.base)) for k, m in task.metrics.items()]))
     return torch.stack(rows, 1)

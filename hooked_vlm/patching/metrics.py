@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, quoted
+from hooked_vlm.errors import InputsError, NonFiniteError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.options import told
@@ -257,3 +257,36 @@ def _last(logits: Tensor, name: str, n: int) -> Float[Tensor, "batch n d_vocab"]
     if logits.shape[1] < n:
         raise InputsError(f"{name} reads {n} positions and the logits have {logits.shape[1]}")
     return refuse_non_finite(logits[:, -n:]).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def measured(name: str, fn: Callable[[Tensor], Tensor], logits: Tensor, n: int) -> Tensor:
+    """A metric's value for each row of logits; it sees one row of each of `n` examples at a time.
+
+    Raises:
+        InputsError, NonFiniteError: as `values_of`; the latter also if a logit is NaN or infinite.
+    """
+    per_row = refuse_non_finite(logits).reshape(n, -1, *logits.shape[1:]).unbind(1)
+    return torch.stack([values_of(name, fn, row) for row in per_row], -1).flatten().float()
+
+
+def values_of(name: str, fn: Callable[[Tensor], Tensor], logits: Tensor) -> Float[Tensor, " batch"]:
+    """What a metric gives for logits, with its gradient.
+
+    Raises:
+        InputsError: if it gives no real number for each example.
+        NonFiniteError: if one is infinite, or NaN where the metric does not say that it may be (`Metric.partial`).
+    """
+    found = fn(logits)
+    if not isinstance(found, Tensor) or found.is_complex() or found.shape != logits.shape[:1]:
+        raise InputsError(
+            f"metric {name!r} gave {told(found)}; expected one number for each of {len(logits)} examples, a real "
+            "tensor [batch]"
+        )
+    odd = found.isinf() if getattr(fn, "partial", False) else ~found.isfinite()
+    if bool(odd.any()):
+        rows = odd.nonzero()[:, 0].tolist()
+        raise NonFiniteError(
+            f"metric {name!r} is {found.detach()[rows[0]].item()} for example {rows[0]} of {len(logits)}, and no "
+            "finite number. One that means nothing for some example says so: Metric(name, measure, partial=True)"
+        )
+    return found

@@ -58,10 +58,15 @@ def moving(
     """
     table, rows = sites.table, torch.arange(n_rows)
     changes = torch.zeros(len(table), n_rows, dtype=torch.bool)
-    first = torch.zeros(len(table), dtype=torch.long)
-    for layer, cells in table.groupby("layer") if sites.layers else [(None, table)]:
+    never = torch.iinfo(torch.long).max
+    first = torch.full((len(table),), never)
+    in_layer: dict[int, list[int]] = {}
+    for row, layers in enumerate(sites.layers_of(table)):
+        for layer in layers:
+            in_layer.setdefault(layer, []).append(row)
+    for layer, own in in_layer.items():
         here = found[sites.hook.format(layer)].cpu().expand(n_rows, -1, -1)
-        number = torch.tensor(cells.index.to_list())
+        cells, number = table.iloc[own], torch.tensor(own)
         unit = torch.zeros(len(cells), dtype=torch.long)
         if sites.units != ALL and sites.unit is not None:
             unit = torch.tensor(cells["neuron" if sites.unit == "d_mlp" else "head"].to_list())
@@ -69,10 +74,11 @@ def moving(
             here = here.any(2, keepdim=True)
         if isinstance(sites.positions, Places) and sites.position_axis is not None:
             at = sites.positions_of(cells, n_rows)
-            changes[number] = here[rows, at, unit[:, None]]
+            changes[number] |= here[rows, at, unit[:, None]]
             first[number] = at.amin(1)
         else:
             of_sites = here.movedim(2, 0)[unit]  # [cell batch pos]
-            changes[number] = of_sites.any(2)
-            first[number] = of_sites.any(1).long().argmax(1)
-    return changes, first
+            changes[number] |= of_sites.any(2)
+            seen = of_sites.any(1)
+            first[number] = first[number].minimum(torch.where(seen.any(1), seen.long().argmax(1), never))
+    return changes, first.where(first < never, 0)

@@ -15,15 +15,57 @@ from transformer_lens.patching import PatchingResult
 N_SHOWN = 5
 
 
+@dataclass(frozen=True)
+class Missed:
+    """The share of important sites that screening missed, told from a random sample of the sites it would not run.
+
+    Args:
+        share: the estimate.
+        low: where its 95 % interval begins.
+        high: where it ends.
+        threshold: from which mean |effect| on a site is important.
+        hits: important sites in the sample.
+        drawn: sites in it.
+        left: sites that were not run.
+    """
+
+    share: float
+    low: float
+    high: float
+    threshold: float
+    hits: int
+    drawn: int
+    left: int
+
+    def __str__(self) -> str:
+        share, low, high = (f"{100 * x:.0f}" for x in (self.share, self.low, self.high))
+        return (
+            f"of the sites with a mean |effect| of {self.threshold:.3g} or more {share} % [{low}, {high}] are missed: "
+            f"{self.hits} of {self.drawn} drawn at random are such, {self.left:,} were not run"
+        )
+
+
 @dataclass(repr=False)
 class SitesResult(PatchingResult):
     """A `PatchingResult` that says what was run, printed in a few lines: its shape, and the sites of largest effect.
 
     Args:
         skipped: how many of its sites cannot differ from the base run, so that they have its value and were not run.
+        measured: at which sites the value is exact, [*sites]; elsewhere it is an estimate.
+        missed: what a screened sweep missed; None where none was, or nothing is known of it.
     """
 
+    values: Tensor  # the fields of the base class again, by names that this module has: the reference reads them here
+    axis_names: list[str]
+    index_df: pd.DataFrame
+    metric_names: list[str]
+    reduced: bool
+    baseline: Tensor | None = None
+    has_metric_axis: bool = False
+    patch_type_names: list[str] | None = None
     skipped: int = 0
+    measured: Tensor | None = None
+    missed: Missed | None = None
 
     def __getitem__(self, metric_name: str) -> SitesResult:
         """One metric's result, with the metric axis dropped."""
@@ -34,6 +76,9 @@ class SitesResult(PatchingResult):
         axes += [] if self.reduced else [f"{self.values.shape[-1]} example"]
         lines = [f"{type(self).__name__} of {', '.join(self.metric_names)}: values [{' x '.join(axes)}]"]
         lines += [f"  {self.skipped:,} of {len(self.index_df):,} sites cannot differ: not run"] if self.skipped else []
+        estimated = 0 if self.measured is None else int((~self.measured).sum())
+        lines += [f"  {estimated:,} of {len(self.index_df):,} sites are estimates: not measured"] if estimated else []
+        lines += [f"  {self.missed}"] if self.missed is not None else []
         for i, name in enumerate(self.metric_names):
             lines += self._largest(name, i)
         return "\n".join(lines)

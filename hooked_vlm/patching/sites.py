@@ -22,6 +22,7 @@ from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import HookNameError, PositionError, closest
 from hooked_vlm.hooks import HEADS, POSITIONS
 from hooked_vlm.models.turn import a_model
+from hooked_vlm.options import told
 from hooked_vlm.positions import Index as AnyIndex
 from hooked_vlm.positions import Places, read
 
@@ -43,6 +44,7 @@ class Sites:
         units: heads or neurons, or "all_at_once" for all in one site.
         unit: the axis that `units` are on, or None.
         picked: which rows of the table of all of them; None for every one.
+        spans: groups of layers that are patched together, one site each; None for each layer alone.
     """
 
     stack: str | None
@@ -53,6 +55,7 @@ class Sites:
     units: tuple[int, ...] | Literal["all_at_once"] = ALL
     unit: str | None = None
     picked: tuple[int, ...] | None = None
+    spans: tuple[tuple[int, ...], ...] | None = None
 
     # --- making them --------------------------------------------------------------------------------
 
@@ -195,6 +198,34 @@ class Sites:
             _read(positions, "positions", by_row=True),
         )
 
+    def windows(self, wanted: int | Iterable[Any]) -> Sites:
+        """These sites in several layers at once: one site for each window of layers, where there was one a layer.
+
+        Args:
+            wanted: how many layers a window has, one beginning at each layer that has as many from it on; or the
+                windows, each as layers are named: ``sites.windows([range(0, 8), range(8, 16), range(16)])``.
+
+        Raises:
+            PositionError: if a layer is not among these sites', no window is left, or the sites lie outside of blocks
+                or were picked.
+        """
+        if not self.layers or self.picked is not None or self.spans is not None:
+            raise PositionError(f"{self!r} cannot be put into windows: take sites in layers, and pick afterwards")
+        what, n = f"layers of the windows of {self!r}", len(self.layers)
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            if not 1 <= wanted <= n:
+                raise PositionError(f"a window of {wanted} layers was asked for; {self!r} has windows of 1 to {n}")
+            groups = [self.layers[start : start + wanted] for start in range(n - wanted + 1)]
+        elif isinstance(wanted, Iterable) and not isinstance(wanted, str):
+            groups = [tuple(sorted(_chosen(group, max(self.layers) + 1, what))) for group in wanted]
+        else:
+            raise PositionError(f"the windows are {told(wanted)}; expected a number of layers, or layers for each")
+        beyond = sorted({layer for group in groups for layer in group} - set(self.layers))
+        if beyond or not groups:
+            raise PositionError(f"{what} are {_shown(self.layers)}; {beyond or 'none'} was asked for")
+        spans = tuple(dict.fromkeys(groups))
+        return replace(self, layers=tuple(sorted({layer for group in spans for layer in group})), spans=spans)
+
     # --- reading them -------------------------------------------------------------------------------
 
     @property
@@ -244,6 +275,13 @@ class Sites:
             return torch.tensor(self.positions.rows).T[cells["place"].to_list()]
         return torch.tensor(cells["position"].to_list())[:, None].expand(-1, n_rows)
 
+    def layers_of(self, cells: pd.DataFrame) -> list[tuple[int, ...]]:
+        """The layers in which each of some cells of `table` is patched, in order; (0,) for all outside of blocks."""
+        if self.spans is not None:
+            spans = {_label(span): span for span in self.spans}
+            return [spans[label] for label in cells["layers"]]
+        return [(layer,) for layer in cells["layer"].to_list()] if self.layers else [(0,)] * len(cells)
+
     def pick(self, rows: Iterable[int]) -> Sites:
         """Some of these sites, by their row in `table`: ``sites.pick(sites.table.query("layer + head == 3").index)``.
 
@@ -257,11 +295,11 @@ class Sites:
 
     @property
     def axis_names(self) -> list[str]:
-        """Names of the indices of a site, of "layer", "position" or "place", "head" or "neuron".
+        """Names of the indices of a site, of "layer" or "layers", "position" or "place", "head" or "neuron".
 
         A place is the how-many-th of the positions named for each row, from 0: rows have positions of their own.
         """
-        names = ["layer"] if self.layers else []
+        names = [] if not self.layers else ["layer"] if self.spans is None else ["layers"]
         names += [] if self.positions == ALL else ["place" if self.by_row else "position"]
         return names + ([] if self.units == ALL else ["neuron" if self.unit == "d_mlp" else "head"])
 
@@ -284,9 +322,10 @@ class Sites:
         return table if self.picked is None else table.iloc[list(self.picked)].reset_index(drop=True)
 
     @property
-    def _columns(self) -> dict[str, tuple[int, ...]]:
+    def _columns(self) -> dict[str, tuple[Any, ...]]:
         """The indices along each axis of a result."""
         indices: dict[str, Any] = {"layer": self.layers, "head": self.units, "neuron": self.units}
+        indices["layers"] = tuple(map(_label, self.spans or ()))
         if isinstance(self.positions, Places):
             (first, *_) = cast("tuple[tuple[int, ...], ...]", self.positions.rows)
             indices |= {"position": first, "place": tuple(range(len(first)))}
@@ -298,6 +337,7 @@ class Sites:
 
     def __repr__(self) -> str:
         parts = [f"layers {_shown(self.layers)}"] if self.layers else []
+        parts = parts if self.spans is None else [f"windows of layers {'; '.join(map(_label, self.spans))}"]
         if isinstance(self.positions, Places):
             parts.append(f"positions {self.positions.shown}{' in each row' if self.by_row else ''}")
         else:
@@ -328,6 +368,12 @@ def _chosen(wanted: Any, size: int, what: str) -> Any:
     if found == ALL:
         return ALL
     return tuple(dict.fromkeys((found or Places((slice(None),))).spelled(size, what)[0]))
+
+
+def _label(layers: tuple[int, ...]) -> str:
+    """What a table calls layers that are patched together: "0-7", or "0,2,5"."""
+    in_a_row = len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if in_a_row else ",".join(map(str, layers))
 
 
 def _shown(indices: Any) -> str:

@@ -9,22 +9,30 @@ cross-attention, and in a causal stack everything before the first patched posit
 metrics read is unembedded. A site where clean and corrupt are equal bit for bit is not run: its value is the base
 run's, and the result's `skipped` counts such sites.
 
-Cost: two forwards, and for each site the blocks from its layer on. Memory: `budget` bytes; rows are cut into
-chunks that fit, and running out of memory halves them. Hook points outside of blocks, and models that carry
-hooks of the user's own, are swept with one run of the whole model a site.
+Instead of another run's activation, a site may be given whatever a hook function makes of its own: `intervention`.
+What it makes of the base run's activation is then what is patched in, so that all of the above holds, and what it
+leaves as it is is not run. In a window of layers (`Sites.windows`) a row joins before the first and is acted on in
+each. With `screen` not every site is measured.
+
+Cost: two forwards (one with an intervention), and for each site the blocks from its layer on. Memory: `budget`
+bytes; rows are cut into chunks that fit, and running out of memory halves them. Hook points outside of blocks, and
+models that carry hooks of the user's own, are swept with one run of the whole model a site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from hooked_vlm.hooks import HookFunction
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.growing import swept
 from hooked_vlm.patching.result import SitesResult
+from hooked_vlm.patching.screening import Screen, Screened, by_gradient, screened
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.patching.task import Measure, asked, prepared, result
 
@@ -32,7 +40,7 @@ from hooked_vlm.patching.task import Measure, asked, prepared, result
 def sweep(
     model: Any,
     clean: VLMInputs,
-    corrupt: VLMInputs,
+    corrupt: VLMInputs | None,
     sites: Sites,
     metrics: Mapping[str, Measure] | Measure,
     *,
@@ -41,13 +49,15 @@ def sweep(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
+    intervention: HookFunction | None = None,
+    screen: int | Screen | None = None,
 ) -> SitesResult:
     """Patch every site, one at a time, and measure.
 
     Args:
         model: a `HookedVLM`.
         clean: inputs that the model answers rightly.
-        corrupt: inputs of the same shape, with the image or the text corrupted.
+        corrupt: inputs of the same shape, with the image or the text corrupted; None with an intervention.
         sites: where to patch.
         metrics: functions of the logits [batch pos d_vocab] that give [batch], by name, or one of them. Those of
             `patching.metrics` are given the last position alone, any other function every position.
@@ -57,15 +67,28 @@ def sweep(
         progress: show sites per second and time left.
         corruption: forward hooks that are in place while the corrupt inputs run, e.g. noise on the embeddings. All
             that act before the patched stack's first block leave the sweep as fast as it is; with others each
-            site takes a run of the whole model.
+            site takes a run of the whole model. With an intervention, hooks that are in place in its run. They are to
+            give the same in every run.
+        intervention: do this to the sites of the clean run, instead of patching: a hook function (activation, hook),
+            as `hooks` makes them and without positions or heads of its own, since the sites say where:
+            ``hooks.zero_ablate()``, ``hooks.mean_ablate(cache)``, ``hooks.resample_ablate(cache, generator)``,
+            ``hooks.steer(direction)``; on sites of "attn_scores" with positions "all_at_once",
+            ``hooks.knock_out(queries, keys)``. It acts once on each hook point's activation, so that all sites of a
+            layer share one draw, and once more on each row in the later layers of a window.
+        screen: estimate every site by its gradient, and measure so many, those of the largest estimates, and as many
+            drawn from the rest at random. A `Screen` says more: integrated gradients, the draw's size and seed.
 
     Returns:
         A `transformer_lens.patching.PatchingResult`: `values` [metric, *sites.axis_names, example], the metric
         axis there if a mapping was given, `baseline` the base run's [metric example], and with them effects,
-        bootstrap intervals and permutation p-values; `skipped` counts the sites that cannot differ.
+        bootstrap intervals and permutation p-values; `skipped` counts the sites that cannot differ. `measured`,
+        [*sites], is True where the value is exact; with `screen` the others are the base run's metric plus the
+        estimate, and `missed` tells the share of important sites among them (see `patching.screening`).
 
     Raises:
-        InputsError: if clean and corrupt differ in shape, or a metric gives no number for each example.
+        InputsError: if clean and corrupt differ in shape, a metric gives no number for each example (with `screen`: or
+            has no gradient), or an intervention is given corrupt inputs or a direction too.
+        HookFunctionError: if an intervention gives back something else than an activation of the same form.
         PositionError: if a position is out of range.
         SilentHookError: if a run never reaches the sites.
     """
@@ -80,6 +103,8 @@ def sweep(
         budget=budget,
         progress=progress,
         corruption=corruption,
+        intervention=intervention,
+        screen=screen,
     )[""]
 
 
@@ -87,7 +112,7 @@ def sweep(
 def sweep_all(
     model: Any,
     clean: VLMInputs,
-    corrupt: VLMInputs,
+    corrupt: VLMInputs | None,
     kinds: Mapping[str, Sites],
     metrics: Mapping[str, Measure] | Measure,
     *,
@@ -96,6 +121,8 @@ def sweep_all(
     budget: int | None = None,
     progress: bool = True,
     corruption: Sequence[Any] = (),
+    intervention: HookFunction | None = None,
+    screen: int | Screen | None = None,
 ) -> dict[str, SitesResult]:
     """Sweeps over several kinds of sites, which share the clean and the corrupt run.
 
@@ -110,6 +137,8 @@ def sweep_all(
         budget: likewise.
         progress: likewise.
         corruption: likewise.
+        intervention: likewise.
+        screen: likewise, for each kind.
 
     Returns:
         A result for each name; the activations of all kinds are held until the last is swept.
@@ -117,16 +146,32 @@ def sweep_all(
     Raises:
         InputsError, PositionError, SilentHookError: as `sweep`.
     """
-    named = asked(model, clean, corrupt, kinds, metrics, direction=direction, reduce=reduce, budget=budget)
+    screening = None if screen is None else Screen.of(screen)
+    named = asked(
+        model, clean, corrupt, kinds, metrics,
+        direction=direction, reduce=reduce, budget=budget, intervention=intervention, windows=screening is None,
+    )  # fmt: skip
+    source, base, source_hooks, base_hooks = _roles(clean, corrupt, direction, corruption)
     with torch.no_grad():
-        if direction == "denoise":
-            tasks = prepared(model, clean, corrupt, kinds, named, (), corruption)
-        else:
-            tasks = prepared(model, corrupt, clean, kinds, named, corruption, ())
         found = {}
-        for name, task in tasks.items():
-            values, skipped = swept(task, budget, progress)
+        for name, task in prepared(model, source, base, kinds, named, source_hooks, base_hooks, intervention).items():
+            if screening is None:
+                part = Screened(*swept(task, budget, progress))
+            else:
+                estimates = partial(by_gradient, task, screening, source, source_hooks)
+                part = screened(task, screening, estimates, budget, progress)
             axes = task.sites.axis_names if task.sites.picked is None else []
-            values = values.reshape(len(named), *task.sites.shape, -1)
-            found[name] = result(values, task.baseline, task.sites.table, axes, metrics, reduce, skipped)
+            values = part.values.reshape(len(named), *task.sites.shape, -1)
+            measured = None if part.measured is None else part.measured.reshape(task.sites.shape)
+            given = (task.baseline, task.sites.table, axes, metrics, reduce)
+            found[name] = result(values, *given, skipped=part.skipped, measured=measured, missed=part.missed)
         return found
+
+
+def _roles(
+    clean: VLMInputs, corrupt: VLMInputs | None, direction: str, corruption: Sequence[Any]
+) -> tuple[VLMInputs | None, VLMInputs, Sequence[Any], Sequence[Any]]:
+    """What is patched in, what is patched into, and the hooks of each; an intervention patches nothing in."""
+    if corrupt is None:
+        return None, clean, (), corruption
+    return (clean, corrupt, (), corruption) if direction == "denoise" else (corrupt, clean, corruption, ())

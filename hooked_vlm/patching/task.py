@@ -5,7 +5,6 @@ Cost: the two runs; it holds the base run's keys, values and streams, and the so
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hooked_vlm.errors import InputsError, NonFiniteError, PositionError
-from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.hooks import OWN_POSITIONS, HookFunction
 from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.run import RunState, refuse_non_finite
+from hooked_vlm.models.run import RunState
 from hooked_vlm.models.turn import a_model
-from hooked_vlm.options import number, of_type, told
+from hooked_vlm.options import number, of_type, takes, told
 from hooked_vlm.patching.cost import joins_after_its_block, lengths_of
-from hooked_vlm.patching.metrics import Metric, answering
+from hooked_vlm.patching.metrics import Metric, answering, measured
 from hooked_vlm.patching.moving import Moved, comparing, moving
-from hooked_vlm.patching.result import SitesResult
+from hooked_vlm.patching.result import Missed, SitesResult
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
 
@@ -45,9 +44,10 @@ class Task:
         metrics: the measures by name.
         logits: of the base run, at every position.
         state: of the base run; None if each site takes a run of its own.
-        source: the activations to patch in, by hook name.
+        source: the activations to patch in, by hook name; with an intervention what it makes of the base run's.
         moved: where they differ from the base run's, by hook name.
         hooks: forward hooks of the base run.
+        intervention: what is done to the sites' activations, a hook function; None to patch `source` in.
     """
 
     model: Any
@@ -59,6 +59,7 @@ class Task:
     source: dict[str, Tensor]
     moved: dict[str, Moved]
     hooks: Sequence[Any] = field(default=(), repr=False)
+    intervention: HookFunction | None = field(default=None, repr=False)
 
     @property
     def causal(self) -> bool:
@@ -105,7 +106,7 @@ class Task:
         if after_last and self.sites.stack == self.model.answer_stack:
             at = self.sites.positions_of(self.sites.table, len(self.base))
             last = self.model.stacks[self.sites.stack].cfg.n_layers - 1
-            own = torch.tensor((self.sites.table["layer"] == last).to_numpy())[:, None]
+            own = torch.tensor([layers[0] == last for layers in self.sites.layers_of(self.sites.table)])[:, None]
             matters = matters & ~(own & (at != self.base.last_each.cpu()))
         return matters
 
@@ -135,23 +136,25 @@ class Task:
 
 def prepared(
     model: Any,
-    source: VLMInputs,
+    source: VLMInputs | None,
     base: VLMInputs,
     kinds: Mapping[str, Sites],
     metrics: dict[str, Measure],
     source_hooks: Sequence[Any],
     base_hooks: Sequence[Any],
+    intervention: HookFunction | None = None,
 ) -> dict[str, Task]:
-    """The two runs of a sweep, shared by several kinds of sites.
+    """The two runs of a sweep, shared by several kinds of sites; with an intervention the base run alone.
 
     Args:
         model: a `HookedVLM`.
-        source: the inputs whose activations are patched in.
+        source: the inputs whose activations are patched in; None with an intervention.
         base: the inputs that are patched into.
         kinds: sites by name.
         metrics: measures by name.
         source_hooks: forward hooks of the source's run.
         base_hooks: forward hooks of the base's run.
+        intervention: as in `Task`.
 
     Returns:
         A task for each name.
@@ -163,20 +166,22 @@ def prepared(
     source_hooks, base_hooks = (pairs(hooks, "corruption") for hooks in (source_hooks, base_hooks))
     own_hooks = bool(model.list_hooks())
     names = list(dict.fromkeys(name for sites in kinds.values() for name in sites.hooks))
-    found = activations(model, source, names, source_hooks)
+    found = {} if source is None else activations(model, source, names, source_hooks)
+    acting = _keeping(found, names, intervention) if source is None else []
     if own_hooks:
         warnings.warn("the model carries hooks of its own: each site takes a run of the whole model", stacklevel=4)
     moved: dict[str, dict[str, Moved]] = {kind: {} for kind in kinds}
     looking = [hook for kind, sites in kinds.items() for hook in comparing(sites, found, moved[kind])]
-    with model.hooks(fwd_hooks=[*base_hooks, *looking]):
+    with model.hooks(fwd_hooks=[*base_hooks, *acting, *looking]):
         logits, state = model.run_with_state(base)
+    _refuse_unreached(model, base, found, [*base_hooks, *acting], names)
     tasks = {}
     for kind, sites in kinds.items():
         closed = closed_sites(model, sites, found[sites.hooks[0]], base)
         shared = not own_hooks and sites.stack is not None
         shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
         given = state if shared else None
-        tasks[kind] = Task(model, base, closed, metrics, logits, given, found, moved[kind], base_hooks)
+        tasks[kind] = Task(model, base, closed, metrics, logits, given, found, moved[kind], base_hooks, intervention)
     return tasks
 
 
@@ -225,6 +230,17 @@ def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequ
         InputsError: if it reaches one several times, so that it has no one activation there.
     """
     found: dict[str, Tensor] = {}
+    looking = [*hooks, *_keeping(found, names)]
+    with model.hooks(fwd_hooks=looking):
+        model(inputs, return_type=None)
+    _refuse_unreached(model, inputs, found, looking, names)
+    return found
+
+
+def _keeping(
+    found: dict[str, Tensor], names: Sequence[str], intervention: HookFunction | None = None
+) -> list[tuple[str, Callable[[Tensor, Any], None]]]:
+    """Forward hooks that write a run's activations into `found`, or what an intervention makes of them."""
 
     def keep(activation: Tensor, hook: Any) -> None:
         if hook.name in found:
@@ -232,15 +248,19 @@ def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequ
                 f"{hook.name} fires several times in a run, once for each of q, k and v, and has no one activation to "
                 "patch: set model.cfg.use_split_qkv_input = False"
             )
-        found[hook.name] = activation.detach()
+        seen = activation.detach()
+        found[hook.name] = seen if intervention is None else hook.edited(intervention, seen)
 
-    looking = [*hooks, *((name, keep) for name in names)]
-    with model.hooks(fwd_hooks=looking):
-        model(inputs, return_type=None)
+    return [(name, keep) for name in names]
+
+
+def _refuse_unreached(
+    model: Any, inputs: VLMInputs, found: dict[str, Tensor], hooks: Sequence[Any], names: Sequence[str]
+) -> None:
+    """Raise SilentHookError if a run that wrote into `found` did not reach some of the hook points."""
     if len(found) < len(set(names)):
         found.clear()
-        model.run_with_hooks(inputs, fwd_hooks=looking, return_type=None)  # raises SilentHookError
-    return found
+        model.run_with_hooks(inputs, fwd_hooks=hooks, return_type=None)  # raises it
 
 
 def _is_before(model: Any, name: Any, stack: str) -> bool:
@@ -257,36 +277,65 @@ def _is_before(model: Any, name: Any, stack: str) -> bool:
 def asked(
     model: Any,
     clean: VLMInputs,
-    corrupt: VLMInputs,
+    corrupt: VLMInputs | None,
     kinds: Mapping[str, Sites],
     metrics: Mapping[str, Measure] | Measure,
     *,
     direction: str,
     reduce: str,
     budget: int | float | None = None,
+    intervention: HookFunction | None = None,
+    windows: bool = False,
 ) -> dict[str, Measure]:
     """Metrics by name, of a sweep that can be run.
 
+    Args:
+        model: a `HookedVLM`, and so the rest as in `sweep`.
+        clean: likewise.
+        corrupt: likewise.
+        kinds: sites by name.
+        metrics: likewise.
+        direction: likewise.
+        reduce: likewise.
+        budget: likewise.
+        intervention: likewise.
+        windows: True if sites may hold several layers.
+
     Raises:
         InputsError: if an argument is of another type, there is no metric, it cannot be called with logits, there is
-            no such option, or clean and corrupt do not fit one another.
+            no such option, options contradict one another, or clean and corrupt do not fit one another.
     """
     a_model(model)
     for name, sites in kinds.items():
         of_type(sites, name or "sites", Sites, "Sites, e.g. Sites.heads(model, stack)")
+        if sites.spans is not None and not windows:
+            raise InputsError(f"{sites!r}: only a sweep of every site takes windows of layers; give each layer alone")
     if budget is not None:
         number(budget, "budget", above=0)
     named = _by_name(metrics, direction, reduce)
-    for name, given in (("clean", clean), ("corrupt", corrupt)):
-        of_type(given, name, VLMInputs, "VLMInputs: model.to_inputs(image, 'a question?')")
-    _refuse_different(model, clean, corrupt)
+    expected = "VLMInputs: model.to_inputs(image, 'a question?')"
+    of_type(clean, "clean", VLMInputs, expected)
+    if intervention is None:
+        of_type(corrupt, "corrupt", VLMInputs, expected)
+        assert corrupt is not None
+        _refuse_different(model, clean, corrupt)
+    elif corrupt is not None or direction != "denoise":
+        raise InputsError(
+            f"an intervention acts in one run, and corrupt inputs were given too, or direction={direction!r}: "
+            "sweep(model, inputs, None, sites, metrics, intervention=...), or patch without one"
+        )
+    elif not takes(intervention, None, hook=None):
+        raise InputsError(
+            f"the intervention is {told(intervention)}; expected a function of (activation, hook), which hooks.* make: "
+            "hooks.zero_ablate(), hooks.mean_ablate(cache), hooks.knock_out(queries, keys), hooks.steer(direction)"
+        )
     return named
 
 
 def _by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: str) -> dict[str, Measure]:
     named = _named(metrics)
     for name, fn in named.items():
-        if not _takes_one(fn):
+        if not takes(fn, None):
             raise InputsError(
                 f"metric {name!r} is {told(fn)}; expected a function of the logits [batch pos d_vocab] alone that "
                 "gives [batch], e.g. metrics.logit_diff(right, wrong)"
@@ -297,19 +346,6 @@ def _by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: s
             "'noise', and 'none' or 'mean'"
         )
     return named
-
-
-def _takes_one(fn: Any) -> bool:
-    """Whether it can be called with one argument; True where nobody can tell."""
-    if not callable(fn):
-        return False
-    try:
-        inspect.signature(fn).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # a built-in without a signature
-        pass
-    return True
 
 
 def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
@@ -339,39 +375,6 @@ def _refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:
             )
 
 
-def measured(name: str, fn: Measure, logits: Tensor, n: int) -> Tensor:
-    """A metric's value for each row of logits; it sees one row of each of `n` examples at a time.
-
-    Raises:
-        InputsError, NonFiniteError: as `values_of`; the latter also if a logit is NaN or infinite.
-    """
-    per_row = refuse_non_finite(logits).reshape(n, -1, *logits.shape[1:]).unbind(1)
-    return torch.stack([values_of(name, fn, row) for row in per_row], -1).flatten().float()
-
-
-def values_of(name: str, fn: Measure, logits: Tensor) -> Float[Tensor, " batch"]:
-    """What a metric gives for logits, with its gradient.
-
-    Raises:
-        InputsError: if it gives no real number for each example.
-        NonFiniteError: if one is infinite, or NaN where the metric does not say that it may be (`Metric.partial`).
-    """
-    found = fn(logits)
-    if not isinstance(found, Tensor) or found.is_complex() or found.shape != logits.shape[:1]:
-        raise InputsError(
-            f"metric {name!r} gave {told(found)}; expected one number for each of {len(logits)} examples, a real "
-            "tensor [batch]"
-        )
-    odd = found.isinf() if getattr(fn, "partial", False) else ~found.isfinite()
-    if bool(odd.any()):
-        rows = odd.nonzero()[:, 0].tolist()
-        raise NonFiniteError(
-            f"metric {name!r} is {found.detach()[rows[0]].item()} for example {rows[0]} of {len(logits)}, and no "
-            "finite number. One that means nothing for some example says so: Metric(name, measure, partial=True)"
-        )
-    return found
-
-
 def result(
     values: Tensor,
     baseline: Tensor,
@@ -380,6 +383,8 @@ def result(
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
     skipped: int = 0,
+    measured: Tensor | None = None,
+    missed: Missed | None = None,
 ) -> SitesResult:
     """What was measured, as TransformerLens gives it.
 
@@ -391,10 +396,15 @@ def result(
         metrics: as they were asked for; the metric axis is left out where one stood alone.
         reduce: "none" or "mean", over examples.
         skipped: how many sites were not run, since they cannot differ from the base run.
+        measured: at which the values are exact, in the shape of the axes; None for all.
+        missed: what screening missed.
     """
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
     several = isinstance(metrics, Mapping)
+    if measured is None:
+        axes_of_sites = values.shape[1:] if reduce == "mean" else values.shape[1:-1]
+        measured = torch.ones(axes_of_sites, dtype=torch.bool)
     return SitesResult(
         values=values if several else values[0],
         axis_names=list(axes),
@@ -404,4 +414,6 @@ def result(
         baseline=baseline if several else baseline[0],
         has_metric_axis=several,
         skipped=skipped,
+        measured=measured,
+        missed=missed,
     )

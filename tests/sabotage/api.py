@@ -159,6 +159,10 @@ def _sweeps() -> Found:
     def asked(metrics: Any = metric, of: Any = sites, model: Any = blip, **options: Any) -> Callable[[], Any]:
         return lambda: sweep(model, clean, corrupt, of, metrics, **{"progress": False} | options).values
 
+    def alone(intervention: Any) -> Callable[[], Any]:
+        options = {"intervention": intervention, "progress": False}
+        return lambda: sweep(blip, clean, None, sites, metric, **options).values
+
     wrong: dict[str, tuple[Any, Any]] = {
         "word": ("logit_diff", "logit_diff"), "none": (None, ("None", "metric")), "nothing": ({}, "metric"),
         "number": (3, ("int", "metric")), "dict-of-words": ({"a": "b"}, ("'a'", "metric", "a")),
@@ -204,6 +208,13 @@ def _sweeps() -> Found:
         "model-of-hf": (asked(model=hugging_face("blip")[0]), ("model", "Blip")),
         "corruption-typo": (asked(corruption=[("hook_pixels", hooks.zero_ablate())]), "hook_pixel_values"),
         "corruption-number": (asked(corruption=3), ("corruption", "hook")),
+        "intervention-uncalled": (alone(hooks.zero_ablate), ("intervention", "hooks.zero_ablate()")),
+        "intervention-word": (alone("zero"), ("intervention", "'zero'")),
+        "intervention-and-corrupt": (asked(intervention=hooks.zero_ablate()), ("intervention", "corrupt")),
+        "intervention-shape": (alone(lambda z, hook: z[:, :1]), ("hook_z", "same shape")),
+        "knock-out-of-z": (alone(hooks.knock_out(0, 0)), ("knock_out", "hook_z", "attn_scores")),
+        "screen-0": (asked(screen=0), "screen"), "screen-word": (asked(screen="3"), ("screen", "'3'")),
+        "screen-of-windows": (asked(of=sites.windows(1), screen=3), "windows"),
         "steps-0": (partial(attribution, blip, clean, corrupt, sites, metric, steps=0), "steps"),
         "steps-half": (partial(attribution, blip, clean, corrupt, sites, metric, steps=1.5), "steps"),
         "steps-word": (partial(attribution, blip, clean, corrupt, sites, metric, steps="9"), "steps"),
