@@ -141,6 +141,9 @@ def notice(
             help="Patch heads at every position at once, too; where it is affordable, if left out.",
         ),
     ] = None,
+    screen: Annotated[
+        int | None, typer.Option(help="Estimate every site, and measure the largest so many of each kind.")
+    ] = None,
     examples: Annotated[int, typer.Option(help="Examples wanted of each task, answered rightly.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the rows, the noise and every draw.")] = 0,
     data: Annotated[str | None, typer.Option(help="The data set's folder, for tasks that read one.")] = None,
@@ -187,6 +190,7 @@ def notice(
         positions=positions,
         select_at=select_at,
         every_position=every_position,
+        screen=screen,
         examples=examples,
         seed=seed,
         data=data,

@@ -184,6 +184,11 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
             else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
         )
     said += _about_labels(tables["functions_by_task"])
+    if config.get("screen"):
+        said.append(
+            f"Screened: of each kind of sites in each example, those with the {config['screen']} largest estimates and "
+            "as many drawn at random were measured; the effects of all others are first-order estimates."
+        )
     if config.get("every_position") is False:
         said.append(
             "Heads were patched at single positions; every position at once was not swept, so what a head does through "

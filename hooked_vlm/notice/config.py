@@ -37,8 +37,18 @@ _WHOLE = {  # whole numbers, from and to: every row is looked through, and every
     "random_draws": (0, 10_000),
     "bootstrap": (1, 100_000),
     "batch": (1, 100_000),
+    "screen": (1, 1_000_000),
 }
-_LEFT_OUT = ("batch", "data", "region", "prompt_template", "device", "dtype", "revision")  # None is a value of them
+_LEFT_OUT = (
+    "batch",
+    "screen",
+    "data",
+    "region",
+    "prompt_template",
+    "device",
+    "dtype",
+    "revision",
+)  # None is a value of them
 _TEXTS = ("model", "positions", "select_at", "data", "region", "prompt_template", "device", "dtype", "revision")
 
 
@@ -57,6 +67,8 @@ class NoticeConfig:
             answer's word in BLIP, the last prompt token in LLaVA.
         every_position: also patch heads at every position at once: True, False, or None for where the plan finds it
             affordable, and not where single positions were asked for.
+        screen: estimate every site, and measure so many of each kind, those of the largest estimates, and as many
+            drawn at random; None measures every site.
         examples: kept examples wanted of each task, 100,000 at most; four times as many rows are seen at most.
         seed: of the rows, the noise and every random draw.
         data: the folder of the data set, for tasks that read one.
@@ -85,6 +97,7 @@ class NoticeConfig:
     positions: str = "text"
     select_at: str = "auto"
     every_position: bool | None = None
+    screen: int | None = None
     examples: int = 50
     seed: int = 0
     data: str | None = None

@@ -34,7 +34,7 @@ from hooked_vlm.notice.storage import PART, Packed, digest, digest_of, packed, r
 VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
 EXAMPLES, EFFECTS, ATTENTION, ABLATION = "examples", "effects", "attention", "ablation"
-FIGURES, ROWS = "figures", "rows"
+FIGURES, ROWS, PARTS = "figures", "rows", "parts"
 MEASURED = (EFFECTS, ATTENTION)  # of every example that is kept
 RESULTS = (*MEASURED, ABLATION, EXAMPLES)
 BLOCK = 16  # rows of a task in one file of results, at least: a paper's 4,500 rows are 1,100 files
@@ -88,7 +88,7 @@ class RunDirectory(ListedFiles):
                 lock.truncate(0)
                 lock.write(f"pid {os.getpid()}")
                 lock.flush()
-                for folder in (self.path, *(self.path / name for name in (*RESULTS, FIGURES, ROWS))):
+                for folder in (self.path, *(self.path / name for name in (*RESULTS, FIGURES, ROWS, PARTS))):
                     for part in folder.glob(f"*{PART}") if folder.is_dir() else ():  # of a process that was killed
                         part.unlink()
             yield self
@@ -150,6 +150,15 @@ class RunDirectory(ListedFiles):
         with self._reported("cannot be written"):
             self._manifest.add({"run": self.record})
             whole(self.path / RUN, text_of(self.record))
+
+    def forget_parts(self) -> None:
+        """Remove what is left of parts of batches: every batch is whole."""
+        with self._reported("cannot be removed"):
+            refuse_link(self.path / PARTS)
+            if (self.path / PARTS).is_dir():
+                for path in (self.path / PARTS).iterdir():
+                    self.remove(f"{PARTS}/{path.name}")
+                (self.path / PARTS).rmdir()
 
     # --- what is there --------------------------------------------------------------------------------
 

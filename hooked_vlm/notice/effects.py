@@ -10,8 +10,8 @@ are not run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, stacked
+from hooked_vlm.notice.parts import Parts, Swept
 from hooked_vlm.notice.vocabulary import EVERY, module_of, of_heads
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
+from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sweep import sweep_all
 
 _TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
 _VALUES = ("effect", "restoration", "normalised")
+PIECE = 4  # layers of a kind of sites that are swept together, and kept together
 AT_ONCE = " at once"  # behind a kind's name: its sites at every position at once
 
 
@@ -85,7 +88,13 @@ def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) ->
     return found
 
 
-def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budget: int | None = None) -> list[Effects]:
+def measured(
+    model: Any,
+    config: NoticeConfig,
+    examples: Sequence[Example],
+    budget: int | None = None,
+    parts: Parts | None = None,
+) -> list[Effects]:
     """Sweep examples of equal length and positions together.
 
     Args:
@@ -93,6 +102,7 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
         config: the run's, resolved.
         examples: kept ones, alike in their number of tokens and their positions.
         budget: bytes that a sweep may take; None for a quarter of what is free.
+        parts: what was measured of them before, and where what is measured is kept; None to keep nothing.
     """
     clean = stacked(examples)
     tokens = [example.tokens for example in examples]
@@ -103,32 +113,54 @@ def measured(model: Any, config: NoticeConfig, examples: Sequence[Example], budg
     with torch.no_grad():
         high = metrics["difference"](model(clean, logits_at="last")).cpu().double().numpy()
     skeleton = _Skeleton(model, config, examples[0].positions)
-    found: dict[str, NDArray[Any]] = {}
-    low: dict[str, NDArray[Any]] = {}
-    skipped: dict[str, int] = {}
+    pieces = _pieces(skeleton.sites, whole=config.screen is not None)
+    found: dict[str, Swept] = {}
     for name, corruption in corruptions(config, examples).items():
-        hooks = corruption.fwd_hooks(model, clean)
-        results = sweep_all(
-            model, clean, clean, skeleton.sites, metrics, corruption=hooks, budget=budget, progress=False
+        kept = {piece: part for piece in pieces if parts and (part := parts.get(f"{name}, {piece}"))}
+
+        def keep(piece: str, result: SitesResult, name: str = name, kept: dict[str, Swept] = kept) -> None:
+            kept[piece] = _swept(result, len(examples))
+            if parts is not None:
+                parts.add(f"{name}, {piece}", kept[piece])
+
+        if left := {piece: sites for piece, sites in pieces.items() if piece not in kept}:
+            sweep_all(
+                model, clean, clean, left, metrics, corruption=corruption.fwd_hooks(model, clean),
+                budget=budget, progress=False, screen=config.screen, done=keep,
+            )  # fmt: skip
+        in_order = [kept[piece] for piece in pieces]
+        found[name] = Swept(
+            np.concatenate([part.effects for part in in_order], 1),
+            in_order[0].baseline,
+            np.concatenate([part.measured for part in in_order]),
+            sum(part.skipped for part in in_order),
         )
-        found[name] = np.concatenate(
-            [result.effect().cpu().double().numpy().reshape(2, -1, len(examples)) for result in results.values()], 1
-        )
-        baseline = next(iter(results.values())).baseline
-        assert baseline is not None
-        low[name] = baseline[0].cpu().double().numpy()
-        skipped[name] = sum(result.skipped for result in results.values())
     return [
         Effects(
-            skeleton.table(
-                example, {name: found[name][:, :, i] for name in found}, high[i], {n: low[n][i] for n in low}
-            ),
+            skeleton.table(example, found, i, float(high[i])),
             float(high[i]),
-            {name: float(low[name][i]) for name in low},
-            skipped,
+            {name: float(each.baseline[i]) for name, each in found.items()},
+            {name: each.skipped for name, each in found.items()},
         )
         for i, example in enumerate(examples)
     ]
+
+
+def _pieces(kinds: Mapping[str, Sites], *, whole: bool) -> dict[str, Sites]:
+    """The sites of each kind, `PIECE` layers at a time, in the order of the kinds' tables; or all of a kind at once."""
+    found = {}
+    for name, sites in kinds.items():
+        size = len(sites.layers) if whole else PIECE
+        for start in range(0, len(sites.layers), size):
+            found[f"{name} from {start}"] = replace(sites, layers=sites.layers[start : start + size])
+    return found
+
+
+def _swept(result: SitesResult, n_examples: int) -> Swept:
+    assert result.baseline is not None
+    effects = result.effect().cpu().double().numpy().reshape(2, -1, n_examples)
+    known = np.ones(effects.shape[1], dtype=bool) if result.measured is None else result.measured.numpy().ravel()
+    return Swept(effects, result.baseline[0].cpu().double().numpy(), known, result.skipped)
 
 
 class _Skeleton:
@@ -136,6 +168,7 @@ class _Skeleton:
 
     def __init__(self, model: Any, config: NoticeConfig, positions: tuple[int, ...]) -> None:
         self.model, self.kinds, self.positions = model, config.kinds, positions
+        self.screened = config.screen is not None
         cfg = model.stacks[model.prompt_stack].cfg
         self.sites = sites_by_kind(model, config, positions)
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("kind", *_PLACES)}
@@ -149,14 +182,14 @@ class _Skeleton:
             columns["kind"].append(np.full(layer.size, config.kinds.index(kind)))
         self.columns = {name: np.concatenate(parts).astype(np.int32) for name, parts in columns.items()}
 
-    def table(self, example: Example, found: dict[str, NDArray[Any]], high: float, low: dict[str, float]) -> pa.Table:
+    def table(self, example: Example, found: Mapping[str, Swept], i: int, high: float) -> pa.Table:
         """One example's table.
 
         Args:
             example: which.
-            found: effect and restoration of every row, [2 row], by corruption.
+            found: what the sweeps gave, by corruption.
+            i: its place among the examples that were swept together.
             high: its clean logit difference.
-            low: its corrupt ones, by corruption.
         """
         n_rows, names = len(self.columns["kind"]), list(found)
         strings = example.clean.str_tokens
@@ -181,14 +214,15 @@ class _Skeleton:
             columns[name] = _words(known, np.tile(codes[place], len(names)))
         for name in _PLACES:
             columns[name] = pa.array(np.tile(self.columns[name], len(names)))
-        effects = np.stack([found[name][0] for name in names])
-        spans = np.array([high - low[name] for name in names])
+        effects = np.stack([found[name].effects[0, :, i] for name in names])
+        spans = np.array([high - found[name].baseline[i] for name in names])
         spans[spans == 0] = np.nan
         columns["effect"] = pa.array(effects.ravel())
-        columns["restoration"] = pa.array(np.stack([found[name][1] for name in names]).ravel())
+        columns["restoration"] = pa.array(np.stack([found[name].effects[1, :, i] for name in names]).ravel())
         columns["normalised"] = pa.array((effects / spans[:, None]).ravel())
+        columns["measured"] = pa.array(np.concatenate([found[name].measured for name in names]))
         order = ("task", "example", "group", "corrupt", "kind", "stack", "layer", "head", "position", "role", "token")
-        return pa.table({name: columns[name] for name in (*order, *_VALUES)})
+        return pa.table({name: columns[name] for name in (*order, *_VALUES, *(["measured"] if self.screened else []))})
 
 
 def _words(known: list[str], codes: NDArray[Any]) -> pa.DictionaryArray:

@@ -108,6 +108,25 @@ class ListedFiles:
         """
         return self._write(name, text.encode())
 
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write a file as it is.
+
+        Raises:
+            RunDirectoryError: as `write_json`.
+        """
+        return self._write(name, data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the run.
+
+        Raises:
+            RunDirectoryError: if the disk refuses.
+        """
+        with self._reported("cannot be removed", self.path / name):
+            refuse_link((self.path / name).parent)
+            (self.path / name).unlink(missing_ok=True)
+            self._digests.pop(name, None)
+
     def write_figure(self, name: str, figure: Any) -> Path:
         """Write a matplotlib figure as PNG.
 

@@ -8,7 +8,7 @@ comparing two runs (`patching.moving`) is foreseen here from that. Costs nothing
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -128,6 +128,16 @@ def which_matter(
 def _kept(model: Any, kinds: Iterable[Sites], lengths: cost.Lengths) -> int:
     hooks = {sites.hook: cost.source_numbers(model, sites, lengths) for sites in kinds}
     return cost.state_numbers(model, lengths) + sum(hooks.values())
+
+
+def _screened(every: SitesCost, screen: int | None, model: Any, lengths: cost.Lengths) -> SitesCost:
+    """What is left of sites' cost where the largest estimates and as many others are measured."""
+    n_run = every.sites - every.skipped
+    if screen is None or n_run <= 2 * screen:
+        return every
+    share = 2 * screen / n_run
+    estimates = 2 * 3 * cost.run_flop(model, lengths)  # of two metrics, a forward and a backward each
+    return replace(every, position_runs=round(share * every.position_runs), flop=share * every.flop + estimates)
 
 
 def _mean(costs: Sequence[SitesCost], n: int) -> SitesCost:

@@ -32,6 +32,7 @@ from hooked_vlm.notice.effects import Effects, measured
 from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
 from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.identity import begun, started
+from hooked_vlm.notice.parts import Parts
 from hooked_vlm.notice.planning import plan as planned
 from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.terminal import Progress
@@ -204,11 +205,14 @@ def _batch(
     examples = [each for each, n in zip(examples, kept_so_far, strict=True) if n - each.kept < wanted]
     tables: dict[str, dict[int, pa.Table]] = {kind: {} for kind in directory.MEASURED}
     found: dict[int, Effects] = {}
+    parts: list[Parts] = []
     for group in grouped([example for example in examples if example.kept], _shape):
         if all(example.number in done for example in group):
             continue
         scores = _attention(model, config, group)
-        for example, effects, scored in zip(group, measured(model, config, group), scores, strict=True):
+        parts.append(Parts(place, task, [example.number for example in group]))
+        effects_of = measured(model, config, group, parts=parts[-1])
+        for example, effects, scored in zip(group, effects_of, scores, strict=True):
             found[example.number] = effects
             tables[directory.EFFECTS][example.number] = effects.table
             tables[directory.ATTENTION][example.number] = scored
@@ -219,6 +223,8 @@ def _batch(
     }
     for kind, made in tables.items():
         place.add(kind, task, {number: table for number, table in made.items() if number not in done})
+    for each in parts:
+        each.clear()
     for example in examples:
         if example.number in found and example.number not in done:
             bar.advance(len(found[example.number].table))
@@ -301,6 +307,7 @@ def _conclude(
 
     A model that answers nothing rightly has nothing to restore: the report then says so, and why each row went.
     """
+    place.forget_parts()
     found = summary.made(place, config.to_json(), place.record["model"])
     bar.say("ablating")
     conclusion.ablate_kept(place, config, model, surveys, selections.to_ablate(found), go_on)

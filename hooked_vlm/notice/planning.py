@@ -195,6 +195,8 @@ def decided(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> No
     """
     if config.every_position is not None:
         return config
+    if config.screen is not None:
+        return replace(config, every_position=True)
     costs = foreseen(config, model, examples).costs
     at_once = sum(each.flop for (_, kind), each in costs.items() if kind.endswith(AT_ONCE))
     rest = sum(each.flop for each in costs.values()) - at_once
@@ -242,6 +244,8 @@ def _savings(config: NoticeConfig, model: Any, examples: Sequence[Example], forw
         others[f"--positions {at}"] = (replace(config, positions=at, every_position=False), single)
     if config.every_position and at != EVERY:
         others["--no-every-position"] = (replace(config, every_position=False), examples)
+    if config.screen is None:
+        others["--screen 64"] = (replace(config, screen=64), examples)
     for kind in config.kinds if len(config.kinds) > 1 else ():
         others[f"--sites {kind}"] = (replace(config, kinds=(kind,)), examples)
     for one in config.corrupt if len(config.corrupt) > 1 else ():

@@ -21,7 +21,7 @@ models that carry hooks of the user's own, are swept with one run of the whole m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -123,6 +123,7 @@ def sweep_all(
     corruption: Sequence[Any] = (),
     intervention: HookFunction | None = None,
     screen: int | Screen | None = None,
+    done: Callable[[str, SitesResult], None] | None = None,
 ) -> dict[str, SitesResult]:
     """Sweeps over several kinds of sites, which share the clean and the corrupt run.
 
@@ -139,6 +140,7 @@ def sweep_all(
         corruption: likewise.
         intervention: likewise.
         screen: likewise, for each kind.
+        done: called with each kind's name and result as soon as it is swept.
 
     Returns:
         A result for each name; the activations of all kinds are held until the last is swept.
@@ -165,6 +167,8 @@ def sweep_all(
             measured = None if part.measured is None else part.measured.reshape(task.sites.shape)
             given = (task.baseline, task.sites.table, axes, metrics, reduce)
             found[name] = result(values, *given, skipped=part.skipped, measured=measured, missed=part.missed)
+            if done is not None:
+                done(name, found[name])
         return found
 
 
