@@ -74,6 +74,11 @@ class HookPoint(LensHookPoint):
         refuse_uncallable(self.name, hook)
         return super().add_hook(hook, *args, **options)
 
+    def remove_hooks(self, *given: Any, **options: Any) -> None:
+        """As TransformerLens'; at once where there are none, since every run ends by asking every hook point."""
+        if self.fwd_hooks or self.bwd_hooks:
+            super().remove_hooks(*given, **options)
+
     def register_forward_hook(self, hook: HookFunction, **options: Any) -> RemovableHandle:
         """As PyTorch's, for a hook that gives back what it was given in all but its numbers.
 
