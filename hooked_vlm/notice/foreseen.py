@@ -78,7 +78,8 @@ def foreseen(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> F
             begins = first_difference(model, corruption, example)
             for name, sites in kinds.items():
                 matters, first = which_matter(model, sites, corruption, begins, n)
-                found.setdefault((corruption, name), []).append(cost.sites_cost(model, sites, matters, first, lengths))
+                every = cost.sites_cost(model, sites, matters, first, lengths)
+                found.setdefault((corruption, name), []).append(_screened(every, config.screen, model, lengths))
                 if bool(matters.any()):
                     left += (n - first[matters]).tolist()
                     earliest = int(first[matters].min())

@@ -100,6 +100,8 @@ def test_a_plan_reads_no_weights_and_says_what_a_run_costs(monkeypatch: pytest.M
         assert part in said
     assert foretold.weights_bytes == sum(p.numel() for p in untrained_llava().hf_model.parameters()) * 4
     assert 0 < foretold.savings["--positions last"] < foretold.savings["--no-every-position"] < 1
+    screened = plan(replace(config, screen=8), timed=False)
+    assert screened.sites == foretold.sites and screened.position_runs < foretold.position_runs
     assert foretold.peak_bytes >= foretold.weights_bytes + foretold.kept_bytes + foretold.row_bytes
 
 
