@@ -1,11 +1,13 @@
 """What the exact sweep saves, measured beside the loop it replaces. `make bench` runs this file too.
 
-    python -m tests.benchmarks.bench_sweep [--only blip|llava] [--rounds 3]
+    python -m tests.benchmarks.bench_sweep [--only blip|llava|skipping] [--rounds 3]
 
-Random weights in the dimensions of BLIP-VQA-base (12 x 12 cross-attention heads x 9 tokens = 1,296 sites) and of
-LLaVA-1.5-7B with 4 language layers (128 heads at the last of 600 positions), float32. The loop is three whole
-Hugging Face models a site (clean, corrupt, patched), as published; a few of its sites are timed, the sweep whole,
-in turn. The floor is the counted minimum of floating-point operations at the measured matrix-multiply rate.
+Random weights in the dimensions of BLIP-VQA-base (12 x 12 cross-attention heads x 9 tokens = 1,296 sites, and the
+self-attention's with them) and of LLaVA-1.5-7B with 4 language layers (128 heads at the last of 600 positions, and at
+every text position), float32. The loop is three whole Hugging Face models a site (clean, corrupt, patched), as
+published; a few of its sites are timed, the sweep whole, in turn. The floor is the counted minimum of floating-point
+operations at the measured matrix-multiply rate. Skipping is measured on a LLaVA of 32 x 32 heads, against the same
+sweep with every site run.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from typing import Any
 import torch
 
 from hooked_vlm import HookedVLM, VLMInputs
-from hooked_vlm.patching import Sites, metrics, sweep
-from tests.benchmarks.bench_forward import blip, llava, peak_bytes, seconds
+from hooked_vlm.datasets.sources import source
+from hooked_vlm.patching import Sites, metrics, moving, sweep
+from hooked_vlm.patching.sweep import sweep_all
+from tests.benchmarks.bench_forward import blip, in_turn, llava, peak_bytes, seconds
+from tests.benchmarks.models import wide_llava
 
 
 def matmul_rate(n: int = 2048, rounds: int = 5) -> float:
@@ -63,15 +68,15 @@ def bench(name: str, hf: Any, given: dict[str, Any], make: Any, rounds: int, aim
     """Time the sweep and the loop in turn and print what it saves."""
     model, clean = HookedVLM.from_hf(hf), VLMInputs(**given)
     corrupt = clean.replace(pixel_values=clean.pixel_values.flip(-1))
-    sites = make(model, clean)
-    n_sites, measure = len(sites.at(clean.input_ids.shape[1])), metrics.logit_diff(100, 200)
+    kinds, measure = make(model, clean), metrics.logit_diff(100, 200)
+    n_sites = sum(len(sites.at(clean.input_ids.shape[1])) for sites in kinds.values())
 
     def loop() -> None:
         for _ in range(3):
             hf(**given)
 
     def whole() -> None:
-        sweep(model, clean, corrupt, sites, measure, progress=False)
+        sweep_all(model, clean, corrupt, kinds, measure, progress=False)
 
     loop(), whole()
     pairs = [(seconds(loop), seconds(whole)) for _ in range(rounds)]
@@ -121,24 +126,65 @@ def project(hf: Any, given: dict[str, Any], layers: int = 32, rows: int = 256) -
     print(f"  projected to {layers} layers: loop {3 * whole:.1f} s a site, {n} sites in {swept:.0f} s: {ratio:.0f}x")
 
 
+def skipping(rounds: int) -> None:
+    """What it saves that sites which cannot differ are not run: heads of some layers at every text position."""
+    model = wide_llava()
+    row = next(iter(source("colour", n=4, seed=0, tokenizer=model.tokenizer).rows))
+    clean = model.to_inputs(row["image"], row["prompt"])
+    places = (~clean.is_image[0]).nonzero()[:, 0].tolist()
+    sites = Sites.heads(model, "language_model", layers=range(0, 32, 8), positions=places)
+    by_image = model.to_inputs(row["corrupt_image"], row["prompt"])
+    by_text = model.to_inputs(row["image"], row["corrupt_prompt"])
+    whole = moving.moved
+    for name, corrupt, aim in (("image", by_image, 1 / 5), ("text", by_text, 1 / 8)):
+        found = []
+
+        def run(which: Any, corrupt: VLMInputs = corrupt, found: list[Any] = found) -> None:
+            moving.moved = which
+            found.append(sweep(model, clean, corrupt, sites, metrics.logit_diff(5, 6), progress=False))
+
+        print(in_turn(f"skipping, {name}", partial(run, whole), partial(run, every), rounds, aim))
+        moving.moved = whole
+        apart = (found[-2].values - found[-1].values).abs().max()
+        print(f"  {found[-2].skipped} of {len(found[-2].index_df)} sites not run; largest difference {apart:.1e}")
+
+
+def every(sites: Sites, source: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """As `moving.moved`, were every site to differ."""
+    return torch.ones_like(MOVED(sites, source, base))
+
+
+MOVED = moving.moved
+
+
 def main() -> None:
     """Run the benchmarks and print what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("blip", "llava"))
+    parser.add_argument("--only", choices=("blip", "llava", "skipping"))
     options = parser.parse_args()
     torch.manual_seed(0)
     with torch.inference_mode():
         if options.only in (None, "blip"):
             hf, given = blip()
-            make = lambda m, i: Sites.heads(m, "text_encoder", "cross_attn")  # noqa: E731
-            bench("BLIP", hf, given, make, options.rounds, 250, lambda m: blip_floor(m, given["input_ids"].shape[1]))
+            crossed = lambda m, i: {"": Sites.heads(m, "text_encoder", "cross_attn")}  # noqa: E731
+            both = lambda m, i: {k: Sites.heads(m, "text_encoder", k) for k in ("cross_attn", "attn")}  # noqa: E731
+            bench("BLIP", hf, given, crossed, options.rounds, 250, lambda m: blip_floor(m, given["input_ids"].shape[1]))
+            bench("BLIP, cross- and self-attention", hf, given, both, options.rounds, 320)
             by_number_of_sites(HookedVLM.from_hf(hf), VLMInputs(**given))
         if options.only in (None, "llava"):
             hf, given = llava()
-            make = lambda m, i: Sites.heads(m, "language_model", positions=i.last)  # noqa: E731
-            bench("LLaVA, 4 layers", hf, given, make, options.rounds, 140)
+            last = lambda m, i: {"": Sites.heads(m, "language_model", positions=i.last)}  # noqa: E731
+            text = lambda m, i: {  # noqa: E731
+                "": Sites.heads(
+                    m, "language_model", positions=(given["input_ids"][0] != 32000).nonzero()[:, 0].tolist()
+                )
+            }
+            bench("LLaVA, 4 layers", hf, given, last, options.rounds, 140)
+            bench("LLaVA, 4 layers, every text position", hf, given, text, 1, 2000)
             project(hf, given)
+        if options.only in (None, "skipping"):
+            skipping(options.rounds)
 
 
 if __name__ == "__main__":
