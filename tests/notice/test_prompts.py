@@ -15,7 +15,7 @@ from hooked_vlm.errors import TextError
 from hooked_vlm.notice import answers, cautions, pipeline
 from hooked_vlm.notice.answers import SENTENCE
 from hooked_vlm.notice.config import NoticeConfig
-from tests.models.checkpoints import llava, save
+from tests.models.checkpoints import blip_vqa, llava, save
 from tests.notice.models import answerable, questions, small
 
 Command = Callable[..., tuple[int, str, str]]
@@ -83,7 +83,8 @@ def test_answers_in_sentences_are_told_with_the_template_that_asks_for_a_word(te
 def test_a_run_whose_model_answers_in_sentences_says_so(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, model = answerable("blip", tmp_path / "some.parquet"), small("blip")
+    task = answerable("blip", tmp_path / "some.parquet")
+    saved = save(tmp_path / "checkpoint", *blip_vqa())
     words_of = {row["prompt"]: row["answer"] for row in questions("blip", 8)}
     generated = answers.generated_tokens
 
@@ -93,9 +94,8 @@ def test_a_run_whose_model_answers_in_sentences_says_so(
         return tokens, [f"It is {next(w for p, w in words_of.items() if p[:-2] in text)}." for text in prompts]
 
     monkeypatch.setattr(answers, "generated_tokens", sentences)
-    monkeypatch.setattr(pipeline, "load", lambda _: model)
     out = tmp_path / "run"
-    code, told, _ = command("m", "--task", task, "--sites", "attn-heads", "--examples", "2", "--out", str(out))
+    code, told, _ = command(saved, "--task", task, "--sites", "attn-heads", "--examples", "2", "--out", str(out))
     assert code == 0 and '--template "{prompt} Answer with one word." asks for a word' in told
     report = (out / "report.html").read_text()
     assert "answers are sentences" in report and "Answer with one word." in report
