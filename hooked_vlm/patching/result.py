@@ -15,7 +15,7 @@ from transformer_lens.patching import PatchingResult
 N_SHOWN = 5
 
 
-@dataclass(repr=False)
+@dataclass(init=False, repr=False)
 class SitesResult(PatchingResult):
     """A `PatchingResult` that says what was run, printed in a few lines: its shape, and the sites of largest effect.
 
@@ -24,6 +24,10 @@ class SitesResult(PatchingResult):
     """
 
     skipped: int = 0
+
+    def __init__(self, *args: Any, skipped: int = 0, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self.skipped = skipped
 
     def __getitem__(self, metric_name: str) -> SitesResult:
         """One metric's result, with the metric axis dropped."""

@@ -107,8 +107,8 @@ def test_a_damaged_table_of_pairs_is_refused_by_its_line(
 def test_a_table_of_pairs_has_each_column_once(tmp_path: pathlib.Path) -> None:
     for number, name in enumerate(("cat.png", "dog.png")):
         picture(tmp_path / name, number)
-    written(tmp_path / "pairs.csv", f"{PAIRS},answer\n{PAIR},dog\n")
-    with pytest.raises(TaskSchemaError, match=r"pairs\.csv' has two columns called 'answer'"):
+    written(tmp_path / "pairs.csv", f"{PAIRS},prompt\n{PAIR},a cat or a dog?\n")
+    with pytest.raises(TaskSchemaError, match=r"pairs\.csv' has two columns called 'prompt'"):
         list(source("folder", data=tmp_path).rows)
 
 
