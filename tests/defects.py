@@ -2,16 +2,30 @@
 
 `python -m tests.defects COMMIT` runs these tests against the package as it was at a commit, and says which fail there;
 at the commit before a class was mended its test must. `tests/test_defects.py` holds the table to the tests there are.
+
+So that a test fails there for its own reason, what it merely names may be missing: `LATER` stands in for it, and a test
+that fails because it uses such a thing is "absent". Run directories that tests make are made as they were then.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 from xml.etree import ElementTree
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,8 +156,10 @@ CLASSES: dict[str, dict[str, str]] = {
         ),
         "a directory or a dead link is no named error": ("tests/test_images.py::test_a_directory_is_named"),
         "a picture without pixels": ("tests/test_images.py::test_a_picture_without_pixels_is_refused"),
-        "stray quotes, missing cells, encodings": ("tests/datasets/test_tables.py::test_a_damaged_line_is_named"),
-        "columns named twice": ("tests/datasets/test_tables.py::test_a_header_that_does_not_fit_is_named"),
+        "stray quotes, missing cells, encodings": (
+            "tests/datasets/test_tables.py::test_a_damaged_table_of_pairs_is_refused_by_its_line"
+        ),
+        "columns named twice": ("tests/datasets/test_tables.py::test_a_table_of_pairs_has_each_column_once"),
         "a row is taken from one kind of table and refused in another; paths and links lead out of the folder": (
             "tests/datasets/test_rows.py::test_a_row_is_passed_over_for_the_same_reason_wherever_it_stands"
         ),
@@ -204,24 +220,22 @@ CLASSES: dict[str, dict[str, str]] = {
             "tests/notice/test_identity.py::test_a_picture_deleted_from_a_folder_shifts_no_example"
         ),
         "a row is refused when everything is computed": (
-            "tests/notice/test_identity.py::test_every_row_is_checked_before_the_first_example"
+            "tests/notice/test_identity.py::test_a_mask_of_another_size_is_left_out_and_its_row_is_named"
         ),
         "an option is refused when everything is computed": (
             "tests/notice/test_identity.py::test_every_option_is_checked_before_anything_is_made"
         ),
         "a truncated run.json has no way out": (
-            "tests/notice/test_directory.py::test_a_damaged_run_json_is_written_anew"
+            "tests/notice/test_damage.py::test_a_run_json_that_is_cut_off_is_written_anew"
         ),
         "a file is written through a symbolic link": (
-            "tests/notice/test_directory.py::test_nothing_is_written_through_a_symbolic_link"
+            "tests/notice/test_damage.py::test_a_run_writes_through_no_symbolic_link"
         ),
         "a file is moved before it is on the disk": (
-            "tests/notice/test_directory.py::test_a_file_is_on_the_disk_before_and_after_it_is_moved"
+            "tests/notice/test_damage.py::test_every_file_is_on_the_disk_before_it_is_moved"
         ),
-        "a flipped bit is read": ("tests/notice/test_directory.py::test_one_bit_is_noticed_wherever_it_is"),
-        "another run's file counts": (
-            "tests/notice/test_directory.py::test_another_runs_file_is_refused_and_left_alone"
-        ),
+        "a flipped bit is read": ("tests/notice/test_damage.py::test_one_bit_of_a_result_is_noticed"),
+        "another run's file counts": ("tests/notice/test_damage.py::test_another_runs_results_do_not_count"),
         "one file an example": ("tests/notice/test_resume.py::test_a_block_is_a_file_and_not_an_example"),
     },
     "The report's word": {
@@ -274,63 +288,163 @@ CLASSES: dict[str, dict[str, str]] = {
 }
 
 
-# Errors that a commit did not have yet, so that a test which names one is loaded there and fails for its own reason.
-LATER_ERRORS = """
+# What is appended to each module of a commit, so that a test which names what was not there yet is loaded there.
+LATER = """
 
 def __getattr__(name):
-    if not name.endswith("Error"):
-        raise AttributeError(name)
-    globals()[name] = type(name, (HookedVLMError, ValueError), {})
-    return globals()[name]
+    from tests.defects import later
+    return later(__name__, name)
+"""
+LONGEST = 60  # seconds that a test may take
+_LATER = "was not there yet"
+MOVED = {"hooked_vlm.images": "hooked_vlm.models.images"}  # modules that had another name
+
+CONFTEST = "conftest.txt"  # where a commit's own is kept, for the test of how tests draw
+
+# What is appended to a commit's own maker of run directories, of one file an example, for tests that change one.
+MADE = """
+
+def number_of(frame):
+    return int(frame["example"].iloc[0].rpartition("-")[2])
+
+
+def write_tables(path, kind, task, frames):
+    for number, frame in frames.items():
+        frame.to_parquet(path / kind / f"{task}-{number:06d}.parquet", compression="zstd")
+
+
+def edit_tables(path, kind, task, change):
+    frames = [pd.read_parquet(file) for file in sorted((path / kind).glob(f"{task}-*.parquet"))]
+    write_tables(path, kind, task, {number_of(frame): change(frame) for frame in frames})
 """
 
 
-def outcomes(commit: str, tests: list[str]) -> dict[str, str]:
-    """What each test does with the package of a commit, in a copy of it with today's tests: passes, fails, no load."""
+class Later:
+    """What a commit did not have yet: it may be named, and raises where it is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError(f"{self._name} {_LATER}")
+
+    def __getattr__(self, name: str) -> Any:
+        return later(self._name, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        self()
+
+
+def later(module: str, name: str) -> Any:
+    """A name that a module of a commit lacks; an error of the package as a class that nothing raises."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name.endswith("Error"):
+        errors = importlib.import_module("hooked_vlm.errors")
+        vars(errors).setdefault(name, type(name, (errors.HookedVLMError, ValueError), {}))
+        return vars(errors)[name]
+    return Later(f"{module}.{name}")
+
+
+class _Modules(MetaPathFinder, Loader):
+    """Finds the modules of the package that nobody else does."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.startswith("hooked_vlm.") else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = MOVED.get(module.__name__)
+        before = importlib.import_module(name) if name else None
+        vars(module)["__getattr__"] = partial(getattr, before) if before else partial(later, module.__name__)
+
+
+def pytest_configure() -> None:
+    """As a plugin, in the copy: the modules that the commit lacks."""
+    sys.meta_path.append(_Modules())
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """As a plugin, in the copy: of the tests, those of the table."""
+    asked = {test for part in CLASSES.values() for test in part.values()}
+    named = [item for item in items if {item.nodeid, item.nodeid.partition("[")[0]} & asked]
+    config.hook.pytest_deselected(items=[item for item in items if item not in named])
+    items[:] = named
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """As a plugin, in the copy: a test that hangs fails, such as one that reads a pipe."""
+
+    def hung(*interrupted: Any) -> NoReturn:
+        pytest.fail(f"it was not done in {LONGEST} s")  # no OSError, which a reader may take for its file's
+
+    signal.signal(signal.SIGALRM, hung)
+    signal.alarm(LONGEST)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+
+
+def outcomes(commit: str, tests: Sequence[str]) -> dict[str, str]:
+    """What each test does with the package of a commit, in a copy of it with today's tests.
+
+    Returns:
+        By test: "passes", "fails", "absent" if it fails because it uses what was not there yet, or "no load".
+    """
     with tempfile.TemporaryDirectory() as directory:
         there = Path(directory)
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "-x"], cwd=there, input=archive, check=True)
-        with (there / "hooked_vlm" / "errors.py").open("a", encoding="utf-8") as errors:
-            errors.write(LATER_ERRORS)
-        shutil.rmtree(there / "tests")
-        shutil.copytree(ROOT / "tests", there / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        _lay(commit, there)
         report = there / "report.xml"
         command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "2",
-            "--continue-on-collection-errors",
-            f"--junitxml={report}",
-            "-o",
-            "junit_family=xunit1",
+            *(sys.executable, "-m", "pytest", "-q", "-p", "tests.defects", "--continue-on-collection-errors"),
+            *(f"--junitxml={report}", "-o", "junit_family=xunit1"),
         ]
-        subprocess.run([*command, *tests], cwd=there, env=_environment(there), check=False)
+        files = sorted({test.partition("::")[0] for test in tests})
+        subprocess.run([*command, *files], cwd=there, env=_environment(there), check=False)
         found: dict[str, str] = {}
         for case in ElementTree.parse(report).iter("testcase"):
-            name, failed = f"{case.get('file')}::{case.get('name')}", {"failure", "error"} & {part.tag for part in case}
-            for test in {name, name.partition("[")[0]} & set(tests):  # of a test with cases, one that fails is enough
-                found[test] = "fails" if failed or found.get(test) == "fails" else "passes"
+            name = f"{case.get('file')}::{case.get('name')}"
+            for test in {name, name.partition("[")[0]} & set(tests):  # of a test with cases, the clearest
+                found[test] = min(found.get(test, "passes"), _outcome(case), key=_CLEAREST.index)
     return {test: found.get(test, "no load") for test in tests}
 
 
-def _environment(there: Path) -> dict[str, str]:
-    import os
+def _lay(commit: str, there: Path) -> None:
+    """A commit, with today's tests in place of its own; what makes a run directory for them stays its own."""
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x"], cwd=there, input=archive, check=True)
+    for module in (there / "hooked_vlm").rglob("*.py"):
+        if module.name != "__init__.py":
+            with module.open("a", encoding="utf-8") as code:
+                code.write(LATER)
+    own = [(there / "tests" / name).read_text(encoding="utf-8") for name in ("notice/made.py", "conftest.py")]
+    shutil.rmtree(there / "tests")
+    shutil.copytree(ROOT / "tests", there / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    (there / "tests" / "notice" / "made.py").write_text(own[0] + MADE, encoding="utf-8")
+    (there / CONFTEST).write_text(own[1], encoding="utf-8")
 
-    return {**os.environ, "PYTHONPATH": str(there), "HF_HUB_OFFLINE": "1"}
+
+_CLEAREST = ("fails", "absent", "passes")
+
+
+def _outcome(case: ElementTree.Element) -> str:
+    said = [part for part in case if part.tag in ("failure", "error")]
+    return "passes" if not said else "absent" if any(_LATER in part.get("message", "") for part in said) else "fails"
+
+
+def _environment(there: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(there), "HF_HUB_OFFLINE": "1", "CONFTEST": str(there / CONFTEST)}
 
 
 def main(commit: str = BEFORE) -> int:
-    """Print each class and what its test says of a commit; 1 if one passes there."""
+    """Print each class and what its test says of a commit; 1 if one passes there, or cannot be loaded."""
     found = outcomes(commit, [test for part in CLASSES.values() for test in part.values()])
     for part, classes in CLASSES.items():
         print(f"\n{part}")
         for name, test in classes.items():
             print(f"  {found[test]:<8} {name}")
-    failing = sum(outcome != "passes" for outcome in found.values())
+    failing = sum(outcome in ("fails", "absent") for outcome in found.values())
     print(f"\n{failing} of {len(found)} fail with the package of {commit}")
     return 0 if failing == len(found) else 1
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFTEST = Path(__file__).with_name("conftest.py")
+CONFTEST = Path(os.environ.get("CONFTEST") or Path(__file__).with_name("conftest.py"))
 DRAWING = """
 from hypothesis import given, strategies as st
 

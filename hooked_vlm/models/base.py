@@ -122,7 +122,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
             UnsupportedArchitectureError: if no family reads its class, or one of its towers.
             CheckpointError: if a weight is NaN or infinite; `check_weights=False` does not look.
         """
-        family = cls._family(type(hf_model).__name__, hf_model.config)
+        family = cls._family(type(hf_model).__name__, getattr(hf_model, "config", None))
         if check_weights:
             checkpoint.refuse_non_finite(hf_model)
         return family(hf_model, processor)

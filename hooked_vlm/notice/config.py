@@ -24,6 +24,14 @@ SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given u
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
 OPEN = (None, "auto")  # a device or dtype that is left to the machine and the checkpoint
+_OPEN: dict[str, tuple[Any, ...]] = {  # what leaves an option to the model, the machine or the plan
+    "kinds": ((),),
+    "select_at": ("auto",),
+    "every_position": (None,),
+    "batch": (None,),
+    "device": OPEN,
+    "dtype": OPEN,
+}
 
 _CHOICES: dict[str, tuple[str, ...]] = {"corrupt": CORRUPT, "kinds": KINDS}
 _CHOICE: dict[str, tuple[str | None, ...]] = {
@@ -257,25 +265,13 @@ class NoticeConfig:
         options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
         return cls(**options)
 
-    def decided_as(self, other: NoticeConfig) -> NoticeConfig:
-        """The same with what is left to the model decided as in another configuration of it."""
-        return dataclasses.replace(
-            self,
-            kinds=self.kinds or other.kinds,
-            select_at=other.select_at if self.select_at == "auto" else self.select_at,
-            every_position=other.every_position if self.every_position is None else self.every_position,
-            batch=self.batch or other.batch,
-            device=other.device if self.device in OPEN else self.device,
-            dtype=other.dtype if self.dtype in OPEN else self.dtype,
-        )
-
     def differences(self, other: NoticeConfig) -> list[str]:
-        """What differs in another configuration, in words: "seed was 0 and is 1"."""
+        """What differs in another configuration, in words: "seed was 0 and is 1"; what it leaves open does not."""
         mine, theirs = self.to_json(), other.to_json()
         return [
             f"{name} was {quoted(mine[name])} and is {quoted(theirs[name])}"
             for name in mine
-            if mine[name] != theirs[name]
+            if mine[name] != theirs[name] and getattr(other, name) not in _OPEN.get(name, ())
         ]
 
     def refuse_another(self, other: NoticeConfig, directory: Path) -> None:

@@ -19,7 +19,7 @@ from hooked_vlm.notice.storage import digest_of
 
 
 def begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
-    """Refuse another configuration's directory before anything is loaded.
+    """The configuration, as decided where the run began; another one's directory is refused before anything is loaded.
 
     Raises:
         ResumeError: if the directory holds another configuration's run.
@@ -28,8 +28,8 @@ def begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
     stored = place.stored()
     if stored is not None:
         before = NoticeConfig.from_json(stored["config"])
-        config = config.decided_as(before)
         before.refuse_another(config, place.path)
+        return before
     return config
 
 

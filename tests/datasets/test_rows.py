@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from hooked_vlm.datasets import pairs
-from hooked_vlm.datasets.rows import NEEDED
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.errors import DataError, TaskSchemaError
 from tests.datasets.folders import picture, table
 
-ALL = ("id", "task", "group", *NEEDED, "corrupt_prompt", "mask")
+ALL = tuple(pairs.COLUMNS)
 
 
 def row(id: str, **changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.datasets.tables import lines
 from hooked_vlm.errors import DataError, TaskSchemaError
-from tests.datasets.folders import svo_folder, svo_line
+from tests.datasets.folders import picture, svo_folder, svo_line
 
 COLUMNS = ("one", "two")
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
@@ -78,6 +78,38 @@ def test_a_damaged_line_is_named(tmp_path: pathlib.Path, content: str | bytes, m
 def test_a_header_that_does_not_fit_is_named(tmp_path: pathlib.Path, content: str, message: str) -> None:
     with pytest.raises(TaskSchemaError, match=message):
         read(written(tmp_path / "t.csv", content))
+
+
+PAIRS = "image,corrupt_image,prompt,answer,wrong_answer"
+PAIR = "cat.png,dog.png,is it a cat or a dog?,cat,dog"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f'{PAIRS}\n{PAIR}\n"cat.png"x,dog.png,a or b?,a,b\n', r"Line 3 of .*pairs\.csv' cannot be read"),
+        (f"{PAIRS}\n{PAIR}\ncat.png,dog.png\n", r"Line 3 of .*pairs\.csv' has 2 cells and the header 5"),
+        (f"{PAIRS}\n{PAIR}\n{PAIR},more\n", r"Line 3 of .*pairs\.csv' has 6 cells and the header 5"),
+        (f"{PAIRS}\n{PAIR},caf\u00e9\n".encode("latin-1"), r"Line 2 of .* not UTF-8 \(byte 0xe9"),
+        (f"{PAIRS}\n{PAIR}\n".encode("utf-16"), r"pairs\.csv' is UTF-16, not UTF-8"),
+    ],
+)
+def test_a_damaged_table_of_pairs_is_refused_by_its_line(
+    tmp_path: pathlib.Path, content: str | bytes, message: str
+) -> None:
+    for number, name in enumerate(("cat.png", "dog.png")):
+        picture(tmp_path / name, number)
+    written(tmp_path / "pairs.csv", content)
+    with pytest.raises(DataError, match=message):
+        list(source("folder", data=tmp_path).rows)
+
+
+def test_a_table_of_pairs_has_each_column_once(tmp_path: pathlib.Path) -> None:
+    for number, name in enumerate(("cat.png", "dog.png")):
+        picture(tmp_path / name, number)
+    written(tmp_path / "pairs.csv", f"{PAIRS},prompt\n{PAIR},a cat or a dog?\n")
+    with pytest.raises(TaskSchemaError, match=r"pairs\.csv' has two columns called 'prompt'"):
+        list(source("folder", data=tmp_path).rows)
 
 
 def test_a_cell_under_no_name_is_refused_save_in_the_first_column(tmp_path: pathlib.Path) -> None:

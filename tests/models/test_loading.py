@@ -197,6 +197,14 @@ def test_a_class_of_no_family_is_refused_with_those_there_are(tmp_path: Path) ->
         load(save(tmp_path / "bert", bert))
 
 
+@pytest.mark.parametrize(
+    "given", [None, "a name", torch.nn.Linear(2, 3), BertModel], ids=["nothing", "a name", "a module", "a class"]
+)
+def test_what_has_no_config_is_of_no_family(given: Any) -> None:
+    with unchecked(), pytest.raises(UnsupportedArchitectureError, match=f"no family reads '{type(given).__name__}'"):
+        HookedVLM.from_hf(given)
+
+
 def change_config(directory: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     config = json.loads((directory / "config.json").read_text())
     change(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_another_configuration_is_refused_with_the_differences() -> None:
     PLAIN.refuse_another(PLAIN, Path("runs/a"))
 
 
+@pytest.mark.parametrize(
+    ("began", "asked", "named"),
+    [
+        ({"every_position": False}, {"select_at": "every position"}, "select_at was 'last' and is 'every position'"),
+        ({}, {"positions": "answer"}, "positions was 'text' and is 'answer'"),
+    ],
+)
+def test_another_choice_is_refused_by_its_name_whatever_was_decided_beside_it(
+    began: dict[str, Any], asked: dict[str, Any], named: str
+) -> None:
+    """The two together would be no configuration; each is one, and they differ."""
+    stored = dataclasses.replace(PLAIN, select_at="last", batch=3, kinds=("mlp",), **began)
+    with pytest.raises(ResumeError, match=re.escape(f"({named})")):
+        stored.refuse_another(dataclasses.replace(PLAIN, **asked), Path("runs/a"))
+
+
 def test_what_is_left_open_is_decided_by_the_model() -> None:
     blip, llava = PLAIN.resolved(blip_shapes()), PLAIN.resolved(untrained_llava())
     assert blip.kinds == KINDS and llava.kinds == ("attn-heads", "attn", "mlp", "resid")
@@ -126,7 +143,7 @@ def test_what_is_left_open_is_decided_by_the_model() -> None:
     assert blip.batch == BATCH
     assert dataclasses.replace(PLAIN, positions="last").resolved(blip_shapes()).select_at == "last"
     assert dataclasses.replace(PLAIN, batch=3, select_at="every position").resolved(blip_shapes()).batch == 3
-    assert PLAIN.decided_as(blip) == blip and blip.resolved(blip_shapes()) == blip
+    assert blip.differences(PLAIN) == [] and blip.resolved(blip_shapes()) == blip
     with pytest.raises(InputsError, match="HookedLLaVA has no 'cross_attn' in its language_model: it has attn-heads"):
         dataclasses.replace(PLAIN, kinds=("cross_attn",)).resolved(untrained_llava())
 

@@ -7,6 +7,7 @@ turn. Where the way out is to move a file away, it is gone, and then the numbers
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -116,9 +117,53 @@ def test_every_file_may_be_harmed_in_every_way(harm: str, task: str, runs: tuple
         refuse_harm(task, runs, name, harm, tmp_path / str(place))
 
 
+def test_a_run_json_that_is_cut_off_is_written_anew(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    refuse_harm(task, runs, "run.json", "cut off", tmp_path / "run")
+
+
+def test_another_runs_results_do_not_count(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    name = str(next((runs[0] / "examples").iterdir()).relative_to(runs[0]))
+    refuse_harm(task, runs, name, "another run's", tmp_path / "run")
+
+
+def test_one_bit_of_a_result_is_noticed(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    name = str(next((runs[0] / "effects").iterdir()).relative_to(runs[0]))
+    refuse_harm(task, runs, name, "one bit", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [".lock", "summary.json", "examples"])
+def test_a_run_writes_through_no_symbolic_link(name: str, task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    (run / name).rename(tmp_path / "outside")
+    (run / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(RunDirectoryError, match=r"is a symbolic link to .*outside.*remove the link"):
+        go(task, run)
+
+
+def test_every_file_is_on_the_disk_before_it_is_moved(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace, synced, moved = os.fsync, os.replace, set[str](), list[str]()
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def moving(source: Any, target: Any) -> None:
+        moved.append(str(source))
+        assert moved[-1] in synced, f"{target} was moved before it was on the disk"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", moving)
+    run = go(task, tmp_path / "run")
+    assert {Path(path).name.removesuffix(".part") for path in moved} >= {path.name for path in run.rglob("*.parquet")}
+
+
 def test_a_report_and_a_comparison_of_a_harmed_run_name_the_file(runs: tuple[Path, Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs[0], tmp_path / "run")
-    for name in ("effects/some-000000.parquet", "summary.json"):
+    effects = next((run / "effects").iterdir()).relative_to(run)
+    for name in (str(effects), "summary.json"):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(whole[:-2])
         for read in (lambda: report.write(run), lambda: compare([run, runs[1]], tmp_path / "compared.html")):

@@ -30,7 +30,7 @@ def test_what_was_decided_is_recorded_and_another_choice_is_refused(
     assert config.device == ("cpu" if device in (None, "auto") else device)
     assert config.dtype == ("float32" if dtype in (None, "auto") else dtype)
     stored = NoticeConfig.from_json(config.to_json())
-    again = NoticeConfig(model="m", tasks=("colour",), device=again_on, dtype=again_as).decided_as(stored)
+    again = NoticeConfig(model="m", tasks=("colour",), device=again_on, dtype=again_as)
     if again_on in (None, "auto", config.device) and again_as in (None, "auto", config.dtype):
         stored.refuse_another(again, Path("runs"))
     else:

@@ -119,6 +119,7 @@ def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws
 
 
 @settings(max_examples=3)
+@example(harms=(0.0, 3.0), draws=20, seed=0)
 @given(st.tuples(harm, harm), st.integers(19, 25), st.integers(0, 99))
 def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws, seed):
     path, _ = runs
