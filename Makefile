@@ -54,6 +54,7 @@ bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 	$(BIN)/python -m tests.benchmarks.bench_attribution
 	$(BIN)/python -m tests.benchmarks.bench_plan
 	$(BIN)/python -m tests.benchmarks.bench_screening
+	$(BIN)/python -m tests.benchmarks.bench_half
 
 notebooks: $(STAMP) ## execute the notebooks
 	$(PYTEST) -n $(JOBS) $(EXECUTE) $(PYTEST_ARGS) notebooks

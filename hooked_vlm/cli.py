@@ -1,12 +1,13 @@
 """The command line: `hooked-vlm`. Everything heavy is imported inside the command that needs it.
 
-An error that the package raises on purpose is printed in one line; any other keeps its traceback.
+An error that the package raises on purpose is printed in one line, and so is a lack of memory; any other keeps its
+traceback.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -33,8 +34,19 @@ def main() -> None:
     try:
         app()
     except HookedVLMError as error:
-        typer.echo(f"hooked-vlm: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        _end(str(error))
+    except (MemoryError, RuntimeError, OSError) as error:
+        from hooked_vlm.given import told
+        from hooked_vlm.models.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        _end(f"out of memory ({told(error)}): end other programs, or ask for less at a time")
+
+
+def _end(said: str) -> NoReturn:
+    typer.echo(f"hooked-vlm: {' '.join(said.split())}", err=True)
+    sys.exit(1)
 
 
 def _show_version(asked: bool | None) -> None:

@@ -129,7 +129,16 @@ class ResumeError(HookedVLMError, ValueError):
 
 
 class DoesNotFitError(HookedVLMError, MemoryError):
-    """A run needs more memory than there is."""
+    """A run needs more memory than there is.
+
+    Args:
+        found: what was asked for and what there is; kept as `found`.
+        ways: ways out, which follow in the message.
+    """
+
+    def __init__(self, found: str, *ways: str) -> None:
+        super().__init__(f"{found}: {'; '.join(ways)}" if ways else found)
+        self.found = found
 
 
 class RunDirectoryError(HookedVLMError, OSError):

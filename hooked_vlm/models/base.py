@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from hooked_vlm.components.embed import Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint, Window
-from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError
-from hooked_vlm.models import checkpoint, loading, placement
+from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError, quoted
+from hooked_vlm.models import checkpoint, loading, memory, placement
 from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
@@ -166,6 +166,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
                 shape, not safetensors, or not finite.
             UnsupportedArchitectureError: if no family reads it, or one of its towers; before its weights are read.
             InputsError: if the dtype or device does not exist here.
+            DoesNotFitError: if the weights do not fit the memory.
         """
         directory = loading.resolve(name)
         config, hf_class = loading.read_config(directory, revision=revision, **hf_options)
@@ -175,19 +176,26 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         )
         if processor is None:
             processor = loading.load_processor(directory, revision=revision, **hf_options)
-        hf_model = loading.load_model(  # last, since it takes longest
-            directory,
-            hf_class,
-            config,
-            dtype=weights_as,
-            device=weights_on,
-            strict=strict,
-            revision=revision,
-            device_map=device_map,
-            quantization_config=quantization_config,
-            **hf_options,
-        )
-        return family.from_hf(hf_model, processor, check_weights=check_weights)
+        ways = [] if weights_as in placement.HALF else ["dtype='bfloat16' or 'float16' halves the weights"]
+        ways.append("device_map='auto' spreads them over several devices, quantization_config= shrinks them")
+        with memory.told_if_out(
+            lambda: f"loading {quoted(name)} {placement.told(weights_on, weights_as)}",
+            lambda: weights_on or placement.accelerator() or torch.device("cpu"),
+            lambda: ways,
+        ):
+            hf_model = loading.load_model(  # last, since it takes longest
+                directory,
+                hf_class,
+                config,
+                dtype=weights_as,
+                device=weights_on,
+                strict=strict,
+                revision=revision,
+                device_map=device_map,
+                quantization_config=quantization_config,
+                **hf_options,
+            )
+            return family.from_hf(hf_model, processor, check_weights=check_weights)
 
     @classmethod
     def _family(cls: type[Model], hf_class: str, config: Any) -> type[Model]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from hooked_vlm.errors import CheckpointError, InputsError, UnsupportedArchitectureError, quoted
 from hooked_vlm.given import line, told
-from hooked_vlm.models import checkpoint
+from hooked_vlm.models import checkpoint, memory
 
 OURS = {
     "trust_remote_code": "no code of a checkpoint is ever run",
@@ -149,6 +149,8 @@ def load_model(
     except (torch.OutOfMemoryError, MemoryError, CheckpointError):
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
+        if memory.ran_out(error):
+            raise
         raise CheckpointError(
             f"the weights of {files} cannot be loaded: {line(error)}. Only safetensors are read: "
             "pickled weights (.bin) must be converted first (`hooked-vlm convert`), and a damaged file fetched again"

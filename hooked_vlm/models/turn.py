@@ -7,13 +7,18 @@ another thread's run would meet. A run therefore has the model from its beginnin
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+from torch import Tensor
+
 from hooked_vlm.errors import InputsError, ModelBusyError
+from hooked_vlm.models import memory
 from hooked_vlm.options import told
 
 P = ParamSpec("P")
@@ -37,6 +42,11 @@ class Turn:
         self._depth = 0  # how often the owner has taken it
         self._running = 0  # how many of these are runs
         self._started = 0  # runs begun, ever
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run that has the model is part of another one; meant for the thread whose turn it is."""
+        return self._running > 1
 
     @contextmanager
     def taken(self, *, running: bool) -> Iterator[None]:
@@ -96,12 +106,47 @@ def a_model(given: Any) -> Any:
 
 
 def alone(run: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of a function or method whose first argument is a model: it has the model to itself while it runs."""
+    """Decorator of a function or method whose first argument is a model: it has the model to itself while it runs.
+
+    What runs out of memory raises a DoesNotFitError, of the outermost of such runs.
+    """
+    takes = set(inspect.signature(run).parameters)
 
     @wraps(run)
     def held(*args: P.args, **kwargs: P.kwargs) -> R:
         model = a_model(args[0] if args else kwargs["model"])
         with model.turn.taken(running=True):
-            return run(*args, **kwargs)
+            if model.turn.inside:
+                return run(*args, **kwargs)
+            n = _rows((*args, *kwargs.values()))
+
+            def what() -> str:
+                called = run.__name__.replace("_checked_run", "a forward")
+                rows = f" with {n} row{'s' * (n != 1)}" if n else ""
+                return f"{called}{rows} in {model.dtype}".replace("torch.", "")
+
+            with memory.told_if_out(what, lambda: model.device, lambda: _ways(model, takes, n)):
+                return run(*args, **kwargs)
 
     return held
+
+
+def _rows(given: Iterable[Any]) -> int:
+    """Rows of the first inputs among some arguments; 0 where there are none."""
+    for each in given:
+        ids = each.get("input_ids") if isinstance(each, Mapping) else getattr(each, "input_ids", None)
+        if isinstance(ids, Tensor):
+            return len(ids)
+    return 0
+
+
+def _ways(model: Any, takes: set[str], n_rows: int) -> list[str]:
+    """Out of a lack of memory, for a run with arguments of these names."""
+    ways = [f"fewer rows at a time (inputs[:{n_rows // 2}])"] if n_rows > 1 else []
+    if "names_filter" in takes:
+        ways.append("names_filter= keeps the activations that are looked at alone, device='cpu' keeps them elsewhere")
+    if takes & {"sites", "kinds", "senders"}:
+        ways.append("fewer layers of sites at a time, since what is patched in is held for all of them")
+    elif torch.is_grad_enabled() and "max_new_tokens" not in takes:
+        ways.append("with torch.no_grad() nothing is held for gradients")
+    return [*ways, *memory.general_ways(model)]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from hooked_vlm.notice import claims, fingerprint
 from hooked_vlm.notice.answers import SENTENCE
 from hooked_vlm.notice.findings import Records
@@ -14,6 +16,7 @@ from hooked_vlm.notice.labels import NONE
 from hooked_vlm.notice.universal import Rule
 from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, head_name, listed, module_of
 from hooked_vlm.notice.wording import percent, with_interval
+from hooked_vlm.patching.result import ROUNDING
 
 ONE_WORD = "Answer with one word."
 OFTEN = 0.1  # of the answers: sentences that are more than this are worth another run
@@ -193,6 +196,13 @@ def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[
         said.append(
             "Heads were patched at single positions; every position at once was not swept, so what a head does through "
             "several positions together is not known."
+        )
+    rounding = ROUNDING.get(getattr(torch, str(config.get("dtype")), torch.float32))
+    if rounding is not None:
+        said.append(
+            f"Computed in {config['dtype']}: whatever its size, an effect in one example is off from float32 "
+            f"by up to {percent(rounding)} of the largest logit, as measured on the models that ship with the package; "
+            "means over examples are off by less."
         )
     if config.get("noise"):
         said.append("Gaussian noise takes the model off its data: its effects and those of pairs differ in scale.")

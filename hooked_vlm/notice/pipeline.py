@@ -24,7 +24,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models.base import HookedVLM
+from hooked_vlm.models.memory import told_if_out
 from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
@@ -67,6 +69,7 @@ def run(
         RunDirectoryError: if it cannot be written, another process writes it, or it holds something else.
         KeyboardInterrupt: if Ctrl-C was pressed, when the examples in flight are done; it says what is kept.
         DataError, TaskSchemaError: if there is no such task, or a row of it is not as it should be.
+        DoesNotFitError: if memory runs out; it says what is kept.
         CheckpointError, UnknownCheckpointError, StackError, ...: as loading the model raises.
     """
     place = RunDirectory(out)
@@ -75,7 +78,8 @@ def run(
         if model is None:
             planned(config, timed=False).refuse_unfit()
             model = load(config)
-        with Progress(len(config.tasks), config.examples, shown=progress) as bar:
+        bar = Progress(len(config.tasks), config.examples, shown=progress)
+        with bar, _fitting(place, model, bar):
             bar.say("reading the rows")
             foretold = planned(config, model=model, timed=bar.shown)
             config, surveys = started(place, foretold.config, model, accept_versions=accept_versions)
@@ -90,6 +94,23 @@ def run(
 def load(config: NoticeConfig) -> Any:
     """The model of a configuration."""
     return HookedVLM.from_pretrained(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
+
+
+@contextmanager
+def _fitting(place: RunDirectory, model: Any, bar: Progress) -> Iterator[None]:
+    """While it is open, what runs out of memory also says what that means for the run: what is kept, what to do."""
+    try:
+        with told_if_out(lambda: "the run", lambda: model.device, lambda: ()):
+            yield
+    except DoesNotFitError as error:
+        n = place.n_examples
+        raise DoesNotFitError(
+            f"{bar.doing}: {error.found}",
+            "--batch 1 (batch=1) runs one example at a time and --dtype bfloat16 takes half the memory, each as "
+            "another run, in another directory; --plan says what a run needs",
+            f"{n} example{'s are' if n != 1 else ' is'} kept in {place.path}: with more memory free the same command "
+            "goes on from there",
+        ) from error
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-import psutil
 import torch
 
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models import loading, placement
+from hooked_vlm.models.memory import free_bytes
+from hooked_vlm.models.memory import shown as _bytes
 from hooked_vlm.models.skeleton import shallow, skeleton
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.effects import AT_ONCE
@@ -35,7 +36,6 @@ LOOKED_AT = 4  # rows of a task
 AFFORDABLE = 3  # every position at once is swept where it costs at most so many times what the other sites do
 ROW_BYTES = 24  # of a row of effects on disk, compressed
 FORWARDS = 5  # of an example besides its sweeps: its answer, its clean run, its attention, its ablation
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Plan:
         raise DoesNotFitError(
             f"{self.config.model} {placement.told(self.config.device, self.config.dtype)} needs {_bytes(least)} "
             f"(weights {_bytes(self.weights_bytes)}, one example's runs {_bytes(self.kept_bytes)}, one site "
-            f"{_bytes(self.row_bytes)}), and {_bytes(self.free_bytes)} are free: {'; '.join(ways)}"
+            f"{_bytes(self.row_bytes)}), and {_bytes(self.free_bytes)} are free",
+            *ways,
         )
 
     def __str__(self) -> str:
@@ -158,7 +159,7 @@ def plan(config: NoticeConfig, *, model: Any = None, timed: bool = True) -> Plan
     forwards = FORWARDS + 2 * len(config.corruptions)
     forward = cost.run_flop(model, cost.lengths_of(model, found.n_tokens))
     weights = sum(weight.numel() for weight in model.hf_model.parameters()) * dtype.itemsize
-    free = _free(device) + (weights if loaded else 0)
+    free = free_bytes(device) + (weights if loaded else 0)
     kept, row = (numbers * dtype.itemsize * batch for numbers in (found.kept, found.row))
     size = max(1, ((free - weights) // 4 - kept) // row)
     n_examples = len(config.tasks) * config.examples
@@ -255,15 +256,6 @@ def _savings(config: NoticeConfig, model: Any, examples: Sequence[Example], forw
         option: (foreseen(changed, model, given).total.flop + forwards) / whole
         for option, (changed, given) in others.items()
     }
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
-
-
-def _bytes(n: int | float) -> str:
-    return f"{n / _GIB:,.1f} GiB" if n >= _GIB / 10 else f"{n / 2**20:,.1f} MiB"
 
 
 def _flop(n: int | float) -> str:

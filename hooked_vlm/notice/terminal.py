@@ -52,6 +52,7 @@ class Progress:
         )
         self._each, self._ended, self._kept = n_examples, 0, 0
         self._sites, self._since = 0, time.monotonic()
+        self.doing = ""  # what is going on, in words
         self._id: TaskID = self._bar.add_task("examples", total=n_tasks * n_examples, rate="")
 
     @property
@@ -61,7 +62,7 @@ class Progress:
 
     def begin(self, task: str, kept: int) -> None:
         """A task begins, of which some examples are kept already."""
-        self._kept = kept
+        self._kept, self.doing = kept, task
         self._bar.update(self._id, description=task, completed=self._ended * self._each + kept)
 
     def advance(self, n_sites: int) -> None:
@@ -78,6 +79,7 @@ class Progress:
 
     def say(self, what: str) -> None:
         """What is being done after the last example."""
+        self.doing = what
         self._bar.update(self._id, description=what)
 
     def tell(self, what: str) -> None:

@@ -81,14 +81,16 @@ def attribution(
     baseline, effects, sites = estimated(model, source, base, sites, metric, steps=steps, qk_fix=qk_fix)
     baseline, effects = baseline[None].cpu(), effects[None].cpu()
     values, measured = baseline[:, None] + effects, torch.zeros(len(sites), dtype=torch.bool)
+    logits = torch.empty(0, dtype=model.dtype)
     if verify_top:
         with torch.no_grad():
             task = prepared(model, source, base, {"": sites}, named, (), ())[""]
             found = screened(task, Screen(verify_top, drawn=0), lambda: effects, None, progress=False)
         assert found.measured is not None
+        logits = task.read(task.logits)
         measured = found.measured
         values = torch.where(measured[:, None], found.values, values)
     axes = [] if sites.picked is not None else sites.axis_names
     table = sites.table.assign(exact=measured.numpy())
     values = values.reshape(1, *sites.shape, len(base))
-    return result(values, baseline, table, axes, metric, reduce, measured=measured.reshape(sites.shape))
+    return result(values, baseline, table, axes, metric, reduce, logits, measured=measured.reshape(sites.shape))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.models.memory import free_bytes, general_ways, ran_out, told_if_out
 from hooked_vlm.patching.cost import row_numbers
 from hooked_vlm.patching.metrics import measured
 from hooked_vlm.patching.sites import ALL
@@ -50,9 +50,7 @@ def _chunks(task: Task, budget: int | None, chosen: Sequence[int] | None) -> lis
 def _rows_that_fit(task: Task, budget: int | None) -> int:
     """How many rows of each example fit the budget, by what a block holds at once."""
     if budget is None:
-        device = task.model.device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        budget = free // 4
+        budget = free_bytes(task.model.device) // 4
     first = int(task.first[task.matters.any(1)].min())
     n_logits = 1 if task.reads_last else task.logits.shape[1]
     shared = task.state is not None
@@ -95,9 +93,12 @@ def swept(task: Task, budget: int | None, progress: bool, chosen: Sequence[int] 
             chunk = waiting.pop()
             try:
                 values[:, chunk] = run(task, chunk).to(values)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if len(chunk) == 1 or not _is_out_of_memory(error):
+            except Exception as error:
+                if not ran_out(error):
                     raise
+                if len(chunk) == 1:
+                    with told_if_out(lambda: _one_site(task), lambda: task.model.device, lambda: _ways(task)):
+                        raise
                 half = len(chunk) // 2
                 again = [number for later in [chunk, *waiting[::-1]] for number in later]
                 waiting = [again[i : i + half] for i in range(0, len(again), half)][::-1]
@@ -106,8 +107,22 @@ def swept(task: Task, budget: int | None, progress: bool, chosen: Sequence[int] 
     return torch.where(task.matters, values, base), int((~task.matters.any(1)).sum())
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)
+def _one_site(task: Task) -> str:
+    """A run of one site, in words."""
+    n = len(task.base)
+    return f"one site alone of {task.sites!r}, in {n} example{'s' * (n > 1)} in {task.logits.dtype}".replace(
+        "torch.", ""
+    )
+
+
+def _ways(task: Task) -> list[str]:
+    """Out of a lack of memory for one site."""
+    ways = [] if len(task.base) == 1 else ["fewer examples at a time (clean[:1], corrupt[:1])"]
+    ways += (
+        [] if task.reads_last else ["a metric of patching.metrics reads the last position alone, and not every logit"]
+    )
+    ways += [] if task.state is None or len(task.sites.layers) == 1 else ["fewer layers of sites at a time"]
+    return [*ways, *general_ways(task.model)]
 
 
 def _grown(task: Task, chunk: list[int]) -> Tensor:

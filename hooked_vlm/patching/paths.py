@@ -122,7 +122,7 @@ def path_patching(
     axes = [] if flat else [*from_columns.values(), *to]
     table = pd.merge(sending.sites.table.rename(columns=from_columns), receiving.sites.table, how="cross")
     table = table[[*from_columns.values(), *to]]
-    return result(found, receiving.baseline, table, axes, metrics, reduce, skipped)
+    return result(found, receiving.baseline, table, axes, metrics, reduce, receiving.read(receiving.logits), skipped)
 
 
 def _receivers(model: Any, receivers: Any) -> Sites:

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
 N_SHOWN = 5
+# By how much an effect in half precision is off from float32, in one site of one example: the worst that
+# tests/benchmarks/bench_half.py finds in the models that ship here, rounded up.
+ROUNDING = {torch.float16: 0.005, torch.bfloat16: 0.03}  # where it was measured, of the base run's largest |logit|
+ROUNDING_OF_ESTIMATES = {torch.float16: 0.04, torch.bfloat16: 0.13}  # of the largest |estimate|
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class SitesResult(PatchingResult):
         skipped: how many of its sites cannot differ from the base run, so that they have its value and were not run.
         measured: at which sites the value is exact, [*sites]; elsewhere it is an estimate.
         missed: what a screened sweep missed; None where none was, or nothing is known of it.
+        dtype: in which the model computed; None where that is not known.
+        rounding: in half precision, by how much a logit difference of one site in one example may be off from what
+            float32 gives; None in float32 and float64. An effect is a difference of logits, which are rounded in
+            proportion to their own size and not to the effect's, so that it is `ROUNDING` of the largest logit;
+            estimates are off by `ROUNDING_OF_ESTIMATES` of the largest. Means over examples are off by less.
     """
 
     values: Tensor  # the fields of the base class again, by names that this module has: the reference reads them here
@@ -66,6 +76,8 @@ class SitesResult(PatchingResult):
     skipped: int = 0
     measured: Tensor | None = None
     missed: Missed | None = None
+    dtype: torch.dtype | None = None
+    rounding: float | None = None
 
     def __getitem__(self, metric_name: str) -> SitesResult:
         """One metric's result, with the metric axis dropped."""
@@ -79,6 +91,11 @@ class SitesResult(PatchingResult):
         estimated = 0 if self.measured is None else int((~self.measured).sum())
         lines += [f"  {estimated:,} of {len(self.index_df):,} sites are estimates: not measured"] if estimated else []
         lines += [f"  {self.missed}"] if self.missed is not None else []
+        if self.rounding is not None:
+            said = str(self.dtype).removeprefix("torch.")
+            lines.append(
+                f"  computed in {said}: an effect on a logit in one example is off by up to {self.rounding:.2g}"
+            )
         for i, name in enumerate(self.metric_names):
             lines += self._largest(name, i)
         return "\n".join(lines)
@@ -112,3 +129,16 @@ class SitesResult(PatchingResult):
         return [
             f"  {line}" for line in table.to_string(index=False, float_format="%+.4f", max_colwidth=40).splitlines()
         ]
+
+
+def rounding_of(logits: Tensor, estimates: Tensor) -> float | None:
+    """What `SitesResult.rounding` says.
+
+    Args:
+        logits: of the base run, in the dtype that the model computed in; empty where nothing was measured.
+        estimates: the effects that were estimated; empty where all were measured.
+    """
+    if logits.dtype not in ROUNDING:
+        return None
+    parts = (ROUNDING, logits), (ROUNDING_OF_ESTIMATES, estimates)
+    return max(share[logits.dtype] * float(of.abs().nan_to_num(0.0).max()) for share, of in parts if of.numel())

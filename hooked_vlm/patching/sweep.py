@@ -165,7 +165,7 @@ def sweep_all(
             axes = task.sites.axis_names if task.sites.picked is None else []
             values = part.values.reshape(len(named), *task.sites.shape, -1)
             measured = None if part.measured is None else part.measured.reshape(task.sites.shape)
-            given = (task.baseline, task.sites.table, axes, metrics, reduce)
+            given = (task.baseline, task.sites.table, axes, metrics, reduce, task.read(task.logits))
             found[name] = result(values, *given, skipped=part.skipped, measured=measured, missed=part.missed)
             if done is not None:
                 done(name, found[name])

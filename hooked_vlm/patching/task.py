@@ -26,7 +26,7 @@ from hooked_vlm.options import number, of_type, takes, told
 from hooked_vlm.patching.cost import joins_after_its_block, lengths_of
 from hooked_vlm.patching.metrics import Metric, answering, measured
 from hooked_vlm.patching.moving import Moved, comparing, moving
-from hooked_vlm.patching.result import Missed, SitesResult
+from hooked_vlm.patching.result import Missed, SitesResult, rounding_of
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
 
@@ -382,6 +382,7 @@ def result(
     axes: Sequence[str],
     metrics: Mapping[str, Measure] | Measure,
     reduce: str,
+    logits: Tensor,
     skipped: int = 0,
     measured: Tensor | None = None,
     missed: Missed | None = None,
@@ -395,16 +396,18 @@ def result(
         axes: names of the axes between; none where the sites are a list.
         metrics: as they were asked for; the metric axis is left out where one stood alone.
         reduce: "none" or "mean", over examples.
+        logits: of the base run where the metrics read them, in the dtype that the model computed in; empty where no
+            site was measured.
         skipped: how many sites were not run, since they cannot differ from the base run.
         measured: at which the values are exact, in the shape of the axes; None for all.
         missed: what screening missed.
     """
+    measured = torch.ones(values.shape[1:-1], dtype=torch.bool) if measured is None else measured
+    estimates = values[:, ~measured] - baseline[:, None]
+    rounding = rounding_of(logits, estimates)
     if reduce == "mean":
         values, baseline = values.mean(-1), baseline.mean(-1)
     several = isinstance(metrics, Mapping)
-    if measured is None:
-        axes_of_sites = values.shape[1:] if reduce == "mean" else values.shape[1:-1]
-        measured = torch.ones(axes_of_sites, dtype=torch.bool)
     return SitesResult(
         values=values if several else values[0],
         axis_names=list(axes),
@@ -416,4 +419,6 @@ def result(
         skipped=skipped,
         measured=measured,
         missed=missed,
+        dtype=logits.dtype,
+        rounding=rounding,
     )

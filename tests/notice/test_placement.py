@@ -11,11 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hooked_vlm import HookedVLM
 from hooked_vlm.errors import ResumeError
 from hooked_vlm.models import placement
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.terminal import Progress
 from tests.models import checkpoints
+from tests.notice.made import run_directory
 from tests.notice.models import answerable, small
 
 DEVICES = st.sampled_from([None, "auto", "cpu", "cuda"])
@@ -72,3 +75,25 @@ def test_the_command_line_says_where_the_model_runs_and_the_run_records_it(
     monkeypatch.setattr(placement, "accelerator", lambda: torch.device("cuda"))
     code, said, _ = command(checkpoint, "--task", task, "--out", str(out), *options)
     assert code == 0 and f"{checkpoint} ran on cpu in float32\n" in said
+
+
+def test_auto_is_what_is_left_out_and_is_told(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "accelerator", lambda: None)
+    checkpoint = checkpoints.save(tmp_path / "model", *checkpoints.blip_vqa())
+    task = answerable("blip", tmp_path / "anything.parquet", 2)
+    words = [checkpoint, "--task", task, "--corrupt", "image", "--sites", "cross_attn", "--examples", "1", "--plan"]
+    outcomes = [command(*words, *more)[:2] for more in ([], ["--device", "auto", "--dtype", "auto"])]
+    for code, said in outcomes:
+        assert code == 0 and said.startswith(f"{checkpoint} on cpu in float32; ")
+    model = HookedVLM.from_pretrained(checkpoint, device="auto", dtype="auto")
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32) and "cpu" in repr(model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_report_of_half_precision_says_what_it_rounds(dtype: str, tmp_path: Path) -> None:
+    path = run_directory(tmp_path, kept=2, tasks=("colour",), corrupt=("image",), noise=False)
+    config = json.loads((path / "run.json").read_text())["config"] | {"dtype": dtype}
+    said = [line for line in summarise(path, config=config)["cautions"] if line.startswith("Computed in ")]
+    share = {"float32": None, "bfloat16": "3", "float16": "0.5"}[dtype]
+    assert len(said) == (share is not None)
+    assert all(f"Computed in {dtype}: " in line and f"by up to {share}\N{NO-BREAK SPACE}% of" in line for line in said)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hooked_vlm import HookedVLM, VLMInputs
-from hooked_vlm.errors import GatedHookError, HookNameError, InputsError, PositionError, SilentHookError, StackError
+from hooked_vlm.errors import (
+    DoesNotFitError,
+    GatedHookError,
+    HookNameError,
+    InputsError,
+    PositionError,
+    SilentHookError,
+    StackError,
+)
 from hooked_vlm.patching import Sites, attribution, metrics, path_patching, sweep
 from tests.models import drawn
 from tests.models.reference import scale
@@ -207,6 +215,10 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch: pytest
     found = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
     assert torch.allclose(found.values, expected.values, atol=1e-5)
     assert sizes[:4] == [20, 10, 5, 2]
+
+    monkeypatch.setattr(model, "resume", lambda *args, **kwargs: torch.empty(2**62, dtype=torch.uint8))
+    with pytest.raises(DoesNotFitError, match=r"one site alone of .*, in 2 examples in float32 ran out .*clean\[:1\]"):
+        sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
 
     def broken(*args: Any, **kwargs: Any) -> Tensor:
         raise RuntimeError("something else")
