@@ -9,6 +9,7 @@ it took must lie within a factor of two. What published checkpoints cost is coun
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -80,7 +81,7 @@ def main() -> None:
         for name in ("zoo:blip-shapes", "zoo:llava-shapes"):
             model = HookedVLM.from_pretrained(name, device="cpu")
             told(name, model, NoticeConfig(model=name, tasks=("colour",), examples=24))
-    torch.set_num_threads(torch.get_num_interop_threads())
+    torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         words = speaking.data("parquet", Path(folder) / "data", 3)
         if only in (None, "base"):
