@@ -631,7 +631,7 @@ def largest_difference(found: Found, expected: Found) -> float:
 
 @pytest.mark.parametrize("windowed", [False, True], ids=["any", "windowed"])
 @pytest.mark.parametrize("name", WAYS)
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(data=st.data())
 def test_every_row_of_a_batch_is_what_it_is_alone(name: str, windowed: bool, data: st.DataObject) -> None:
     way = WAYS[name]

@@ -90,7 +90,14 @@ def test_a_view_satisfies_the_protocol_and_gives_the_models_logits(
     assert clean.shape[-1] == cache["resid_pre", 0].shape[1]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+EACH = [
+    # one whole run for each pair of positions: the patterns by destination alone stand for it in the quick suite
+    pytest.param(sweep, marks=pytest.mark.slow) if sweep.endswith("dest_src_pos") else sweep
+    for sweep in SWEEPS
+]
+
+
+@pytest.mark.parametrize("sweep", EACH)
 @pytest.mark.parametrize("kind, stack", VIEWS)
 def test_transformer_lens_patching_equals_patching_by_hand(
     models: dict[str, HookedVLM], kind: str, stack: str, sweep: str
