@@ -45,7 +45,7 @@ class Foreseen:
     @property
     def total(self) -> SitesCost:
         """All sites of all corruptions."""
-        return sum(self.costs.values(), SitesCost(0, 0, 0, 0.0))
+        return cost.total(self.costs.values())
 
     @property
     def n_run(self) -> int:
@@ -143,5 +143,5 @@ def _screened(every: SitesCost, screen: int | None, model: Any, lengths: cost.Le
 
 def _mean(costs: Sequence[SitesCost], n: int) -> SitesCost:
     """Of so many examples; those that lack a corruption cost nothing under it."""
-    whole = sum(costs, SitesCost(0, 0, 0, 0.0))
+    whole = cost.total(costs)
     return SitesCost(round(whole.sites / n), round(whole.skipped / n), round(whole.position_runs / n), whole.flop / n)

@@ -78,17 +78,17 @@ class Plan:
     @property
     def sites(self) -> int:
         """Sites of one example, all corruptions together."""
-        return sum(each.sites for each in self.costs.values())
+        return cost.total(self.costs.values()).sites
 
     @property
     def skipped(self) -> int:
         """Those of them that cannot differ, and are not run."""
-        return sum(each.skipped for each in self.costs.values())
+        return cost.total(self.costs.values()).skipped
 
     @property
     def position_runs(self) -> int:
         """Positions that the sites of one example run through blocks; see `patching.cost`."""
-        return sum(each.position_runs for each in self.costs.values())
+        return cost.total(self.costs.values()).position_runs
 
     def refuse_unfit(self) -> None:
         """Raise DoesNotFitError if one site at a time does not fit the memory."""
@@ -156,8 +156,7 @@ def plan(config: NoticeConfig, *, model: Any = None, timed: bool = True) -> Plan
     examples = [example for task in config.tasks for example in looked_at(config, model, task)]
     config = decided(config, model, examples)
     found, batch = foreseen(config, model, examples), int(config.batch or 1)
-    forwards = FORWARDS + 2 * len(config.corruptions)
-    forward = cost.run_flop(model, cost.lengths_of(model, found.n_tokens))
+    forwards = _n_forwards(config) * cost.run_flop(model, cost.lengths_of(model, found.n_tokens))
     weights = sum(weight.numel() for weight in model.hf_model.parameters()) * dtype.itemsize
     free = free_bytes(device) + (weights if loaded else 0)
     kept, row = (numbers * dtype.itemsize * batch for numbers in (found.kept, found.row))
@@ -167,14 +166,14 @@ def plan(config: NoticeConfig, *, model: Any = None, timed: bool = True) -> Plan
         config=config,
         costs=found.costs,
         n_tokens=found.n_tokens,
-        flop=found.total.flop + forwards * forward,
+        flop=found.total.flop + forwards,
         weights_bytes=weights,
         kept_bytes=kept,
         row_bytes=row,
-        peak_bytes=weights + kept + row * min(size, max(1, *(each.sites for each in found.costs.values()), 1)),
+        peak_bytes=weights + kept + row * min(size, max((each.sites for each in found.costs.values()), default=1)),
         free_bytes=free,
         disk_bytes=n_examples * found.total.sites * ROW_BYTES,
-        savings=_savings(config, model, examples, forwards * forward),
+        savings=_savings(config, model, examples, forwards),
     )
     if not timed or not examples:
         return made
@@ -226,6 +225,11 @@ def _without_weights(config: NoticeConfig) -> tuple[NoticeConfig, Any]:
     return replace(config, device=str(device), dtype=name).resolved(model), model
 
 
+def _n_forwards(config: NoticeConfig) -> int:
+    """Whole runs of an example: those besides its sweeps, and two of each sweep."""
+    return FORWARDS + 2 * len(config.corruptions)
+
+
 def _seconds(config: NoticeConfig, model: Any, found: Foreseen, took: Rates, size: int) -> float:
     """Of one example."""
     n_layers, total = model.stacks[model.prompt_stack].cfg.n_layers, found.total
@@ -233,7 +237,7 @@ def _seconds(config: NoticeConfig, model: Any, found: Foreseen, took: Rates, siz
     ablated = sets * (found.n_tokens * n_layers * took.position + took.row)
     swept = total.position_runs * took.position + found.n_run * took.row
     passes = found.n_passes(size) * n_layers * took.in_pass / int(config.batch or 1)
-    return (FORWARDS + 2 * len(config.corruptions)) * took.forward + swept + passes + ablated
+    return _n_forwards(config) * took.forward + swept + passes + ablated
 
 
 def _savings(config: NoticeConfig, model: Any, examples: Sequence[Example], forwards: float) -> dict[str, float]:

@@ -12,8 +12,9 @@ by their stacks' configs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -38,13 +39,18 @@ class SitesCost:
         flop: floating-point operations.
     """
 
-    sites: int
-    skipped: int
-    position_runs: int
-    flop: float
+    sites: int = 0
+    skipped: int = 0
+    position_runs: int = 0
+    flop: float = 0.0
 
     def __add__(self, other: SitesCost) -> SitesCost:
         return SitesCost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def total(costs: Iterable[SitesCost]) -> SitesCost:
+    """All of them together."""
+    return sum(costs, SitesCost())
 
 
 def lengths_of(model: Any, n_tokens: int) -> dict[str, int]:
@@ -68,17 +74,18 @@ def block_flop(cfg: Any, n_positions: int, keys: int, cross_keys: int = 0) -> fl
 def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | None = None) -> float:
     """Operations of one row through every stack, or through those after one; `n_logits` positions are unembedded."""
     order = list(model.stacks)
-    total = 2.0 * model.stacks[model.answer_stack].cfg.d_model * max(0, _d_vocab(model)) * n_logits
+    answering = model.stacks[model.answer_stack].cfg
+    flop = 2.0 * answering.d_model * answering.d_vocab * n_logits
     for i, name in enumerate(order):
         if after is not None and i <= order.index(after):
             continue
         cfg, n = model.stacks[name].cfg, lengths[name]
         source = order[i - 1] if crosses(model, name) else None
         keys = lengths[source] if source else 0
-        total += cfg.n_layers * block_flop(cfg, n, n, keys)
+        flop += cfg.n_layers * block_flop(cfg, n, n, keys)
         if source:  # the source's keys and values, for every layer
-            total += cfg.n_layers * 4 * model.stacks[source].cfg.d_model * cfg.d_head * cfg.n_heads * keys
-    return total
+            flop += cfg.n_layers * 4 * model.stacks[source].cfg.d_model * cfg.d_head * cfg.n_heads * keys
+    return flop
 
 
 def crosses(model: Any, stack: str) -> bool:
@@ -130,7 +137,7 @@ def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_log
     """
     order = list(model.stacks)
     later = order[order.index(sites.stack) if sites.stack else 0 :]
-    largest = 2 * max(2, _d_vocab(model)) * (1 if n_logits == 1 else n_logits)
+    largest = 2 * model.stacks[model.answer_stack].cfg.d_vocab * n_logits
     for name in later:
         cfg = model.stacks[name].cfg
         n = keys = lengths[name]
@@ -150,13 +157,13 @@ def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_log
 
 def state_numbers(model: Any, lengths: Lengths) -> int:
     """How many numbers a kept run holds of one example: keys, values and a residual stream for every layer."""
-    order, total = list(model.stacks), 0
+    order, numbers = list(model.stacks), 0
     for i, (name, stack) in enumerate(model.stacks.items()):
         cfg = stack.cfg
         kv = 2 * cfg.d_head * (cfg.n_key_value_heads or cfg.n_heads)
         crossed = kv * lengths[order[i - 1]] if crosses(model, name) else 0
-        total += (cfg.n_layers + 1) * lengths[name] * cfg.d_model + cfg.n_layers * (lengths[name] * kv + crossed)
-    return total
+        numbers += (cfg.n_layers + 1) * lengths[name] * cfg.d_model + cfg.n_layers * (lengths[name] * kv + crossed)
+    return numbers
 
 
 def source_numbers(model: Any, sites: Sites, lengths: Lengths) -> int:
@@ -165,12 +172,4 @@ def source_numbers(model: Any, sites: Sites, lengths: Lengths) -> int:
     of = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads or cfg.n_heads, "d_head": cfg.d_head}
     of |= {"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "key_pos": max(lengths.values())}
     of |= dict.fromkeys(OWN_POSITIONS, lengths[str(sites.stack)])
-    total = len(sites.layers)
-    for axis in sites.axes[1:]:
-        total *= int(of.get(axis) or 1)
-    return total
-
-
-def _d_vocab(model: Any) -> int:
-    """Numbers of a logit; 2 of a model that says whether a text matches."""
-    return int(model.stacks[model.answer_stack].cfg.d_vocab)
+    return len(sites.layers) * prod(int(of.get(axis) or 1) for axis in sites.axes[1:])

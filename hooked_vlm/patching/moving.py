@@ -25,14 +25,9 @@ Moved = Bool[Tensor, "batch pos unit"]
 
 def moved(sites: Sites, source: Tensor, base: Tensor) -> Moved:
     """Where an activation of the source run differs from the base run's; of size 1 along an axis sites do not have."""
-    kept = [sites.axes[0]]
-    shape = ["1", "1"]
-    if sites.position_axis is not None:
-        shape[0] = sites.axes[sites.position_axis]
-    if sites.unit is not None:
-        shape[1] = sites.unit
-    kept += shape
-    return reduce(source != base.to(source.device), f"{' '.join(sites.axes)} -> {' '.join(kept)}", torch.any)
+    position = "1" if sites.position_axis is None else sites.axes[sites.position_axis]
+    kept = f"{sites.axes[0]} {position} {sites.unit or '1'}"
+    return reduce(source != base.to(source.device), f"{' '.join(sites.axes)} -> {kept}", torch.any)
 
 
 def comparing(

@@ -23,12 +23,7 @@ from tests.benchmarks.models import blip_base, described, wide_llava
 from tests.notice import speaking
 
 RATE = 60e12  # operations a second that a 24 GB GPU is taken to reach in half precision: some 40 % of its peak
-OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "--positions last": {"positions": "last"},
-    "--sites of heads": {},
-    "--screen 64": {"screen": 64},
-}
+ANSWERED_AT = {"blip-vqa-base": "answer", "llava-1.5-7b": "last", "llava-1.5-13b": "last"}
 
 
 def told(name: str, model: HookedVLM, config: NoticeConfig) -> None:
@@ -48,18 +43,17 @@ def published() -> None:
     """A Markdown table of what NOTICE costs on published checkpoints, by option."""
     print("| checkpoint | option | sites an example, not run | operations an example | 1,500 examples |")
     print("|---|---|---|---|---|")
-    for name, task in (("blip-vqa-base", "answer"), ("llava-1.5-7b", "last"), ("llava-1.5-13b", "last")):
+    for name, at in ANSWERED_AT.items():
+        heads = ("cross_attn-heads", "attn-heads") if name.startswith("blip") else ("attn-heads",)
+        options: dict[str, dict[str, Any]] = {
+            "default": {},
+            f"--positions {at}": {"positions": at},
+            " ".join(f"--sites {kind}" for kind in heads): {"kinds": heads},
+            "--screen 64": {"screen": 64},
+        }
         with tempfile.TemporaryDirectory() as folder:
             directory = described(Path(folder), name)
-            heads = ("cross_attn-heads", "attn-heads") if name.startswith("blip") else ("attn-heads",)
-            for option, changes in OPTIONS.items():
-                given = dict(changes)
-                if "positions" in given:
-                    given["positions"] = task
-                    option = f"--positions {task}"
-                if option == "--sites of heads":
-                    given["kinds"] = heads
-                    option = " ".join(f"--sites {kind}" for kind in heads)
+            for option, given in options.items():
                 config = NoticeConfig(
                     model=directory, tasks=("colour",), examples=1500, device="cpu", dtype="bfloat16", **given
                 )

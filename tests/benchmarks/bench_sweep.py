@@ -22,9 +22,12 @@ import torch
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.patching import Sites, metrics, moving, sweep
+from hooked_vlm.patching.cost import block_flop
 from hooked_vlm.patching.sweep import sweep_all
 from tests.benchmarks.bench_forward import blip, in_turn, llava, peak_bytes, seconds
 from tests.benchmarks.models import wide_llava
+
+MOVED = moving.moved
 
 
 def matmul_rate(n: int = 2048, rounds: int = 5) -> float:
@@ -33,33 +36,18 @@ def matmul_rate(n: int = 2048, rounds: int = 5) -> float:
     return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
 
 
-def block_flops(cfg: Any, positions: int, keys: int, cross_keys: int = 0, d_source: int = 0, rows: int = 1) -> float:
-    """Multiply-adds times two of one block for `rows` rows; cross-attention's keys and values are not counted."""
-    d, mlp, gate = cfg.d_model, cfg.d_mlp, 3 if cfg.gated_mlp else 2
-    inner = cfg.d_head * cfg.n_heads
-    per_position = 2 * d * inner * 4 + 2 * d * mlp * gate + 4 * keys * inner
-    if cross_keys:
-        per_position += 2 * d * inner * 2 + 4 * cross_keys * inner
-    return rows * positions * per_position
-
-
-def image_flops(cfg: Any, positions: int) -> float:
-    """Of a vision tower."""
-    return cfg.n_layers * block_flops(cfg, positions, positions)
-
-
 def blip_floor(model: Any, n_tokens: int) -> float:
     """The least that the sweep must compute: two images, two questions, and what each site changes."""
     vision, text, decoder = (model.stacks[n].cfg for n in ("vision_encoder", "text_encoder", "text_decoder"))
     n_patches = vision.n_ctx
-    question = block_flops(text, n_tokens, n_tokens, n_patches)
+    question = block_flop(text, n_tokens, n_tokens, n_patches)
     keys_values = 2 * 2 * vision.d_model * text.d_model * n_patches * text.n_layers
-    runs = 2 * (image_flops(vision, n_patches) + text.n_layers * question + keys_values)
+    runs = 2 * (vision.n_layers * block_flop(vision, n_patches, n_patches) + text.n_layers * question + keys_values)
     n_sites = text.n_heads * n_tokens
     # A site at layer l changes one position of that block's MLP, then every position of the blocks after it.
     later = sum(n_sites * (text.n_layers - 1 - layer) * question for layer in range(text.n_layers))
     own = text.n_layers * n_sites * 2 * text.d_model * (text.d_model + 2 * text.d_mlp)
-    answer = decoder.n_layers * (block_flops(decoder, 1, 1, n_tokens) + 2 * 2 * decoder.d_model**2 * n_tokens)
+    answer = decoder.n_layers * (block_flop(decoder, 1, 1, n_tokens) + 2 * 2 * decoder.d_model**2 * n_tokens)
     unembed = 2 * decoder.d_model * (decoder.d_model + decoder.d_vocab)
     return runs + later + own + text.n_layers * n_sites * (answer + unembed)
 
@@ -135,7 +123,6 @@ def skipping(rounds: int) -> None:
     sites = Sites.heads(model, "language_model", layers=range(0, 32, 8), positions=places)
     by_image = model.to_inputs(row["corrupt_image"], row["prompt"])
     by_text = model.to_inputs(row["image"], row["corrupt_prompt"])
-    whole = moving.moved
     for name, corrupt, aim in (("image", by_image, 1 / 5), ("text", by_text, 1 / 8)):
         found = []
 
@@ -143,8 +130,8 @@ def skipping(rounds: int) -> None:
             moving.moved = which
             found.append(sweep(model, clean, corrupt, sites, metrics.logit_diff(5, 6), progress=False))
 
-        print(in_turn(f"skipping, {name}", partial(run, whole), partial(run, every), rounds, aim))
-        moving.moved = whole
+        print(in_turn(f"skipping, {name}", partial(run, MOVED), partial(run, every), rounds, aim))
+        moving.moved = MOVED
         apart = (found[-2].values - found[-1].values).abs().max()
         print(f"  {found[-2].skipped} of {len(found[-2].index_df)} sites not run; largest difference {apart:.1e}")
 
@@ -152,9 +139,6 @@ def skipping(rounds: int) -> None:
 def every(sites: Sites, source: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """As `moving.moved`, were every site to differ."""
     return torch.ones_like(MOVED(sites, source, base))
-
-
-MOVED = moving.moved
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ import torch
 
 from hooked_vlm import HookedVLM
 from tests.notice import speaking
-
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
+from tests.notice.speaking import BASE
 
 
 def blip_base() -> HookedVLM:

@@ -25,6 +25,8 @@ WORDS = (
     "sliced peeled apple banana this person feeling happy sad angry afraid surprised calm big small old new"
 )
 
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+
 TASKS = {
     "svo_subject": "girl",
     "svo_verb": "riding",

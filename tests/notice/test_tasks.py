@@ -14,6 +14,7 @@ from tests.datasets.folders import damaged, picture
 from tests.models import checkpoints
 from tests.notice import speaking
 from tests.notice.report.parsed import Page
+from tests.notice.speaking import BASE
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = ("--bootstrap", "20", "--random-draws", "2", "--batch", "4")
@@ -154,8 +155,6 @@ def test_a_folder_that_cannot_be_read_at_all_is_one_line(
 
 
 # --- the size of the published checkpoint ---------------------------------------------------------------
-
-BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 @pytest.mark.slow(reason="three checkpoints of BLIP base's size are written, loaded and swept")

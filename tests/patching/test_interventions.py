@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from tests.models.reference import scale
 from tests.models.test_hooks_live import variant
 from tests.models.unchecked import unchecked
 from tests.patching.test_skipped import TEXT, llava, rows_run
-from tests.patching.test_sweep import at_last, entries, kinds_of_sites, on_padding, other
+from tests.patching.test_sweep import at_last, entries, other, sites_of_one_activation
 
 MEASURE = metrics.logit_diff(1, 0)
 
@@ -73,11 +73,7 @@ def interventions(draw: st.DrawFn, model: HookedVLM, reference: VLMInputs, sites
 def test_every_intervention_equals_one_run_a_site(data: st.DataObject) -> None:
     case = data.draw(drawn.cases(max_batch=2)).exactly()
     model, inputs = case.hooked(), case.inputs
-    kind, at = data.draw(kinds_of_sites(model, inputs))
-    model.cfg.use_attn_result = at.get("activation") == "result"
-    model.cfg.use_split_qkv_input &= not at.get("hook", "").startswith("ln1.")  # fires once for each of q, k, v
-    sites = getattr(Sites, kind)(model, **at)
-    assume(not on_padding(model, inputs, sites))
+    sites = data.draw(sites_of_one_activation(model, inputs))
     groups = [[layer] for layer in sites.layers]
     if data.draw(st.booleans()):
         layer = st.sampled_from(sites.layers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
@@ -20,7 +20,7 @@ from tests.models.reference import scale
 from tests.models.test_hooks_live import variant
 from tests.models.unchecked import unchecked
 from tests.patching.test_skipped import TEXT, llava, rows_run
-from tests.patching.test_sweep import kinds_of_sites, on_padding, other
+from tests.patching.test_sweep import other, sites_of_one_activation
 from tests.patching.test_sweep_all import noisy
 
 MEASURE = metrics.logit_diff(1, 0)
@@ -31,11 +31,7 @@ MEASURE = metrics.logit_diff(1, 0)
 def test_what_is_measured_is_exact_and_the_rest_is_the_estimate(data: st.DataObject) -> None:
     case = data.draw(drawn.cases(max_batch=2)).exactly()
     model, clean = case.hooked(), case.inputs
-    kind, at = data.draw(kinds_of_sites(model, clean))
-    model.cfg.use_attn_result = at.get("activation") == "result"
-    model.cfg.use_split_qkv_input &= not at.get("hook", "").startswith("ln1.")  # fires once for each of q, k, v
-    sites = getattr(Sites, kind)(model, **at)
-    assume(not on_padding(model, clean, sites))
+    sites = data.draw(sites_of_one_activation(model, clean))
     corrupt = other(clean, data.draw(st.booleans()))
     direction = data.draw(st.sampled_from(["denoise", "noise"]))
     screen = Screen(data.draw(st.integers(1, 6)), data.draw(st.integers(0, 4)), data.draw(st.sampled_from([None, 2])))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from hooked_vlm.patching import Sites, metrics, path_patching, sweep
 from tests.models import drawn
 from tests.models.reference import unpadded
 from tests.models.test_hooks_live import variant
-from tests.patching.test_sweep import by_hand, entries, kinds_of_sites, on_padding, other
+from tests.patching.test_sweep import by_hand, entries, other, sites_of_one_activation
 
 MEASURE = metrics.logit_diff(7, 8)
 TEXT = "language_model"
@@ -44,11 +44,7 @@ def rows_run(model: HookedVLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[in
 def test_what_is_equal_in_both_runs_has_the_value_of_the_base_run(data: st.DataObject) -> None:
     case = data.draw(drawn.cases(max_batch=2))
     model, clean = case.hooked(), case.inputs
-    kind, at = data.draw(kinds_of_sites(model, clean))
-    model.cfg.use_attn_result = at.get("activation") == "result"
-    model.cfg.use_split_qkv_input &= not at.get("hook", "").startswith("ln1.")  # fires once for each of q, k, v
-    sites = getattr(Sites, kind)(model, **at)
-    assume(not on_padding(model, clean, sites))
+    sites = data.draw(sites_of_one_activation(model, clean))
     corrupt = other(clean, data.draw(st.booleans()))
     found = sweep(model, clean, corrupt, sites, metrics.logit_diff(0, 1), progress=False)
     (_, source), (_, base) = (model.run_with_cache(x, names_filter=sites.hooks) for x in (clean, corrupt))

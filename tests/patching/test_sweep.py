@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -112,6 +113,17 @@ def kinds_of_sites(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> tupl
     alike = st.sampled_from([None, 0, -1, slice(0, 2), [-1, 0], "all_at_once"])
     at["positions"] = draw(alike | each_row(model, inputs, at))
     return kind, at
+
+
+@st.composite
+def sites_of_one_activation(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> Sites:
+    """Any sites of a model at real positions, whose hook points fire once in a run; sets the flags that they need."""
+    kind, at = draw(kinds_of_sites(model, inputs))
+    model.cfg.use_attn_result = at.get("activation") == "result"
+    model.cfg.use_split_qkv_input &= not at.get("hook", "").startswith("ln1.")  # fires once for each of q, k, v
+    sites = getattr(Sites, kind)(model, **at)
+    assume(not on_padding(model, inputs, sites))
+    return sites
 
 
 def on_padding(model: HookedVLM, inputs: VLMInputs, sites: Sites) -> bool:
