@@ -6,7 +6,9 @@ on either, scores and pattern are materialised, [batch head query_pos key_pos] e
 
 Keys and values may be shared: `rows` queries rows can read the keys and values of one base example
 (cross-attention to one image), or a common prefix of them followed by their own (a causal prefix). They are
-then folded into the query axis and not repeated, unless the prefix is the shorter part.
+then folded into the query axis and not repeated, unless the prefix is the shorter part. Where few queries read many
+positions of a source, as in an answer decoder's first step, the weights of keys and values are taken to the queries
+instead of to every position of the source.
 """
 
 from __future__ import annotations
@@ -205,6 +207,8 @@ class HookedAttention(Declared, nn.Module):
         self._refuse_gated()
         if not self.cfg.use_split_qkv_input:
             x = x if norm is None else norm(x)
+        if source is not None and self._absorbs(x, source, given):
+            return self._out(self.hook_z(self._absorbed(x, source, given)))
         q, new = self._queries_keys_values(x, source, given, norm)
         attended, prefix = (given.instead or new), given.prefix
         assert attended is not None
@@ -318,6 +322,31 @@ class HookedAttention(Declared, nn.Module):
         lengths = [kv.v.shape[1] for kv in parts]
         mixed = [self._mix(p, kv.v) for p, kv in zip(pattern.split(lengths, -1), parts, strict=True)]
         return mixed[0] if len(mixed) == 1 else mixed[0] + mixed[1]
+
+    def _absorbs(self, x: Tensor, source: Tensor, given: AttentionPass) -> bool:
+        """Whether a source's keys and values are nobody's but these queries', and cost more than doing without them."""
+        n_queries, n_keys = x.shape[0] // source.shape[0] * x.shape[1], source.shape[1]
+        return (
+            given.instead is None
+            and given.store is None
+            and n_queries * (self.cfg.d_head + n_keys) < n_keys * self.cfg.d_head
+            and not self.cfg.use_split_qkv_input
+            and not self.sees_keys_values()
+            and not hooked(self.hook_attn_scores, self.hook_pattern)
+            and self._leaves.k.is_its_matrix
+            and self._leaves.v.is_its_matrix
+        )
+
+    def _absorbed(self, x: Tensor, source: Tensor, given: AttentionPass) -> Float[Tensor, "batch pos head d_head"]:
+        """``z`` without keys and values: ``q (s W_K)^T`` as ``(q W_K^T) s^T``, and ``A (s W_V)`` as ``(A s) W_V``.
+
+        A key's bias adds the same to all scores of a query, and so nothing to its pattern.
+        """
+        q = self.hook_q(rearrange(self._leaves.q(x), "b p (h d) -> b p h d", d=self.cfg.d_head))
+        q = einsum(q, self._per_query_head(self.W_K), "b p h d, h m d -> b p h m")
+        mixed = self._explicit(q, [KeysValues(source[:, :, None], source[:, :, None])], given)
+        z = einsum(mixed, self._per_query_head(self.W_V), "b p h m, h m d -> b p h d")
+        return z + self._per_query_head(self.b_V)
 
     def _scores(self, q: Tensor, k: Tensor) -> Float[Tensor, "batch head query_pos key_pos"]:
         rows, groups = q.shape[0] // k.shape[0], k.shape[2]

@@ -83,9 +83,16 @@ def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | No
         source = order[i - 1] if crosses(model, name) else None
         keys = lengths[source] if source else 0
         flop += cfg.n_layers * block_flop(cfg, n, n, keys)
-        if source:  # the source's keys and values, for every layer
-            flop += cfg.n_layers * 4 * model.stacks[source].cfg.d_model * cfg.d_head * cfg.n_heads * keys
+        if source:
+            flop += cfg.n_layers * source_flop(cfg, model.stacks[source].cfg.d_model, n, keys)
     return flop
+
+
+def source_flop(cfg: Any, d_source: int, n_positions: int, keys: int) -> float:
+    """Operations of one block to read a source: keys and values are computed, or their weights go to the queries."""
+    computed = keys * cfg.d_head * cfg.n_heads
+    absorbed = n_positions * cfg.n_heads * (cfg.d_head + keys)
+    return 4.0 * d_source * min(computed, absorbed)
 
 
 def crosses(model: Any, stack: str) -> bool:
