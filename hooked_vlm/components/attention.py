@@ -78,6 +78,7 @@ class AttentionPass:
         prefix: keys and values of the positions before these (self-attention).
         instead: keys and values to use in place of computing them.
         store: called with the keys and values attended to, prefix included.
+        n_queries: how many of the last positions ask, where the others are attended to alone; None for all.
     """
 
     mask: Bool[Tensor, "mask_batch 1 _query_pos key_pos"] | None = None
@@ -86,6 +87,7 @@ class AttentionPass:
     prefix: KeysValues | None = None
     instead: KeysValues | None = None
     store: Callable[[KeysValues], None] | None = None
+    n_queries: int | None = None
 
 
 class HookedAttention(Declared, nn.Module):
@@ -194,8 +196,8 @@ class HookedAttention(Declared, nn.Module):
         *,
         source: Float[Tensor, "source_batch key_pos d_source"] | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """What the attention adds to the residual stream.
+    ) -> Float[Tensor, "batch query_pos d_model"]:
+        """What the attention adds to the residual stream, at the positions that ask.
 
         Args:
             x: the residual stream.
@@ -251,16 +253,17 @@ class HookedAttention(Declared, nn.Module):
         heads = "b p (h d) -> b p h d"
         d = self.cfg.d_head
         leaves, source = self._leaves, x if source is None else source
+        asking = x if given.n_queries is None else x[:, -given.n_queries :]
         if self.cfg.use_split_qkv_input:
-            q = self._from_split(x, self.hook_q_input, self.W_Q, self.b_Q, norm)
+            q = self._from_split(asking, self.hook_q_input, self.W_Q, self.b_Q, norm)
         elif leaves.fused and given.instead is None and source is x:
             qkv = leaves.q.linear(x)
-            q = rearrange(leaves.q.take(qkv), heads, d=d)
+            q = rearrange(leaves.q.take(qkv)[:, -asking.shape[1] :], heads, d=d)
         else:
-            q = rearrange(leaves.q(x), heads, d=d)
+            q = rearrange(leaves.q(asking), heads, d=d)
         q = self.hook_q(q)
         if given.rotary is not None:
-            q = self.hook_rot_q(rotate(q, *given.rotary))
+            q = self.hook_rot_q(rotate(q, *(t[:, -q.shape[1] :] for t in given.rotary)))
         if given.instead is not None:
             return q, None
         if self.cfg.use_split_qkv_input:
