@@ -11,23 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from hooked_vlm.notice import selections, statistics
+from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.grid import Grid
+from hooked_vlm.analysis.head_labels import OBJECT, SHARES, labels_of
+from hooked_vlm.analysis.heads import RULES, Head, head_name, module_of, of_heads
+from hooked_vlm.analysis.universal_heads import Rule
+from hooked_vlm.notice import selections
 from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewest, smallest_p, told
-from hooked_vlm.notice.gathered import Gathered, Grid
-from hooked_vlm.notice.labels import OBJECT, SHARES, labels_of
+from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.universal import Rule
-from hooked_vlm.notice.vocabulary import (
-    EVERY,
-    MODALITY_NAME,
-    RULES,
-    Head,
-    at_place,
-    head_name,
-    listed,
-    module_of,
-    of_heads,
-)
+from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
 from hooked_vlm.notice.wording import counted, interval, percent, two, with_interval
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
@@ -44,7 +37,7 @@ def findings(
     Args:
         data: from `gathered.gather`.
         tables: the tables of the summary.
-        significant: heads whose patching has an effect, as `labels.labels` takes them.
+        significant: heads whose patching has an effect, as `head_labels.labels` takes them.
         rule: the numbers of the rules; its resamples and seed are used.
     """
     kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and of_heads(kind)})

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice import statistics
+from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.heads import head_name
 from hooked_vlm.notice.gathered import Gathered
-from hooked_vlm.notice.vocabulary import CORRUPT, at_place, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import known, two, with_interval
 
 HEAD: Final = ["kind", "layer", "head"]

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hooked_vlm.notice.vocabulary import CORRUPT, MODALITIES, MULTIMODAL, Head
+from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, Head
+from hooked_vlm.notice.vocabulary import CORRUPT
 
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
 NAME: Final = re.compile(r"(?P<how>universal|strongest)(?: (?P<n>\d+))? (?P<corrupt>image|text)(?:, (?P<rule>.+))?")

@@ -18,13 +18,14 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from hooked_vlm.analysis.heads import RULES, Head, head_name
 from hooked_vlm.models import placement
 from hooked_vlm.notice import places
 from hooked_vlm.notice.cautions import about_sentences
 from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.selections import strongest
-from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, at_place, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict

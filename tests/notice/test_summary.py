@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from hooked_vlm.analysis.image_attention import SCORES
+from hooked_vlm.analysis.universal_heads import Rule, disagreements, select_matrices
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import summary, universal
+from hooked_vlm.notice import summary
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.functions import SCORES
-from hooked_vlm.notice.universal import Rule
 from tests.notice.made import edit_tables, run_directory
 
 CLOSE = {"rel": 1e-5, "abs": 1e-6}  # effects are kept in single precision while they are gathered
@@ -382,6 +382,6 @@ def test_no_number_is_kept_of_what_is_not_used(directory):
 def test_the_rules_numbers_reach_the_summary(directory, made):
     rule = Rule(seed=0, bootstrap=made["config"]["bootstrap"])
     families = summary.gather(directory, "answer").families("effect")
-    selection = universal.select_matrices(families, rule)
+    selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
-    assert universal.disagreements(selection, rule) == made["disagreements"]
+    assert disagreements(selection, rule) == made["disagreements"]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hooked_vlm import notice
+from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.notice import report, summary, terminal
-from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.report.compare import compare
 from tests.notice.made import run_directory, write_tables
 from tests.notice.report.parsed import Page

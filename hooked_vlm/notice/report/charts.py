@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hooked_vlm.analysis.heads import head_at
 from hooked_vlm.notice import places
 from hooked_vlm.notice.report.page import Chart
 from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
-from hooked_vlm.notice.vocabulary import ROLES, at_place, head_at
+from hooked_vlm.notice.vocabulary import ROLES, at_place
 from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]

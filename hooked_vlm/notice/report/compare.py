@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hooked_vlm.analysis.heads import RULES, head_name, module_of
 from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
@@ -33,7 +34,7 @@ from hooked_vlm.notice.report.words import (
 from hooked_vlm.notice.report.writing import NAMED, setting
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.storage import place_of, whole
-from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, RULES, head_name, listed, module_of
+from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, listed
 from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
 
 

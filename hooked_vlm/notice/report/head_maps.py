@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import HEAD_KINDS
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import grid, head_map, ordered, titled
 from hooked_vlm.notice.report.page import Child, Markup, chart, paragraph, tag
 from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing, read_at
-from hooked_vlm.notice.vocabulary import CORRUPT, HEAD_KINDS, NOISES
+from hooked_vlm.notice.vocabulary import CORRUPT, NOISES
 from hooked_vlm.notice.wording import known, number
 
 

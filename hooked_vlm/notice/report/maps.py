@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import HEAD_KINDS, head_at, head_name
 from hooked_vlm.notice import places
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
@@ -22,18 +23,7 @@ from hooked_vlm.notice.report.words import (
     missing,
     read_at,
 )
-from hooked_vlm.notice.vocabulary import (
-    CORRUPT,
-    CORRUPTIONS,
-    EVERY,
-    HEAD_KINDS,
-    KINDS,
-    MODULE_KINDS,
-    NOISES,
-    at_place,
-    head_at,
-    head_name,
-)
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES, at_place
 from hooked_vlm.notice.wording import known, number, two
 
 ELSEWHERE = 3  # heads that do much more elsewhere, named under a map

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import RULES, head_name
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered
 from hooked_vlm.notice.report.page import Child, Markup, details, items, paragraph, table, tag
@@ -21,7 +22,7 @@ from hooked_vlm.notice.report.words import (
     read_at,
     scored,
 )
-from hooked_vlm.notice.vocabulary import CORRUPT, MODALITY_NAME, RULES, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, MODALITY_NAME, listed
 from hooked_vlm.notice.wording import number
 
 DISAGREEMENTS: Final = 6  # shown before the rest is folded away

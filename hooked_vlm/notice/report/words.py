@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import RULES, head_at, head_name, module_of, of_heads
 from hooked_vlm.notice import claims, places, selections
 from hooked_vlm.notice.claims import Verdict, fewest
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import Markup, paragraph, tag
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, RULES, at_place, head_at, head_name, listed, module_of, of_heads
+from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
 from hooked_vlm.notice.wording import UNIT, counted, interval, known, number, percent, two
 
 KIND: Final = {

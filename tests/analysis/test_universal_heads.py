@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from hooked_vlm.analysis.universal_heads import Rule, disagreements, select, universal
 from hooked_vlm.errors import DataError
-from hooked_vlm.notice import statistics
-from hooked_vlm.notice.universal import Rule, disagreements, select, universal
 
 TASKS = ("colour", "place", "shape")
 QUICK = Rule(bootstrap=200, flips=999, splits=20)
@@ -221,51 +220,3 @@ def test_the_papers_rule_is_mean_plus_two_sd_over_heads():
     assert made["mean_abs"].to_numpy() == pytest.approx(expected.to_numpy())
     assert made["threshold"].to_numpy() == pytest.approx(expected.mean() + 2 * expected.std())
     assert made["ratio"].to_numpy() == pytest.approx((expected / expected.mean()).to_numpy())
-
-
-@given(st.integers(2, 10), st.integers(0, 1000))
-def test_p_values_of_few_examples_are_exact(n, seed):
-    values = np.random.default_rng(seed).standard_normal((n, 3)) + 0.5
-    ours = statistics.sign_flip(values)
-    theirs = [
-        stats.permutation_test(
-            (column,), np.sum, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
-        ).pvalue
-        for column in values.T
-    ]
-    assert ours == pytest.approx(np.minimum(theirs, 1))
-
-
-def test_random_sign_flips_agree_with_all_of_them():
-    values = np.random.default_rng(0).standard_normal((14, 20)) + 0.3
-    exact, drawn = statistics.sign_flip(values, flips=2**13), statistics.sign_flip(values, flips=8000)
-    assert np.abs(exact - drawn).max() < 0.02
-
-
-def test_p_values_are_uniform_under_the_null():
-    p = statistics.sign_flip(np.random.default_rng(0).standard_t(2, (30, 2000)), flips=999)
-    assert stats.kstest(p, "uniform").pvalue > 0.001
-
-
-def test_bootstrap_intervals_cover_the_mean():
-    generator = np.random.default_rng(0)
-    low, high = statistics.bootstrap(generator.normal(1.0, 1.0, (60, 500)), times=500)
-    assert 0.9 < np.mean((low <= 1.0) & (high >= 1.0)) < 0.98
-
-
-def test_flips_are_enough_for_one_head_among_many():
-    cells = 3 * 1024
-    assert 1 / (statistics.flips_needed(cells) + 1) <= 0.05 / cells
-
-
-def test_false_discovery_leaves_out_what_was_not_tested():
-    q = statistics.benjamini_hochberg([0.01, np.nan, 0.04])
-    assert q[[0, 2]] == pytest.approx([0.02, 0.04]) and np.isnan(q[1])
-
-
-def test_rank_correlation_is_spearmans_with_ties():
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(0, 5, (4, 12)).astype(float), generator.standard_normal((4, 12))
-    assert statistics.spearman(a, b) == pytest.approx(
-        [stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
-    )

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooked_vlm import HookedVLM, lens
+from hooked_vlm import HookedVLM
+from hooked_vlm.analysis import lens
+from hooked_vlm.analysis.lens import direct_logit_attribution, logit_lens
 from hooked_vlm.errors import InputsError, PositionError, ResidualError, StackError
-from hooked_vlm.lens import direct_logit_attribution, logit_lens
 from tests.models import checkpoints, drawn
 
 
