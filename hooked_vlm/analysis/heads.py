@@ -10,7 +10,7 @@ from typing import Any, Final
 Head = tuple[str, int, int]  # kind, layer, head
 
 HEAD_KINDS: Final = ("cross_attn-heads", "attn-heads")
-RULES: Final = ("sound", "paper")
+RULES: Final = {"fdr": "the FDR-controlled rule", "paper": "the paper's rule"}
 MODALITIES: Final = {"image": "vision-only", "text": "text-only"}  # of heads that matter under one corruption alone
 MULTIMODAL: Final = "multimodal"  # of heads that matter under both
 

@@ -1,4 +1,4 @@
-"""Which heads matter in every task: the paper's rule, and beside it one that allows for chance.
+"""Which heads matter in every task: the paper's rule, and beside it one that controls the false discovery rate.
 
 Both read effects of patching single heads, one number for each example and head. A head is *universal* for a
 corruption if a rule selects it in every task; of the two corruptions, image and text, that makes it vision-only,
@@ -11,7 +11,7 @@ number lies further than ``(k - 1) / sqrt(k)`` SD above the mean, so that with f
 |effect| is as large for a head that helps in half the examples and harms in the other half as for one that always
 helps.
 
-**The sound rule** asks four things of a head, in every task:
+**The FDR-controlled rule** asks four things of a head, in every task:
 
 1. *Systematic*: the mean effect differs from 0. Sign-flip p-values over examples (`statistics.sign_flip`),
    Benjamini-Hochberg over all heads x tasks of the corruption, ``q <= alpha``. "In every task" is one more claim,
@@ -101,8 +101,8 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
     Returns:
         One row for each corrupt, kind, task, layer, head: n (examples), mean, mean_abs, sd (of the effect),
         ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs), threshold and paper (the paper's rule), ratio,
-        ratio_low, ratio_high, p, q, repeats, sound; and, the same in every task of a head, p_all, q_all,
-        repeats_all, paper_all, sound_all (selected in every task).
+        ratio_low, ratio_high, p, q, repeats, fdr (the FDR-controlled rule); and, the same in every
+        task of a head, p_all, q_all, repeats_all, paper_all, fdr_all (selected in every task).
 
     Raises:
         DataError: if a column is missing, or an example has two rows for one head.
@@ -132,8 +132,8 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
 
 _CELL = ("corrupt", "kind", "task", "layer", "head")
 _MEASURED = ("n", "mean", "mean_abs", "sd", "ci_low", "ci_high", "abs_low", "abs_high")
-_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "q", "repeats", "sound")
-_EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "sound_all")
+_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "q", "repeats", "fdr")
+_EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all")
 _COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
 
 
@@ -153,21 +153,21 @@ def _family(
         parts.append(part.assign(corrupt=corrupt, kind=kind, task=task).set_index(index).reset_index())
     table = pd.concat(parts, ignore_index=True)
     table["q"] = statistics.benjamini_hochberg(table["p"])
-    table["sound"] = (
+    table["fdr"] = (
         (table["q"] <= rule.alpha) & (table["ratio_low"] > rule.times) & (table["repeats"] >= rule.least_repeats)
     )
     shape = (len(effects), len(heads))
     p_all = np.max(table["p"].to_numpy().reshape(shape), axis=0)  # NaN where a task has no example of the head
     q_all = statistics.benjamini_hochberg(p_all)
     repeats_all = np.mean(np.all(repeated, 0), 0) if all(map(len, repeated)) else np.full(len(heads), np.nan)
-    sound_all = table["sound"].to_numpy().reshape(shape).all(0)
-    sound_all &= (q_all <= rule.alpha) & (repeats_all >= rule.least_repeats)
+    fdr_all = table["fdr"].to_numpy().reshape(shape).all(0)
+    fdr_all &= (q_all <= rule.alpha) & (repeats_all >= rule.least_repeats)
     everywhere = {
         "p_all": p_all,
         "q_all": q_all,
         "repeats_all": repeats_all,
         "paper_all": table["paper"].to_numpy().reshape(shape).all(0),
-        "sound_all": sound_all,
+        "fdr_all": fdr_all,
     }
     return table.assign(**{name: np.tile(values, len(effects)) for name, values in everywhere.items()})[_COLUMNS]
 
@@ -256,7 +256,7 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
         selection: from `select`. Corruptions other than "image" and "text" are left out.
 
     Returns:
-        One row for each head and rule ("paper" or "sound") that selects it: kind, layer, head, modality
+        One row for each head and rule ("paper" or "fdr") that selects it: kind, layer, head, modality
         ("vision-only", "text-only" or "multimodal"), rule, tasks (those it was tested in), tested (the corruptions
         that were run), mean_abs (over tasks and the corruptions it is universal in), q (the larger q_all of them)
         and repeats (the smaller repeats_all); the largest mean_abs first. Where only one corruption was run,
@@ -301,17 +301,18 @@ def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT, at: str = "") -
         one for each head that they part on only as universal.
     """
     selection = selection[selection["corrupt"].isin(list(MODALITIES))]
-    parted = selection[selection["paper"].astype(bool) != selection["sound"].astype(bool)]
+    parted = selection[selection["paper"].astype(bool) != selection["fdr"].astype(bool)]
     said = [
         _cell_sentence(row, selection, rule, at) for row in _records(parted.sort_values("mean_abs", ascending=False))
     ]
     heads = selection.drop_duplicates(["corrupt", *HEAD])
-    for row in _records(heads[heads["paper_all"].astype(bool) & ~heads["sound_all"].astype(bool)]):
+    for row in _records(heads[heads["paper_all"].astype(bool) & ~heads["fdr_all"].astype(bool)]):
         cells = selection[_same(selection, row, ["corrupt", *HEAD])]
-        if cells["sound"].all():
+        if cells["fdr"].all():
             said.append(
                 f"{_who(row)} ({row['corrupt']}): both rules select it in every task, but as universal it fails the "
-                f"sound one: q over all tasks {row['q_all']:.3g}, repeats in {row['repeats_all']:.0%} of halvings."
+                f"FDR-controlled one: q over all tasks {row['q_all']:.3g}, repeats in {row['repeats_all']:.0%} of "
+                "halvings."
             )
     return said
 
@@ -331,19 +332,20 @@ def _who(row: dict[str, Any]) -> str:
 def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule, at: str) -> str:
     where = f"{_who(row)} in task {row['task']} ({row['corrupt']}{', ' + at if at else ''})"
     if row["paper"]:
-        return f"{where}: the paper's rule selects it, the sound one does not: {'; '.join(_faults(row, rule))}."
+        faults = "; ".join(_faults(row, rule))
+        return f"{where}: the paper's rule selects it, the FDR-controlled one does not: {faults}."
     family = selection[_same(selection, row, ["corrupt", "kind", "task"])]
     digits = next(n for n in range(3, 18) if f"{row['mean_abs']:.{n}g}" != f"{row['threshold']:.{n}g}" or n == 17)
     return (
-        f"{where}: the sound rule selects it, the paper's does not: its mean |effect| {row['mean_abs']:.{digits}g} is "
-        f"{row['ratio']:.3g} times the average head's but below mean + {rule.sds:g} SD = "
-        f"{row['threshold']:.{digits}g}, an SD that the strongest heads (up to {family['mean_abs'].max():.3g}) raise "
+        f"{where}: the FDR-controlled rule selects it, the paper's does not: its mean |effect| "
+        f"{row['mean_abs']:.{digits}g} is {row['ratio']:.3g} times the average head's but below mean + {rule.sds:g} SD "
+        f"= {row['threshold']:.{digits}g}, an SD that the strongest heads (up to {family['mean_abs'].max():.3g}) raise "
         f"for all {len(family)}."
     )
 
 
 def _faults(row: dict[str, Any], rule: Rule) -> list[str]:
-    """Which of the sound rule's demands a cell fails."""
+    """Which of the FDR-controlled rule's demands a cell fails."""
     r = {key: float(row[key]) for key in ("n", "mean", "mean_abs", "q", "ratio", "ratio_low", "repeats")}
     faults = []
     if r["n"] < rule.fewest_examples:

@@ -31,8 +31,8 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     needed = rule.fewest_examples
     if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
-            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the sound rule to hold out a "
-            "half: it can select nothing."
+            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to hold "
+            "out a half: it can select nothing."
         )
     if thin := [f"{task} ({n})" for task, n in least.items() if needed <= n < FEW]:
         said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")

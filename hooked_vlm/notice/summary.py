@@ -13,7 +13,7 @@ that are all equal.
   logit difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong).
 - ``heads``, at the tokens where heads are selected: what `universal_heads.select` gives (corrupt, task, kind, layer,
   head, n, mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio,
-  ratio_low, ratio_high, p, q, repeats, sound; p_all, q_all, repeats_all, paper_all, sound_all over all tasks),
+  ratio_low, ratio_high, p, q, repeats, fdr; p_all, q_all, repeats_all, paper_all, fdr_all over all tasks),
   restoration (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are
   near 0). Where the selected token is several positions, an example's effect is their mean. And what
   `places.best_places` gives: at (the role these effects are of), best_at (the role at which the head moves the answer
@@ -22,7 +22,7 @@ that are all equal.
 - ``strongest``: what `places.strongest` gives of them, by corrupt and task.
 - ``roles``: corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
   |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
-- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "sound"), tasks,
+- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "fdr"), tasks,
   tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
 - ``functions``: what `head_labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
   significant, q, and every score of `image_attention.SCORES` with _low and _high; all tasks together.

@@ -24,7 +24,6 @@ from hooked_vlm.notice.report.maps import ordered, strongest_heads
 from hooked_vlm.notice.report.page import Child, Part, details, page, paragraph, section, table, tag
 from hooked_vlm.notice.report.words import (
     HEAD,
-    RULE,
     corruption_name,
     missing,
     read_at,
@@ -160,8 +159,8 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
         for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
             said = []
             for modality, part in rows.groupby("modality", sort=False):
-                rules = ordered(part["rule"], RULES)
-                by = "both rules" if len(rules) > 1 else RULE.get(rules[0], rules[0])
+                rules = ordered(part["rule"], tuple(RULES))
+                by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
                 said.append(f"{MODALITY_NAME.get(str(modality), str(modality))}, {by}, {read_at(one.run)}")
             key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)

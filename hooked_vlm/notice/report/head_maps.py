@@ -88,8 +88,8 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
             "sizes, so the maps of each run share a colour scale of their own; its end stands beside the run."
         ),
         paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone. "
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.FDR]} by the FDR-controlled "
+            f"rule alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone. "
             f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]

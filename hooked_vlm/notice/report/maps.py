@@ -88,8 +88,8 @@ def heads(run: Loaded) -> list[Child]:
             "of examples."
         ),
         paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.FDR]} by the FDR-controlled "
+            f"rule alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
             f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]

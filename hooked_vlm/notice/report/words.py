@@ -37,7 +37,6 @@ CORRUPTION: Final = {
 
 HEAD: Final = ["kind", "layer", "head"]
 SHADE: Final = {True: "yes", False: "no", None: "open"}  # of a verdict, in the style sheet
-RULE: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 
 
 def kind_name(kind: object) -> str:
@@ -144,8 +143,8 @@ def tiles(run: Loaded) -> Markup:
         if len(shares):
             shown.append((spread(shares, percent), f"of answers flip: {corruption_name(corrupt)}"))
     if selection_was_possible(run):
-        sound, paper = (len(universal_heads(run, rule)) for rule in RULES)
-        shown.append((f"{sound} and {paper}", "universal heads, by the sound rule and by the paper's"))
+        fdr, paper = (len(universal_heads(run, rule)) for rule in RULES)
+        shown.append((f"{fdr} and {paper}", "universal heads, by the FDR-controlled rule and by the paper's"))
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_full", "accuracy_random_mean"])
     if len(rows):
         selection = next(name for name in ablated(run) if (rows["selection"] == name).any())
