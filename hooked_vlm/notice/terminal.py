@@ -24,8 +24,9 @@ from hooked_vlm.notice import places
 from hooked_vlm.notice.cautions import about_sentences
 from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
+from hooked_vlm.notice.earlier import as_now
 from hooked_vlm.notice.selections import strongest
-from hooked_vlm.notice.vocabulary import CORRUPT, as_now, at_place, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict

@@ -5,8 +5,8 @@ They stand in configurations, parquet files, summary.json and reports. Costs not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from hooked_vlm.analysis.heads import HEAD_KINDS, MULTIMODAL
 
@@ -35,23 +35,6 @@ PLACE: Final = {
     "other": "other words", "punctuation": "punctuation", "last": "the last token", "image": "image tokens",
     "template": "the template's tokens", "special": "special tokens", EVERY: EVERY + " at once",
 }  # fmt: skip
-
-
-_RENAMED: Final = {"sound": "fdr", "sound_all": "fdr_all"}  # the rule that controls the false discovery rate
-
-
-def as_now(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary.json in today's words, whichever version wrote it.
-
-    >>> as_now({"universal": [{"layer": 1, "rule": "sound"}], "heads": [{"head": 2, "sound": True}]})
-    {'universal': [{'layer': 1, 'rule': 'fdr'}], 'heads': [{'head': 2, 'fdr': True}]}
-    """
-    found = dict(summary)
-    if heads := found.get("heads"):
-        found["heads"] = [{_RENAMED.get(key, key): value for key, value in row.items()} for row in heads]
-    if universal := found.get("universal"):
-        found["universal"] = [{**row, "rule": _RENAMED.get(row["rule"], row["rule"])} for row in universal]
-    return found
 
 
 def at_place(role: object) -> str:

@@ -391,11 +391,12 @@ def test_the_rules_numbers_reach_the_summary(directory, made):
 def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made, tmp_path):
     """It called the rule that controls the false discovery rate "sound"."""
     shutil.copytree(directory, tmp_path / "run")
+    earlier = json.loads(json.dumps(made).replace("the FDR-controlled rule", "the sound rule"))
     before = {"fdr": "sound", "fdr_all": "sound_all"}
-    earlier = dict(made)
     earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
     earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
     assert any(row["sound"] for row in earlier["heads"])
     assert {row["rule"] for row in earlier["universal"]} == {"sound", "paper"}
+    assert any("the sound rule" in row["claim"] for row in earlier["findings"])
     RunDirectory(tmp_path / "run").opened().write_json("summary.json", earlier)
     assert Loaded.read(tmp_path / "run").summary == Loaded.read(directory).summary

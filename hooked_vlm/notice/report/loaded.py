@@ -17,7 +17,7 @@ import pandas as pd
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.claims import Verdict, verdicts_of
 from hooked_vlm.notice.directory import SUMMARY, RunDirectory
-from hooked_vlm.notice.vocabulary import as_now
+from hooked_vlm.notice.earlier import as_now
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
