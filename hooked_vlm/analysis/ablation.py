@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hooked_vlm.analysis.heads import Head, module_of, of_heads
 from hooked_vlm.errors import DataError, StackError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
 from hooked_vlm.patching.metrics import answering
@@ -37,7 +38,7 @@ FULL = "none"  # the selection that ablates nothing
 SELECTED = -1  # the draw that is the selection itself
 
 
-def hook_name(model: Any, kind: str, layer: int) -> str:
+def hook_name(model: HookedVLM, kind: str, layer: int) -> str:
     """The `hook_z` of a kind of heads of the prompt's stack.
 
     Raises:
@@ -62,7 +63,7 @@ class ReferenceMeans:
         kinds: of heads.
     """
 
-    def __init__(self, model: Any, kinds: Iterable[str]) -> None:
+    def __init__(self, model: HookedVLM, kinds: Iterable[str]) -> None:
         layers = range(model.stacks[model.prompt_stack].cfg.n_layers)
         self.model = model
         self.hooks = [hook_name(model, kind, layer) for kind in kinds if of_heads(kind) for layer in layers]
@@ -180,7 +181,7 @@ def _as_set(layers: Mapping[tuple[str, int], list[int]], heads: Iterable[tuple[i
 
 
 def ablate(
-    model: Any,
+    model: HookedVLM,
     inputs: VLMInputs,
     right: Sequence[int],
     wrong: Sequence[int],
@@ -239,7 +240,7 @@ def ablate(
 
 
 def _without(
-    model: Any, state: RunState, sets: Sequence[HeadSet], means: ReferenceMeans
+    model: HookedVLM, state: RunState, sets: Sequence[HeadSet], means: ReferenceMeans
 ) -> Float[Tensor, "rows d_vocab"]:
     """Logits at the last position without each set of heads; rows of one example next to one another."""
     stack = model.prompt_stack

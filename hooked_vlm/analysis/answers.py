@@ -22,6 +22,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hooked_vlm.models import spelling
+from hooked_vlm.models.base import HookedVLM
+from hooked_vlm.models.inputs import VLMInputs
 
 MAX_NEW_TOKENS = 8
 _ANCHOR = ":"  # what prompts end in: a word after it is tokenized as the model writes it after its prompt
@@ -124,7 +126,7 @@ def scored(
     return "one answer begins with the other, and no token tells them apart"
 
 
-def generated_tokens(model: Any, inputs: Any) -> tuple[Int[Tensor, "batch new_tokens"], list[str]]:
+def generated_tokens(model: HookedVLM, inputs: VLMInputs) -> tuple[Int[Tensor, "batch new_tokens"], list[str]]:
     """What the model answers, as ids and in words."""
     tokens = model.generate(inputs, max_new_tokens=MAX_NEW_TOKENS, return_type="tokens")
     tokenizer = model.processor.tokenizer

@@ -23,6 +23,7 @@ from torch import Tensor
 from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError, quoted
 from hooked_vlm.hooks import swap_image, swap_tokens, where
 from hooked_vlm.images import to_rgb, to_rgb_list
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.positions import Index
 
@@ -36,7 +37,7 @@ _LENGTH = (
 )
 
 
-def text_embedding(model: Any) -> str:
+def text_embedding(model: HookedVLM) -> str:
     """Name of the hook point at which the prompt's words are embedded."""
     return f"{model.stacks[model.prompt_stack].prefix}hook_embed"
 
@@ -53,7 +54,7 @@ class SemanticImagePair:
     image: Any = None
     pixel_values: Float[Tensor, "batch channel height width"] | None = field(default=None, repr=False)
 
-    def fwd_hooks(self, model: Any, inputs: VLMInputs) -> Hooks:
+    def fwd_hooks(self, model: HookedVLM, inputs: VLMInputs) -> Hooks:
         """Hooks that show the model the other picture.
 
         Raises:
@@ -84,7 +85,7 @@ class SymmetricTokenReplacement:
     prompt: str | Sequence[str] | None = None
     input_ids: Int[Tensor, "batch pos"] | None = field(default=None, repr=False)
 
-    def fwd_hooks(self, model: Any, inputs: VLMInputs) -> Hooks:
+    def fwd_hooks(self, model: HookedVLM, inputs: VLMInputs) -> Hooks:
         """Hooks that give the model the other words; image tokens keep the image's features.
 
         Raises:
@@ -94,7 +95,7 @@ class SymmetricTokenReplacement:
         ids = self.tokens(model, inputs)
         return [(text_embedding(model), swap_tokens(word_embeddings(model)[ids]))]
 
-    def tokens(self, model: Any, inputs: VLMInputs) -> Int[Tensor, "batch pos"]:
+    def tokens(self, model: HookedVLM, inputs: VLMInputs) -> Int[Tensor, "batch pos"]:
         """The corrupt prompt's token ids, standing where each example's are; padding stays.
 
         Raises:
@@ -145,7 +146,7 @@ class GaussianNoise:
     seed: int | Sequence[int] = 0
     positions: Index = field(default=None, repr=False)
 
-    def fwd_hooks(self, model: Any, inputs: VLMInputs) -> Hooks:
+    def fwd_hooks(self, model: HookedVLM, inputs: VLMInputs) -> Hooks:
         """Hooks that add the noise.
 
         Raises:
@@ -192,7 +193,7 @@ class RegionCorruption:
     mask: Any
     how: Literal["blur", "mean", "inpaint"] = "blur"
 
-    def fwd_hooks(self, model: Any, inputs: VLMInputs) -> Hooks:
+    def fwd_hooks(self, model: HookedVLM, inputs: VLMInputs) -> Hooks:
         """Hooks that show the model the corrupted picture.
 
         Raises:
@@ -222,10 +223,11 @@ class RegionCorruption:
         return made
 
 
-def word_embeddings(model: Any) -> Float[Tensor, "d_vocab d_model"]:
+def word_embeddings(model: HookedVLM) -> Float[Tensor, "d_vocab d_model"]:
     """The embedding of the prompt's words."""
-    own = getattr(model.stacks[model.prompt_stack], "W_E", None)
-    return model.W_E if own is None else own
+    stack = model.prompt_stack
+    holder: Any = model if stack == model.main_stack else model.stacks[stack]  # a main stack's weights are the model's
+    return holder.W_E
 
 
 def _binary(given: Any, image: Image.Image, number: int) -> Image.Image:

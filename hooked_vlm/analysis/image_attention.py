@@ -42,6 +42,7 @@ from torch import Tensor
 from hooked_vlm.analysis.heads import module_of, of_heads
 from hooked_vlm.errors import DataError, InputsError, PositionError
 from hooked_vlm.images import to_rgb_list
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 
 SCORES = ("image_mass", "inside", "area", "lift", "auc", "pointing", "relative_inside", "outlier", "cls")
@@ -73,7 +74,7 @@ Query = int | Sequence[int]
 
 
 def image_attention(
-    model: Any, inputs: VLMInputs, kinds: Iterable[str], queries: Query | Sequence[Query]
+    model: HookedVLM, inputs: VLMInputs, kinds: Iterable[str], queries: Query | Sequence[Query]
 ) -> tuple[dict[str, ImageAttention], Float[Tensor, "batch patch"]]:
     """Attention of query tokens over the image in one run, and the norms of the image's patches.
 
@@ -90,7 +91,7 @@ def image_attention(
     stack = model.stacks[model.prompt_stack]
     attended = {kind: _image_keys(model, inputs, kind) for kind in kinds}
     weights = _query_weights(inputs, queries)
-    tower = model.stacks["vision_encoder"]
+    tower = model.vision_encoder
     last = f"{tower.prefix}blocks.{tower.cfg.n_layers - 1}.hook_resid_post"
     rows: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
@@ -130,17 +131,17 @@ class _ImageKeys:
     grid: tuple[int, int]
 
 
-def _image_keys(model: Any, inputs: VLMInputs, kind: str) -> _ImageKeys | None:
+def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str) -> _ImageKeys | None:
     """Where the image is among the keys of a kind of heads, or None where it is not."""
     if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
     if cross != (inputs.layout.patch_size is not None):  # cross-attention reads the image; self-attention the prompt
         return None
-    patch = model.stacks["vision_encoder"].patch_size
+    patch = model.vision_encoder.patch_size
     height, width = (side // patch for side in inputs.pixel_values.shape[-2:])
     spans = inputs.image_spans
-    n_before = 1 if cross and model.stacks["vision_encoder"].has_class_token else 0
+    n_before = 1 if cross and model.vision_encoder.has_class_token else 0
     starts = torch.tensor([span.start - n_before for span in spans])
     extra = spans[0].stop - spans[0].start - height * width
     if extra not in (0, 1):
@@ -172,7 +173,7 @@ def _query_weights(inputs: VLMInputs, queries: Query | Sequence[Query]) -> Float
 # --- masks ------------------------------------------------------------------------------------------
 
 
-def patch_coverage(model: Any, masks: Any) -> Float[Tensor, "batch patch"]:
+def patch_coverage(model: HookedVLM, masks: Any) -> Float[Tensor, "batch patch"]:
     """Which share of each patch a mask covers, where the model sees it.
 
     The mask goes through the model's image processor as the picture does, beside an all-white and an all-black one of
@@ -191,7 +192,7 @@ def patch_coverage(model: Any, masks: Any) -> Float[Tensor, "batch patch"]:
     black, white = ends[[2 * i for i in which]], ends[[2 * i + 1 for i in which]]
     span = white - black
     share = torch.where(span.abs() > 1e-6, (seen - black) / torch.where(span == 0, 1.0, span), 0.0).clamp(0, 1)
-    side = model.stacks["vision_encoder"].patch_size
+    side = model.vision_encoder.patch_size
     height, width = (n // side * side for n in share.shape[-2:])
     return reduce(share[..., :height, :width], "b c (r p) (k q) -> b (r k)", "mean", p=side, q=side)
 
@@ -200,7 +201,7 @@ def patch_coverage(model: Any, masks: Any) -> Float[Tensor, "batch patch"]:
 
 
 def score_batch(
-    model: Any,
+    model: HookedVLM,
     inputs: VLMInputs,
     *,
     kinds: Iterable[str],
@@ -242,7 +243,7 @@ def score_batch(
 
 
 def score_example(
-    model: Any, inputs: VLMInputs, *, kinds: Iterable[str], query: Query, mask: Any = None, query_role: str = ""
+    model: HookedVLM, inputs: VLMInputs, *, kinds: Iterable[str], query: Query, mask: Any = None, query_role: str = ""
 ) -> pd.DataFrame:
     """`score_batch` of one example: a table with `COLUMNS`.
 

@@ -28,14 +28,15 @@ from torch import Tensor
 
 from hooked_vlm.components.hook_point import unhooked
 from hooked_vlm.components.stack import Stack
-from hooked_vlm.errors import InputsError, PositionError, ResidualError
+from hooked_vlm.errors import InputsError, ResidualError
 from hooked_vlm.models import spelling
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
+from hooked_vlm.positions import Index, read
 
 Token = str | int
 Tokens = Token | Sequence[Token]
-Positions = int | slice | Sequence[int] | None
 PRE_NORM: Final = "last norm and unembedding on the residual stream"
 POST_NORM: Final = "decoder head on the normalised stream"
 AT_ONCE = 2**25  # logits that are held at a time: 128 MiB in float32
@@ -87,11 +88,11 @@ class Lens:
 
 
 def logit_lens(
-    model: Any,
+    model: HookedVLM,
     inputs: VLMInputs | Mapping[str, Any],
     *,
     stack: str | None = None,
-    positions: Positions = None,
+    positions: Index = None,
     follow: Tokens = (),
     k: int = 5,
     cache: Any = None,
@@ -154,7 +155,7 @@ def streams(stack: Stack) -> list[str]:
 
 
 @alone
-def _read(model: Any, stream: Tensor, followed: list[int], k: int) -> tuple[Tensor, ...]:
+def _read(model: HookedVLM, stream: Tensor, followed: list[int], k: int) -> tuple[Tensor, ...]:
     """Of one layer's stream [batch pos d_model]: the likeliest tokens, and the followed ones."""
     parts: list[list[Tensor]] = []
     at_once = max(1, AT_ONCE // (model.W_U.shape[1] * len(stream)))
@@ -232,7 +233,7 @@ class Attribution:
 
 
 def direct_logit_attribution(
-    model: Any,
+    model: HookedVLM,
     inputs: VLMInputs | Mapping[str, Any],
     token: Tokens,
     against: Tokens | None = None,
@@ -261,64 +262,72 @@ def direct_logit_attribution(
         PositionError: if there is no such position.
         DenseWeightError: if an attention's output weights are quantised.
     """
-    found = _unembedded(model, stack)
+    found = _pre_norm(model, stack)
+    inputs = VLMInputs.of(inputs)
+    n = len(inputs)
+    right = _for_each(_ids(model, token), n)
+    wrong = None if against is None else _for_each(_ids(model, against), n)
+    if position is None:
+        at = inputs.last_each.tolist()
+    else:
+        at = _places(position, inputs.input_ids.shape[1], "the prompt") * n
+    blocks = [f"{found.prefix}blocks.{layer}" for layer in range(len(found.blocks))]
+    first, scale = f"{blocks[0]}.hook_resid_pre", f"{found.prefix}ln_final.hook_scale"
+    names = [f"{block}.{part}" for block in blocks for part in ("attn.hook_z", "hook_mlp_out")]
+    with torch.no_grad():
+        here = _at(model, inputs, [first, *names, scale, "hook_logits"], at)
+        direction, constant = _direction(model, found, right, wrong)
+        direction = direction / here[scale]
+
+        def written(part: Tensor) -> Tensor:
+            return (part.to(direction.device) * direction).sum(-1).cpu()
+
+        heads, biases = [], []
+        for block, name in zip(found.blocks, blocks, strict=True):
+            attn: Any = block.attn
+            reads = torch.einsum("hkd,bd->bhk", attn.W_O.float(), direction.to(attn.W_O.device))
+            heads.append((here[f"{name}.attn.hook_z"] * reads).sum(-1).T.cpu())
+            biases.append(written(attn.b_O.float().expand(n, -1)))
+        mlps = [written(here[f"{block}.hook_mlp_out"]) for block in blocks]
+        logits, rows = here["hook_logits"], torch.arange(n)
+        logit = logits[rows, right] - (0 if wrong is None else logits[rows, wrong])
+        return Attribution(
+            written(here[first]),
+            torch.stack(heads),
+            torch.stack(biases),
+            torch.stack(mlps),
+            constant.cpu(),
+            logit.cpu(),
+        )
+
+
+def _pre_norm(model: HookedVLM, name: str | None) -> Stack:
+    """The stack whose logits are sums of parts. Raises ResidualError, StackNameError if it is not the one asked for."""
+    found = _unembedded(model, name)
     if found.post_norm:
         raise ResidualError(
             f"{found.name} is post-norm: each sub-layer's sum passes a LayerNorm before the next, so a logit is no sum "
             f"over heads and layers. What holds: logit_lens(model, inputs, follow=...).changes, by layer; and "
             "patching.sweep, which measures what a head does instead of splitting what it wrote"
         )
-    inputs = VLMInputs.of(inputs)
-    n, view = len(inputs), model.focus(found.name)
-    right = _for_each(_ids(model, token), n)
-    wrong = None if against is None else _for_each(_ids(model, against), n)
-    at = (
-        inputs.last_each.tolist()
-        if position is None
-        else _places(position, inputs.input_ids.shape[1], "the prompt") * n
-    )
-    first, blocks = min(at), [f"{found.prefix}blocks.{layer}" for layer in range(len(found.blocks))]
-    scale_name = f"{found.prefix}ln_final.hook_scale"
-    names = [f"{blocks[0]}.hook_resid_pre", scale_name, "hook_logits"]
-    names += [f"{block}.{part}" for block in blocks for part in ("attn.hook_z", "hook_mlp_out")]
-    with torch.no_grad():
-        _, cache = model.run_with_cache(inputs, names_filter=names, pos_slice=slice(first, max(at) + 1))
-        rows, places = torch.arange(n), torch.tensor(at) - first
-
-        def here(name: str) -> Tensor:
-            activation: Tensor = cache[name]
-            return activation[rows.to(activation.device), places.to(activation.device)].float()
-
-        direction, constant = _direction(model, view, right)
-        if wrong is not None:
-            off_direction, off_constant = _direction(model, view, wrong)
-            direction, constant = direction - off_direction, constant - off_constant
-        direction = direction / here(scale_name)
-
-        def written(part: Tensor) -> Tensor:
-            return (part.to(direction.device) * direction).sum(-1)
-
-        heads, biases = [], []
-        for block, name in zip(found.blocks, blocks, strict=True):
-            attn: Any = block.attn
-            reads = torch.einsum("hkd,bd->bhk", attn.W_O.float(), direction.to(attn.W_O.device))
-            heads.append((here(f"{name}.attn.hook_z") * reads).sum(-1).T)
-            biases.append(written(attn.b_O.float().expand(n, -1)))
-        logits = here("hook_logits")
-        logit = logits[rows, right] - (0 if wrong is None else logits[rows, wrong])
-        return Attribution(
-            written(here(names[0])).cpu(),
-            torch.stack([part.cpu() for part in heads]),
-            torch.stack([part.cpu() for part in biases]),
-            torch.stack([written(here(f"{block}.hook_mlp_out")).cpu() for block in blocks]),
-            constant.cpu(),
-            logit.cpu(),
-        )
+    return found
 
 
-def _direction(model: Any, view: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
+def _at(model: HookedVLM, inputs: VLMInputs, names: list[str], positions: list[int]) -> dict[str, Tensor]:
+    """Activations of a run, each row's at its own position: [batch ...]."""
+    first = min(positions)
+    _, cache = model.run_with_cache(inputs, names_filter=names, pos_slice=slice(first, max(positions) + 1))
+    rows, places = torch.arange(len(inputs)), torch.tensor(positions) - first
+    return {name: cache[name][rows, places].float() for name in names}
+
+
+def _direction(model: HookedVLM, stack: Stack, right: list[int], wrong: list[int] | None) -> tuple[Tensor, Tensor]:
     """What a part, over the norm's scale, is multiplied with to give a logit [batch d_model], and what is added."""
-    chosen = torch.tensor(ids, device=model.W_U.device)
+    if wrong is not None:
+        (direction, constant), (theirs, added) = (_direction(model, stack, ids, None) for ids in (right, wrong))
+        return direction - theirs, constant - added
+    view: Any = model.focus(stack.name)
+    chosen = torch.tensor(right, device=model.W_U.device)
     direction = view.tokens_to_residual_directions(chosen).float()
     constant = model.W_U.T[chosen].float() @ view.ln_final.b.float() + model.unembed.b_U[chosen].float()
     if not view.ln_final.is_rms:  # centring the part is centring the direction
@@ -329,7 +338,7 @@ def _direction(model: Any, view: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
 # --- what both ask ----------------------------------------------------------------------------------
 
 
-def _unembedded(model: Any, name: str | None) -> Stack:
+def _unembedded(model: HookedVLM, name: str | None) -> Stack:
     """The stack whose stream the model's ending reads.
 
     Raises:
@@ -353,7 +362,7 @@ def _unembedded(model: Any, name: str | None) -> Stack:
     raise ResidualError(f"{name} has no unembedding: no weight of the model turns its stream into words. {way_out}")
 
 
-def _ids(model: Any, tokens: Tokens) -> list[int]:
+def _ids(model: HookedVLM, tokens: Tokens) -> list[int]:
     """Tokens as ids.
 
     Raises:
@@ -374,23 +383,13 @@ def _for_each(ids: list[int], n: int) -> list[int]:
     return ids * (n // len(ids))
 
 
-def _places(positions: Positions, n: int, what: str) -> list[int]:
-    """Positions as a list of indices from the start.
-
-    Raises:
-        PositionError: if one is out of range, or none is left.
-    """
-    if positions is None or isinstance(positions, slice):
-        found = list(range(n))[slice(None) if positions is None else positions]
-    else:
-        found = [positions] if isinstance(positions, int) else [int(p) for p in positions]
-    beyond = [p for p in found if not -n <= p < n]
-    if beyond or not found:
-        raise PositionError(f"positions {beyond or 'none'} were asked for; {what} has 0 to {n - 1}")
-    return [p % n for p in found]
+def _places(wanted: Index, n: int, of: str) -> list[int]:
+    """Positions, the same in every row, as indices from the start. Raises PositionError if there are none such."""
+    found = read(wanted, f"positions of {of}", by_row=False)
+    return list(range(n)) if found is None else list(found.spelled(n, f"positions of {of}")[0])
 
 
-def _spelled(model: Any, ids: Tensor) -> NDArray[np.object_]:
+def _spelled(model: HookedVLM, ids: Tensor) -> NDArray[np.object_]:
     """Ids as strings, as the tokenizer spells them; as numbers where there is no tokenizer."""
     tokenizer = getattr(model.processor, "tokenizer", None)
     flat = ids.reshape(-1).tolist()
