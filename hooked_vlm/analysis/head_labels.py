@@ -14,6 +14,7 @@ import pandas as pd
 
 from hooked_vlm.analysis import statistics
 from hooked_vlm.analysis.grid import Grid
+from hooked_vlm.analysis.heads import Head
 from hooked_vlm.analysis.image_attention import SCORES
 
 SHARES = frozenset({"inside", "auc", "pointing", "outlier"})  # scores between 0 and 1 that are means of one an example
@@ -23,7 +24,7 @@ OBJECT, SUPPRESSION, OUTLIER, NONE = "object detection", "object suppression", "
 def labels(
     scores: pd.DataFrame,
     *,
-    significant: Iterable[tuple[str, int, int]] | None = None,
+    significant: Iterable[Head] | None = None,
     majority: float = 0.5,
     times: int = statistics.BOOTSTRAP,
     seed: int = 0,
@@ -63,14 +64,15 @@ def labels(
     for (kind, task, example), rows in scores.groupby(["kind", "task", "example"], observed=True, sort=True):
         cells = list(rows[["layer", "head"]].itertuples(index=False, name=None))
         grids.setdefault(str(kind), Grid(*SCORES)).add(f"{task} {example}", cells, rows[list(SCORES)].to_numpy())
-    options = {"majority": majority, "times": times, "seed": seed, "alpha": alpha, "level": level}
-    return labels_of(grids, significant=significant, **options)  # type: ignore[arg-type]
+    return labels_of(
+        grids, significant=significant, majority=majority, times=times, seed=seed, alpha=alpha, level=level
+    )
 
 
 def labels_of(
     grids: Mapping[str, Grid],
     *,
-    significant: Iterable[tuple[str, int, int]] | None = None,
+    significant: Iterable[Head] | None = None,
     majority: float = 0.5,
     times: int = statistics.BOOTSTRAP,
     seed: int = 0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 Head = tuple[str, int, int]  # kind, layer, head
+HEAD: Final = ["kind", "layer", "head"]  # in which columns of a table
 
 HEAD_KINDS: Final = ("cross_attn-heads", "attn-heads")
 RULES: Final = {"fdr": "the FDR-controlled rule", "paper": "the paper's rule"}

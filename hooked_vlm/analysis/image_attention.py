@@ -258,8 +258,9 @@ def score_example(
     Raises:
         PositionError: as `image_attention`.
     """
-    options = {"masks": None if mask is None else [mask], "query_role": query_role}
-    return score_batch(model, inputs, kinds=kinds, queries=query, **options).drop(columns="row")  # type: ignore[arg-type]
+    masks = None if mask is None else [mask]
+    scores = score_batch(model, inputs, kinds=kinds, queries=query, masks=masks, query_role=query_role)
+    return scores.drop(columns="row")
 
 
 def _scored(kind: str, attention: ImageAttention, cover: Tensor, norms: Tensor) -> pd.DataFrame:

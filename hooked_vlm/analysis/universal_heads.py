@@ -44,11 +44,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from hooked_vlm.analysis import statistics
-from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, RULES, head_name
+from hooked_vlm.analysis.heads import HEAD, MODALITIES, MULTIMODAL, RULES, head_name
 from hooked_vlm.errors import DataError
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
-HEAD = ["kind", "layer", "head"]
 Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, statistics.Matrix]]]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.analysis.heads import RULES, head_name, module_of
+from hooked_vlm.analysis.heads import HEAD, RULES, head_name, module_of
 from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
@@ -23,7 +23,6 @@ from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered, strongest_heads
 from hooked_vlm.notice.report.page import Child, Part, details, page, paragraph, section, table, tag
 from hooked_vlm.notice.report.words import (
-    HEAD,
     corruption_name,
     missing,
     read_at,

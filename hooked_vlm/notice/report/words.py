@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.analysis.heads import RULES, head_at, head_name, module_of, of_heads
+from hooked_vlm.analysis.heads import HEAD, RULES, head_at, head_name, module_of, of_heads
 from hooked_vlm.notice import claims, places, selections
 from hooked_vlm.notice.claims import Verdict, fewest
 from hooked_vlm.notice.report.loaded import Loaded
@@ -35,7 +35,6 @@ CORRUPTION: Final = {
     "text_noise": "Gaussian noise on the prompt",
 }
 
-HEAD: Final = ["kind", "layer", "head"]
 SHADE: Final = {True: "yes", False: "no", None: "open"}  # of a verdict, in the style sheet
 
 
