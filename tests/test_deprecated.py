@@ -11,7 +11,6 @@ from pkgutil import resolve_name
 
 import pytest
 
-import hooked_vlm.analysis
 from hooked_vlm.deprecated import MOVED
 
 ROOT = Path(__file__).parents[1]
@@ -67,10 +66,3 @@ def test_a_name_that_never_was_is_no_old_name():
         warnings.simplefilter("error")
         with pytest.raises(AttributeError, match="nothing"):
             _ = module.nothing
-
-
-def test_the_science_is_there_by_name():
-    assert set(hooked_vlm.analysis.__all__) == set(dir(hooked_vlm.analysis)) == set(hooked_vlm.analysis._PUBLIC)
-    assert all(callable(getattr(hooked_vlm.analysis, name)) for name in hooked_vlm.analysis.__all__)
-    with pytest.raises(AttributeError, match="it offers GaussianNoise, ReferenceMeans"):
-        _ = hooked_vlm.analysis.nothing
