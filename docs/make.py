@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pdoc
 
+import hooked_vlm.analysis
 import hooked_vlm.notice
+from hooked_vlm.deprecated import MOVED
 
 
 def modules() -> list[str]:
-    """Every module of the package, by dotted name."""
+    """Every module of the package, by dotted name; old spellings are left out."""
     found = pkgutil.walk_packages(hooked_vlm.__path__, "hooked_vlm.")
-    return ["hooked_vlm", *sorted(module.name for module in found)]
+    return ["hooked_vlm", *sorted(module.name for module in found if module.name not in MOVED)]
 
 
 def main(out: Path) -> None:
     """Write the reference as HTML."""
-    for package in (hooked_vlm, hooked_vlm.notice):
+    for package in (hooked_vlm, hooked_vlm.analysis, hooked_vlm.notice):
         for name in package.__all__:
             setattr(package, name, getattr(package, name))
     pdoc.render.configure(docformat="google", math=True)
