@@ -122,13 +122,15 @@ def sites_cost(
     stack, order = model.stacks[name], list(model.stacks)
     cfg, n = stack.cfg, lengths[name]
     left = (n - first[matters]).double()
-    layer = torch.tensor([own[0] for own in sites.layers_of(sites.table)])[matters]
-    own = torch.ones_like(left) if joins_after_its_block(stack, sites) else left
+    layers = [own for own, runs in zip(sites.layers_of(sites.table), matters.tolist(), strict=True) if runs]
+    layer, after_own = torch.tensor([own[0] for own in layers]), joins_after_its_block(stack, sites)
+    own = torch.ones_like(left) if after_own else left
     keys = lengths[order[order.index(name) - 1]] if crosses(model, name) else 0
     position_runs = float((own + (cfg.n_layers - 1 - layer) * left).sum())
     after = run_flop(model, lengths, after=name)
     attended_to = 0.0  # positions that the last block needs as keys and values alone
-    if stack.causal and name == model.answer_stack:
+    patched_in_last = any(own[-1] == cfg.n_layers - 1 and not (after_own and len(own) == 1) for own in layers)
+    if stack.causal and name == model.answer_stack and not patched_in_last:
         attended_to = float((left - 1)[layer < cfg.n_layers - 1].sum())
         position_runs -= attended_to
     flop = position_runs * block_flop(cfg, 1, n, keys) + attended_to * keys_values_flop(cfg)
