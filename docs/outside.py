@@ -42,7 +42,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def placed(source: str) -> str:
     """The path on the site of a file of the repository."""
-    return HOME.get(source, source.removeprefix("docs/").replace(".ipynb", ".md"))
+    card = re.fullmatch(r"hooked_vlm/(zoo/[\w-]+)/README\.md", source)
+    return f"{card[1]}.md" if card else HOME.get(source, source.removeprefix("docs/").replace(".ipynb", ".md"))
 
 
 def relinked(text: str, source: str) -> str:

@@ -40,7 +40,9 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """A page's blocks of Python, from top to bottom."""
-    found = re.findall(r"(?:<!-- not run: ([^\n]*) -->\n)?```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
+    found = re.findall(
+        r"(?:<!-- not run: ([^\n]*) -->\n)?```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL
+    )
     return [Block(code, why) for why, code in found]
 
 
