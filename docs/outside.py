@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ OUTSIDE = [
     *(str(card.relative_to(ROOT).as_posix()) for card in sorted((ROOT / "hooked_vlm" / "zoo").glob("*/README.md"))),
     *(str(book.relative_to(ROOT).as_posix()) for book in sorted((ROOT / "notebooks").glob("*.ipynb"))),
 ]
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", flags=re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")
 
 
@@ -63,9 +65,14 @@ def as_markdown(notebook: dict[str, Any]) -> str:
     parts: list[str] = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
-        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts.append(FORMULA.sub(formula, source) if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
         parts += [shown(output) for output in cell.get("outputs", [])]
     return "\n\n".join(parts) + "\n"
+
+
+def formula(found: re.Match[str]) -> str:
+    """A formula as MathML, which needs no script."""
+    return convert(found[1] or found[2], display="block" if found[1] else "inline")
 
 
 def shown(output: dict[str, Any]) -> str:
@@ -74,5 +81,6 @@ def shown(output: dict[str, Any]) -> str:
     if "image/png" in data:
         return f"![What the cell draws](data:image/png;base64,{''.join(data['image/png'].split())})"
     if "text/html" in data:
-        return "\n".join(line for line in "".join(data["text/html"]).splitlines() if line.strip())
+        html = re.sub(r"<style.*?</style>|(?<=<table)[^>]*", "", "".join(data["text/html"]), flags=re.DOTALL)
+        return "\n".join(line for line in html.splitlines() if line.strip())
     return f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"

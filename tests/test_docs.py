@@ -172,7 +172,9 @@ def test_a_notebook_is_shown_with_what_came_out_of_it(site: Path) -> None:
         page = html(site / "notebooks" / f"{book.stem}.html")
         assert page.count("data:image/png;base64,") == book.read_text(encoding="utf-8").count('"image/png": "')
         assert page.count('class="language-python highlight"') > 3 and 'class="language-text highlight"' in page
-    assert "<table" in html(site / "notebooks" / f"{books[-1].stem}.html")
+    last = html(site / "notebooks" / f"{books[-1].stem}.html")
+    assert "<table>" in last and '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in last
+    assert "$$" not in last
 
 
 PACKAGES = ("hooked_vlm", "hooked_vlm.patching", "hooked_vlm.notice", "hooked_vlm.viz")
