@@ -56,7 +56,7 @@ class FocusedStack:
         self._seen: list[Tensor] = []  # pixel values of the images that stand for ids (vision encoder)
         self.blocks = self.stack.blocks
         # TransformerLens' flag for hook_mlp_in, which fires here whatever it says; see set_use_hook_mlp_in
-        self.cfg.use_hook_mlp_in = not self.stack.post_norm
+        self.cfg.use_hook_mlp_in = not self.stack.post_norm  # type: ignore[attr-defined]
         self._full_names = self._name_hooks()
         self.hook_dict = {short: model.hook_dict[full] for short, full in self._full_names.items()}
 
