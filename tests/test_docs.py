@@ -74,6 +74,24 @@ def test_the_tables_are_the_codes() -> None:
     assert everything.count("| `text_encoder.blocks.{l}.cross_attn.hook_z` |") == 1
 
 
+def commands() -> list[tuple[str, str]]:
+    """Every command line of ours in a page: the page, and what stands behind `hooked-vlm`."""
+    told = [page for page in PAGES if page.name != "CHANGELOG.md"]  # what was so once
+    lines = [(page.name, line) for page in told for line in page.read_text(encoding="utf-8").splitlines()]
+    return [(name, said) for name, line in lines for said in re.findall(r"(?:^|`)hooked-vlm ([^`#]+)", line)]
+
+
+@pytest.mark.parametrize(("page", "said"), commands())
+def test_a_command_on_a_page_is_one_with_these_options(page: str, said: str) -> None:
+    known = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    name, *words = said.split()
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if name == "--help":
+        return
+    spelled = {each for option in known[name].params for each in (*option.opts, *option.secondary_opts)}
+    assert options <= spelled, f"{page}: hooked-vlm {said}"
+
+
 def test_every_error_has_symptom_cause_and_way_out() -> None:
     base = hooked_vlm.errors.HookedVLMError
     classes = {

@@ -71,7 +71,7 @@ def executed(code: str, page: Path, clone: Path, names: dict[str, Any]) -> str:
         code = code.replace(f'"{name}"', f'"{here}"')
     above = page.read_text("utf-8").partition(code)[0].count("\n")  # so that an error names the page's own line
     with chdir(clone), redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
+        warnings.filterwarnings("error", ".*hooked_vlm", DeprecationWarning)  # pages teach the names that stay
         warnings.filterwarnings("ignore", "A hook on self_attn.hook_pattern")  # the bridge says what the page shows
         exec(compile("\n" * above + code, str(page), "exec"), names)
     return printed.getvalue()
