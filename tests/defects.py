@@ -297,7 +297,19 @@ def __getattr__(name):
 """
 LONGEST = 60  # seconds that a test may take
 _LATER = "was not there yet"
-MOVED = {"hooked_vlm.images": "hooked_vlm.models.images"}  # modules that had another name
+MOVED = {  # modules that had another name
+    "hooked_vlm.images": "hooked_vlm.models.images",
+    "hooked_vlm.analysis": "hooked_vlm.notice",
+    "hooked_vlm.analysis.ablation": "hooked_vlm.notice.ablation",
+    "hooked_vlm.analysis.answers": "hooked_vlm.notice.answers",
+    "hooked_vlm.analysis.corruption": "hooked_vlm.notice.corruption",
+    "hooked_vlm.analysis.head_labels": "hooked_vlm.notice.labels",
+    "hooked_vlm.analysis.heads": "hooked_vlm.notice.vocabulary",
+    "hooked_vlm.analysis.image_attention": "hooked_vlm.notice.functions",
+    "hooked_vlm.analysis.lens": "hooked_vlm.lens",
+    "hooked_vlm.analysis.statistics": "hooked_vlm.notice.statistics",
+    "hooked_vlm.analysis.universal_heads": "hooked_vlm.notice.universal",
+}
 
 CONFTEST = "conftest.txt"  # where a commit's own is kept, for the test of how tests draw
 
@@ -350,7 +362,7 @@ class _Modules(MetaPathFinder, Loader):
     """Finds the modules of the package that nobody else does."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name.startswith("hooked_vlm.") else None
+        return ModuleSpec(name, self, is_package=True) if name.startswith("hooked_vlm.") else None
 
     def exec_module(self, module: ModuleType) -> None:
         name = MOVED.get(module.__name__)

@@ -195,7 +195,7 @@ def test_a_notebook_is_shown_with_what_came_out_of_it(site: Path) -> None:
     assert "$$" not in last
 
 
-PACKAGES = ("hooked_vlm", "hooked_vlm.patching", "hooked_vlm.notice", "hooked_vlm.viz")
+PACKAGES = ("hooked_vlm", "hooked_vlm.patching", "hooked_vlm.analysis", "hooked_vlm.notice", "hooked_vlm.viz")
 
 
 def test_the_reference_has_every_public_name(site: Path) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hooked_vlm import HookedVLM, VLMInputs
+from hooked_vlm.analysis.lens import direct_logit_attribution, logit_lens
 from hooked_vlm.errors import InputsError
-from hooked_vlm.lens import direct_logit_attribution, logit_lens
 from hooked_vlm.patching import Sites, attribution, metrics, path_patching, sweep
 from hooked_vlm.positions import Places
 from tests.models import checkpoints, drawn

@@ -347,18 +347,20 @@ ROOMS = {
     # zoo: where a checkpoint that ships with the package lies
     "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
     "patching": {"errors", "options", "positions", "components", "hooks", "models"},
-    "lens": {"errors", "components", "models"},
+    "analysis": {"errors", "positions", "images", "hooks", "components", "models", "patching"},
+    "deprecated": set(),
+    "lens": {"deprecated"},
     "notice": {
         "errors",
         "given",
         "positions",
         "images",
-        "components",
-        "hooks",
         "datasets",
         "viz",
         "models",
         "patching",
+        "analysis",
+        "deprecated",
     },
 }
 

@@ -183,4 +183,4 @@ def test_the_bridge_discards_an_edit_of_the_vision_towers_pattern_that_acts_here
 
 def test_a_universal_head_is_found_where_one_was_put(read: Ran) -> None:
     rules = read(ROOT / "docs" / "statistics.md")[0]["rules"]
-    assert set(rules[rules.sound_all & rules.paper_all]["head"]) == {3}
+    assert set(rules[rules.fdr_all & rules.paper_all]["head"]) == {3}

@@ -6,7 +6,9 @@ on either, scores and pattern are materialised, [batch head query_pos key_pos] e
 
 Keys and values may be shared: `rows` queries rows can read the keys and values of one base example
 (cross-attention to one image), or a common prefix of them followed by their own (a causal prefix). They are
-then folded into the query axis and not repeated, unless the prefix is the shorter part.
+then folded into the query axis and not repeated, unless the prefix is the shorter part. Where few queries read many
+positions of a source, as in an answer decoder's first step, the weights of keys and values are taken to the queries
+instead of to every position of the source.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ class AttentionPass:
         prefix: keys and values of the positions before these (self-attention).
         instead: keys and values to use in place of computing them.
         store: called with the keys and values attended to, prefix included.
+        n_queries: how many of the last positions ask, where the others are attended to alone; None for all.
     """
 
     mask: Bool[Tensor, "mask_batch 1 _query_pos key_pos"] | None = None
@@ -84,6 +87,7 @@ class AttentionPass:
     prefix: KeysValues | None = None
     instead: KeysValues | None = None
     store: Callable[[KeysValues], None] | None = None
+    n_queries: int | None = None
 
 
 class HookedAttention(Declared, nn.Module):
@@ -192,8 +196,8 @@ class HookedAttention(Declared, nn.Module):
         *,
         source: Float[Tensor, "source_batch key_pos d_source"] | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """What the attention adds to the residual stream.
+    ) -> Float[Tensor, "batch query_pos d_model"]:
+        """What the attention adds to the residual stream, at the positions that ask.
 
         Args:
             x: the residual stream.
@@ -205,6 +209,8 @@ class HookedAttention(Declared, nn.Module):
         self._refuse_gated()
         if not self.cfg.use_split_qkv_input:
             x = x if norm is None else norm(x)
+        if source is not None and self._absorbs(x, source, given):
+            return self._out(self.hook_z(self._absorbed(x, source, given)))
         q, new = self._queries_keys_values(x, source, given, norm)
         attended, prefix = (given.instead or new), given.prefix
         assert attended is not None
@@ -247,16 +253,17 @@ class HookedAttention(Declared, nn.Module):
         heads = "b p (h d) -> b p h d"
         d = self.cfg.d_head
         leaves, source = self._leaves, x if source is None else source
+        asking = x if given.n_queries is None else x[:, -given.n_queries :]
         if self.cfg.use_split_qkv_input:
-            q = self._from_split(x, self.hook_q_input, self.W_Q, self.b_Q, norm)
+            q = self._from_split(asking, self.hook_q_input, self.W_Q, self.b_Q, norm)
         elif leaves.fused and given.instead is None and source is x:
             qkv = leaves.q.linear(x)
-            q = rearrange(leaves.q.take(qkv), heads, d=d)
+            q = rearrange(leaves.q.take(qkv)[:, -asking.shape[1] :], heads, d=d)
         else:
-            q = rearrange(leaves.q(x), heads, d=d)
+            q = rearrange(leaves.q(asking), heads, d=d)
         q = self.hook_q(q)
         if given.rotary is not None:
-            q = self.hook_rot_q(rotate(q, *given.rotary))
+            q = self.hook_rot_q(rotate(q, *(t[:, -q.shape[1] :] for t in given.rotary)))
         if given.instead is not None:
             return q, None
         if self.cfg.use_split_qkv_input:
@@ -318,6 +325,31 @@ class HookedAttention(Declared, nn.Module):
         lengths = [kv.v.shape[1] for kv in parts]
         mixed = [self._mix(p, kv.v) for p, kv in zip(pattern.split(lengths, -1), parts, strict=True)]
         return mixed[0] if len(mixed) == 1 else mixed[0] + mixed[1]
+
+    def _absorbs(self, x: Tensor, source: Tensor, given: AttentionPass) -> bool:
+        """Whether a source's keys and values are nobody's but these queries', and cost more than doing without them."""
+        n_queries, n_keys = x.shape[0] // source.shape[0] * x.shape[1], source.shape[1]
+        return (
+            given.instead is None
+            and given.store is None
+            and n_queries * (self.cfg.d_head + n_keys) < n_keys * self.cfg.d_head
+            and not self.cfg.use_split_qkv_input
+            and not self.sees_keys_values()
+            and not hooked(self.hook_attn_scores, self.hook_pattern)
+            and self._leaves.k.is_its_matrix
+            and self._leaves.v.is_its_matrix
+        )
+
+    def _absorbed(self, x: Tensor, source: Tensor, given: AttentionPass) -> Float[Tensor, "batch pos head d_head"]:
+        """``z`` without keys and values: ``q (s W_K)^T`` as ``(q W_K^T) s^T``, and ``A (s W_V)`` as ``(A s) W_V``.
+
+        A key's bias adds the same to all scores of a query, and so nothing to its pattern.
+        """
+        q = self.hook_q(rearrange(self._leaves.q(x), "b p (h d) -> b p h d", d=self.cfg.d_head))
+        q = einsum(q, self._per_query_head(self.W_K), "b p h d, h m d -> b p h m")
+        mixed = self._explicit(q, [KeysValues(source[:, :, None], source[:, :, None])], given)
+        z = einsum(mixed, self._per_query_head(self.W_V), "b p h m, h m d -> b p h d")
+        return z + self._per_query_head(self.b_V)
 
     def _scores(self, q: Tensor, k: Tensor) -> Float[Tensor, "batch head query_pos key_pos"]:
         rows, groups = q.shape[0] // k.shape[0], k.shape[2]

@@ -44,8 +44,8 @@ class Block(Declared, nn.Module):
     cross_attn: HookedAttention
     mlp: HookedMLP
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block."""
+    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch _pos d_model"]:
+        """The residual stream after this block, at the positions that ask in its attention."""
         raise NotImplementedError
 
 
@@ -79,10 +79,11 @@ class PreNormBlock(Block):
         self.hook_mlp_out = HookPoint(RESID)
         self.hook_resid_post = HookPoint(RESID)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block."""
+    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch _pos d_model"]:
+        """The residual stream after this block, at the positions that ask in its attention."""
         x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, given.attn, norm=self.ln1)))
+        out = self.hook_attn_out(self.attn(x, given.attn, norm=self.ln1))
+        x = self.hook_resid_mid(x[:, -out.shape[1] :] + out)
         return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(x)))))
 
 
@@ -131,10 +132,11 @@ class PostNormBlock(Block):
             self.ln3 = norms[2]
         self.hook_normalized_resid_post = HookPoint(RESID)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block."""
+    def forward(self, x: Float[Tensor, "batch pos d_model"], given: BlockPass) -> Float[Tensor, "batch _pos d_model"]:
+        """The residual stream after this block, at the positions that ask in its attention."""
         x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, given.attn)))
+        out = self.hook_attn_out(self.attn(x, given.attn))
+        x = self.hook_resid_mid(x[:, -out.shape[1] :] + out)
         x = self.hook_normalized_resid_mid(self.ln1(x))
         if given.cross_attn is not None:
             out = self.hook_cross_attn_out(self.cross_attn(x, given.cross_attn, source=given.source))

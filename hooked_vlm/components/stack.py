@@ -23,7 +23,7 @@ from transformer_lens.config import TransformerLensConfig
 from hooked_vlm.components.attention import AttentionPass, KeysValues
 from hooked_vlm.components.block import Block, BlockPass, Blocks, PostNormBlock
 from hooked_vlm.components.declared import Declared
-from hooked_vlm.components.hook_point import Window
+from hooked_vlm.components.hook_point import HookPoint, Window, hooked
 from hooked_vlm.errors import StackError
 
 
@@ -104,6 +104,7 @@ class StackPass:
         keep: write what this pass computes into `memory`.
         first_position: absolute position of the first position of this pass; keys and values before it
             are read from `memory`.
+        last_alone: nothing but the last position is asked for, which is all that the last block need compute.
     """
 
     sight: Sight = field(default_factory=lambda: Sight(None))
@@ -113,6 +114,7 @@ class StackPass:
     memory: Memory | None = None
     keep: bool = False
     first_position: int = 0
+    last_alone: bool = False
 
     def __repr__(self) -> str:
         kept = "" if self.memory is None else f", memory of {len(self.memory) - 1} layers"
@@ -197,7 +199,7 @@ class Stack(StackedWeights, Declared, nn.Module):
         joins: Mapping[int, Float[Tensor, "_rows pos d_model"]] | None = None,
         collect: Collection[int] = (),
         stop_at_layer: int | None = None,
-    ) -> tuple[Float[Tensor, "_out_rows pos d_model"], dict[int, Tensor]]:
+    ) -> tuple[Float[Tensor, "_out_rows _out_pos d_model"], dict[int, Tensor]]:
         """Run the blocks.
 
         Args:
@@ -210,7 +212,8 @@ class Stack(StackedWeights, Declared, nn.Module):
 
         Returns:
             The residual stream after the last block that ran, [batch * rows pos d_model], each example's rows in
-            the order in which they joined; and what was collected, by layer.
+            the order in which they joined (its last position, if that alone is asked for); and what was collected,
+            by layer.
         """
         joins = joins or {}
         collected: dict[int, Tensor] = {}
@@ -228,8 +231,10 @@ class Stack(StackedWeights, Declared, nn.Module):
                 given.memory[layer].resid_pre = x
             x = block(x, self._block_pass(layer, x, given))
         if end in joins:
-            x = _join(x, joins[end], n_base or joins[end].shape[0])
+            late = joins[end] if x is None else joins[end][:, -x.shape[1] :]
+            x = _join(x, late, n_base or late.shape[0])
         assert x is not None, "no rows: x is None and nothing joined"
+        x = x[:, -1:] if given.last_alone else x
         if end in collect:
             collected[end] = x
         if given.keep and given.memory is not None:
@@ -300,7 +305,10 @@ class Stack(StackedWeights, Declared, nn.Module):
         remembered = None if given.memory is None else given.memory[layer]
         first, n_queries = given.first_position, x.shape[1]
         rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))
-        attn = AttentionPass(rotary=rotary, **given.sight.given(first, n_queries, block.attn.window, x.device))
+        ends = given.last_alone and block is self.blocks[-1] and not _hooked(block)
+        alone = n_queries - 1 if ends else 0  # positions that are attended to, and ask nothing
+        sees = given.sight.given(first + alone, n_queries - alone, block.attn.window, x.device)
+        attn = AttentionPass(rotary=rotary, n_queries=n_queries - alone, **sees)
         if remembered is not None:
             if first and remembered.attn is not None:
                 attn.prefix = remembered.attn.first(first)
@@ -320,6 +328,10 @@ class Stack(StackedWeights, Declared, nn.Module):
             else:
                 cross.instead = remembered.cross_attn
         return BlockPass(attn, cross, source)
+
+
+def _hooked(block: Block) -> bool:
+    return hooked(*(point for point in block.modules() if isinstance(point, HookPoint)))
 
 
 def _join(x: Tensor | None, new: Tensor, n_base: int) -> Tensor:

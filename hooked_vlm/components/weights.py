@@ -85,6 +85,14 @@ class Projection:
         return weight.device if device is None else torch.device(device)
 
     @property
+    def is_its_matrix(self) -> bool:
+        """True if the layer does what `weight` and `bias` say, and nobody watches it: no hook, adapter or offload."""
+        layer = self.linear
+        watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        plain = type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.is_floating_point()
+        return plain and not watched and not layer.weight.is_meta
+
+    @property
     def weight(self) -> Float[Tensor, "out in"]:
         """View of the rows of the weight matrix that belong to this map."""
         weight = dense_weight(self.linear)

@@ -282,7 +282,7 @@ class HookedBLIPForCaptioning(HookedBLIP):
             inputs.position_ids,
         )
         assert caption is not None
-        return self._logits(self._select(caption, run, inputs.last_each))
+        return self._logits(self._select(caption, run, inputs))
 
     def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
         logits: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).logits

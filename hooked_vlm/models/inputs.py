@@ -292,6 +292,11 @@ class VLMInputs:
         return n - 1 - self.real.flip(1).long().argmax(1)
 
     @property
+    def rows_end_together(self) -> bool:
+        """True if no row is padded on the right."""
+        return self.real is None or bool(self.real[:, -1].all())
+
+    @property
     def image_span(self) -> slice:
         """Where the image's patches stand among the positions that text attends to.
 

@@ -208,7 +208,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             lambda: StackPass(Sight(inputs.real, causal=True), rotary=self._rotary(inputs)),
         )
         assert x is not None
-        return self._logits(self._select(x, run, inputs.last_each))
+        return self._logits(self._select(x, run, inputs))
 
     def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
         logits: Tensor = self.hf_model(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values).logits

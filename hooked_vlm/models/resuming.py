@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,8 @@ class Resumes:
     if TYPE_CHECKING:
         stacks: ByStack[Stack]
         outside: Window
+        answer_stack: str
+        prompt_stack: ClassVar[str]
         _checked_run: Any
         _run: Any
 
@@ -126,6 +128,8 @@ class Resumes:
                 if rotary is not None:
                     rotary = (rotary[0][:, run.first_position :], rotary[1][:, run.first_position :])
                 again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
+                makes_logits = stack.causal and name == self.answer_stack == self.prompt_stack
+                again.last_alone = makes_logits and run.logits_at == "last" and run.state.inputs.rows_end_together
                 return stack(None, again, joins=run.joins, collect=collect)
         new = given()
         if run.keep is not None:
@@ -142,15 +146,16 @@ class Resumes:
         return inputs.replace(pixel_values=inputs.pixel_values[:, :, :1, :1]).repeat(rows)
 
     @staticmethod
-    def _select(x: Tensor, run: Run, last_each: Tensor | None = None) -> Tensor:
-        """The positions that are to be unembedded; `last_each` where the last real one is not simply the last."""
+    def _select(x: Tensor, run: Run, inputs: VLMInputs | None = None) -> Tensor:
+        """The positions that are to be unembedded; `inputs` of a prompt's stack, whose rows may be padded."""
         if run.logits_at is None:
             return x
         if not isinstance(run.logits_at, str):
             (places,) = run.logits_at.spelled(x.shape[1], "positions of the logits")
             return x[:, list(places)]
-        if last_each is None:
+        if inputs is None or inputs.rows_end_together:
             return x[:, -1:]
+        last_each = inputs.last_each
         last = last_each.repeat_interleave(x.shape[0] // len(last_each)) - run.first_position
         if bool((last < 0).any()):
             raise StackError(

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from hooked_vlm.analysis.answers import SENTENCE
+from hooked_vlm.analysis.head_labels import NONE
+from hooked_vlm.analysis.heads import head_name, module_of
+from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
-from hooked_vlm.notice.answers import SENTENCE
 from hooked_vlm.notice.findings import Records
 from hooked_vlm.notice.gathered import Gathered
-from hooked_vlm.notice.labels import NONE
-from hooked_vlm.notice.universal import Rule
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, head_name, listed, module_of
+from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
 from hooked_vlm.notice.wording import percent, with_interval
 from hooked_vlm.patching.result import ROUNDING
 
@@ -30,8 +31,8 @@ def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str,
     needed = rule.fewest_examples
     if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
-            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the sound rule to hold out a "
-            "half: it can select nothing."
+            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to hold "
+            "out a half: it can select nothing."
         )
     if thin := [f"{task} ({n})" for task, n in least.items() if needed <= n < FEW]:
         said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from hooked_vlm.notice import statistics
+from hooked_vlm.analysis import statistics
 from hooked_vlm.notice.vocabulary import CORRUPT, listed
 from hooked_vlm.notice.wording import known
 

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm import viz
+from hooked_vlm.analysis import ablation
+from hooked_vlm.analysis.answers import Scored
+from hooked_vlm.analysis.heads import Head, head_name, module_of, of_heads
+from hooked_vlm.analysis.image_attention import image_attention
 from hooked_vlm.errors import InputsError, MissingExtraError
-from hooked_vlm.notice import ablation, directory
-from hooked_vlm.notice.answers import Scored
+from hooked_vlm.notice import directory
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, restored, stacked
-from hooked_vlm.notice.functions import image_attention
 from hooked_vlm.notice.rows import Survey
 from hooked_vlm.notice.storage import digest_of
-from hooked_vlm.notice.vocabulary import Head, head_name, module_of, of_heads
 
 
 def ablate_kept(

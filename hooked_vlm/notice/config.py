@@ -205,7 +205,7 @@ class NoticeConfig:
                 "prompt, with {prompt} where a row's stands"
             ) from error
         if self.region is not None:
-            from hooked_vlm.notice.corruption import RegionCorruption
+            from hooked_vlm.analysis.corruption import RegionCorruption
 
             mask = Image.new("L", (8, 8))
             mask.paste(255, (2, 2, 6, 6))

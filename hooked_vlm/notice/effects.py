@@ -19,10 +19,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from hooked_vlm.analysis.heads import module_of, of_heads
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, stacked
 from hooked_vlm.notice.parts import Parts, Swept
-from hooked_vlm.notice.vocabulary import EVERY, module_of, of_heads
+from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
 from hooked_vlm.patching.result import SitesResult

@@ -19,12 +19,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from hooked_vlm.analysis import answers
+from hooked_vlm.analysis.answers import Scored
+from hooked_vlm.analysis.corruption import GaussianNoise, RegionCorruption, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.notice import answers
-from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.corruption import GaussianNoise, RegionCorruption, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.notice.roles import roles
 from hooked_vlm.patching.metrics import with_answer
 

@@ -11,23 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from hooked_vlm.notice import selections, statistics
+from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.grid import Grid
+from hooked_vlm.analysis.head_labels import OBJECT, SHARES, labels_of
+from hooked_vlm.analysis.heads import RULES, Head, head_name, module_of, of_heads
+from hooked_vlm.analysis.universal_heads import Rule
+from hooked_vlm.notice import selections
 from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewest, smallest_p, told
-from hooked_vlm.notice.gathered import Gathered, Grid
-from hooked_vlm.notice.labels import OBJECT, SHARES, labels_of
+from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.universal import Rule
-from hooked_vlm.notice.vocabulary import (
-    EVERY,
-    MODALITY_NAME,
-    RULES,
-    Head,
-    at_place,
-    head_name,
-    listed,
-    module_of,
-    of_heads,
-)
+from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
 from hooked_vlm.notice.wording import counted, interval, percent, two, with_interval
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
@@ -44,7 +37,7 @@ def findings(
     Args:
         data: from `gathered.gather`.
         tables: the tables of the summary.
-        significant: heads whose patching has an effect, as `labels.labels` takes them.
+        significant: heads whose patching has an effect, as `head_labels.labels` takes them.
         rule: the numbers of the rules; its resamples and seed are used.
     """
     kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and of_heads(kind)})
@@ -150,8 +143,8 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> Verdi
 
 
 def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Verdict:
-    """Undecided where no head is selected and a task has fewer examples than the sound rule can select with."""
-    claim = "Some heads matter in every task, by the sound rule"
+    """Undecided where no head is selected and a task has too few examples for the FDR-controlled rule."""
+    claim = "Some heads matter in every task, by the FDR-controlled rule"
     if not tables["heads"]:
         told = "No head was patched, so no head can be called universal." if tables["roles"] else ""
         return Verdict("universal", claim, None, told, "No heads were patched.")
@@ -159,12 +152,12 @@ def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Ver
     tasks = {row["task"] for row in tables["heads"]}
     counts = [row for row in tables["counts"] if row["task"] in tasks]
     few = [row["task"] for row in counts if fewest(row) < rule.fewest_examples]
-    holds = True if by_rule["sound"] else None if few else False
+    holds = True if by_rule["fdr"] else None if few else False
     said = []
-    for name, whose in (("sound", "the sound rule"), ("paper", "the paper's")):
+    for name, whose in (("fdr", RULES["fdr"]), ("paper", "the paper's")):
         heads = [f"{_head(row)} ({row['modality']})" for row in by_rule[name]]
         said.append(f"{whose}: {listed(heads) or 'none'}")
-    why = f"fewer than {rule.fewest_examples} examples of {listed(few)} are too few for the sound rule to select any"
+    why = f"fewer than {rule.fewest_examples} examples of {listed(few)} are too few for {RULES['fdr']} to select any"
     evidence = f"By {'; by '.join(said)}; read {at_place(data.at)}.{f' Here {why}.' if holds is None else ''}"
     n = len({(row["kind"], row["layer"], row["head"]) for row in tables["heads"]})
     what = f"{counted(n, 'head')}, read {at_place(data.at)},"
@@ -173,16 +166,16 @@ def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Ver
 
 
 def _who_stands_out(by_rule: Mapping[str, Records], holds: Holds, what: str, where: str, why: str) -> str:
-    sound, paper = by_rule["sound"], by_rule["paper"]
+    fdr, paper = by_rule["fdr"], by_rule["paper"]
     named = f"the paper's rule names {_names(paper)}" if paper else "nor does the paper's rule name any"
     if holds:
         groups = [
-            f"{_names([row for row in sound if row['modality'] == modality])} for {MODALITY_NAME[modality]}"
-            for modality in dict.fromkeys(row["modality"] for row in sound)
+            f"{_names([row for row in fdr if row['modality'] == modality])} for {MODALITY_NAME[modality]}"
+            for modality in dict.fromkeys(row["modality"] for row in fdr)
         ]
-        verb = "stands" if len(sound) == 1 else "stand"
-        also = f" The paper's rule would name {len(paper)}." if len(paper) != len(sound) else ""
-        return f"Of {what} {len(sound)} {verb} out {where}: {listed(groups)}.{also}"
+        verb = "stands" if len(fdr) == 1 else "stand"
+        also = f" The paper's rule would name {len(paper)}." if len(paper) != len(fdr) else ""
+        return f"Of {what} {len(fdr)} {verb} out {where}: {listed(groups)}.{also}"
     if holds is None:
         return f"It is undecided whether any of {what} stands out {where}: {why}; {named}."
     if paper:
@@ -190,7 +183,7 @@ def _who_stands_out(by_rule: Mapping[str, Records], holds: Holds, what: str, whe
             f"None of {what} stands out {where} once chance is accounted for. The paper's rule names {_names(paper)}; "
             "this data does not confirm it."
         )
-    return f"None of {what} stands out {where}, by the paper's rule or by the sound one."
+    return f"None of {what} stands out {where}, by the paper's rule or by the FDR-controlled one."
 
 
 def _head(row: Mapping[str, Any]) -> str:

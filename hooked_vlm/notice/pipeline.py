@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hooked_vlm.analysis.image_attention import score_batch
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.memory import told_if_out
@@ -32,7 +33,6 @@ from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.effects import Effects, measured
 from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
-from hooked_vlm.notice.functions import score_batch
 from hooked_vlm.notice.identity import begun, started
 from hooked_vlm.notice.parts import Parts
 from hooked_vlm.notice.planning import plan as planned

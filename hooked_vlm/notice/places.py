@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.notice import statistics
+from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.heads import HEAD, head_name
 from hooked_vlm.notice.gathered import Gathered
-from hooked_vlm.notice.vocabulary import CORRUPT, at_place, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import known, two, with_interval
 
-HEAD: Final = ["kind", "layer", "head"]
 KEY: Final = ["corrupt", "task", *HEAD]
 STRONG: Final = 0.5  # of the largest mean |effect| of any head anywhere: a head of so much is strong
 TIMES: Final = 2.0  # how many times its size where it is read makes a head stronger elsewhere

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hooked_vlm.notice.vocabulary import CORRUPT, MODALITIES, MULTIMODAL, Head
+from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, Head
+from hooked_vlm.notice.vocabulary import CORRUPT
 
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
 NAME: Final = re.compile(r"(?P<how>universal|strongest)(?: (?P<n>\d+))? (?P<corrupt>image|text)(?:, (?P<rule>.+))?")
@@ -19,13 +20,13 @@ NAME: Final = re.compile(r"(?P<how>universal|strongest)(?: (?P<n>\d+))? (?P<corr
 def to_ablate(summary: Mapping[str, Any]) -> dict[str, list[Head]]:
     """The sets of heads to ablate, from a run's summary, by name.
 
-    Universal heads of each corruption by the sound rule, by the paper's where that selects others, and the strongest
-    heads, so that there is something to compare where no head is universal.
+    Universal heads of each corruption by the FDR-controlled rule, by the paper's where that selects others, and the
+    strongest heads, so that there is something to compare where no head is universal.
     """
     found: dict[str, list[Head]] = {}
     for corrupt in CORRUPT:
         sets = {
-            f"universal {corrupt}": _universal(summary, corrupt, "sound"),
+            f"universal {corrupt}": _universal(summary, corrupt, "fdr"),
             f"universal {corrupt}, paper's rule": _universal(summary, corrupt, "paper"),
         }
         top = strongest(summary, corrupt)
@@ -53,7 +54,7 @@ def _universal(summary: Mapping[str, Any], corrupt: str, rule: str) -> list[Head
 
 
 def order(name: str) -> tuple[bool, bool, bool, str]:
-    """Where a set stands among others: universal before strongest, the sound rule's first, image before text."""
+    """Where a set stands: universal before strongest, the FDR-controlled rule's first, image before text."""
     match = NAME.fullmatch(name)
     if match is None:
         return True, True, True, name

@@ -11,20 +11,21 @@ that are all equal.
   that were passed over before they were seen; those that begin "no corrupt prompt" or "no mask", rows without it.
 - ``behaviour``, of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt
   logit difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong).
-- ``heads``, at the tokens where heads are selected: what `universal.select` gives (corrupt, task, kind, layer, head, n,
-  mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio, ratio_low,
-  ratio_high, p, q, repeats, sound; p_all, q_all, repeats_all, paper_all, sound_all over all tasks), restoration (mean)
-  and normalised (median, since a ratio of logit differences has no mean to rely on where they are near 0). Where the
-  selected token is several positions, an example's effect is their mean. And what `places.best_places` gives: at (the
-  role these effects are of), best_at (the role at which the head moves the answer most), best, best_low, best_high,
-  best_abs (effect and |effect| there), elsewhere (true where it is strong there and not here).
+- ``heads``, at the tokens where heads are selected: what `universal_heads.select` gives (corrupt, task, kind, layer,
+  head, n, mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio,
+  ratio_low, ratio_high, p, q, repeats, fdr; p_all, q_all, repeats_all, paper_all, fdr_all over all tasks),
+  restoration (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are
+  near 0). Where the selected token is several positions, an example's effect is their mean. And what
+  `places.best_places` gives: at (the role these effects are of), best_at (the role at which the head moves the answer
+  most), best, best_low, best_high, best_abs (effect and |effect| there), elsewhere (true where it is strong there and
+  not here).
 - ``strongest``: what `places.strongest` gives of them, by corrupt and task.
 - ``roles``: corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
   |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
-- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "sound"), tasks,
+- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "fdr"), tasks,
   tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
-- ``functions``: what `labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
-  significant, q, and every score of `functions.SCORES` with _low and _high; all tasks together.
+- ``functions``: what `head_labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
+  significant, q, and every score of `image_attention.SCORES` with _low and _high; all tasks together.
   ``functions_by_task``: the same with task, since a head may look at the object in one task and away in another.
 - ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
   and accuracy, each also with _low and _high (over examples), accuracy_random_mean, accuracy_random_low,
@@ -52,12 +53,13 @@ from typing import Any
 
 import numpy as np
 
-from hooked_vlm.notice import cautions, findings, places, statistics, tables, universal
+from hooked_vlm.analysis import statistics, universal_heads
+from hooked_vlm.analysis.head_labels import labels_of
+from hooked_vlm.notice import cautions, findings, places, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.gathered import Gathered, gather
-from hooked_vlm.notice.labels import labels_of
-from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
 
 NAMES = 3  # of what was noted of the data, named in the report
 
@@ -90,8 +92,8 @@ def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any
     rule = _rule(config)
     seed, times = rule.seed, rule.bootstrap
     families = data.families("effect")
-    selection = universal.select_matrices(families, rule)
-    chosen = universal.universal(selection)
+    selection = universal_heads.select_matrices(families, rule)
+    chosen = universal_heads.universal(selection)
     significant = None
     if len(selection):
         tested = selection[selection["corrupt"].isin(CORRUPT) & (selection["q"] <= rule.alpha)]
@@ -118,7 +120,7 @@ def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any
     summary: dict[str, Any] = {
         **made_of,
         "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
-        "disagreements": universal.disagreements(selection, rule, at=data.at),
+        "disagreements": universal_heads.disagreements(selection, rule, at=at_place(data.at)),
         "findings": [verdict.to_record() for verdict in verdicts],
         "cautions": [
             *notes,
@@ -138,8 +140,8 @@ def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str,
     return sorted(records, key=lambda record: places.get(record["task"], len(places)))
 
 
-def _rule(config: Mapping[str, Any]) -> universal.Rule:
-    return universal.Rule(
+def _rule(config: Mapping[str, Any]) -> universal_heads.Rule:
+    return universal_heads.Rule(
         seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
     )
 

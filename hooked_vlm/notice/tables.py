@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.notice import claims, places, statistics
-from hooked_vlm.notice.ablation import FULL, SELECTED
-from hooked_vlm.notice.answers import judged
+from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.ablation import FULL, SELECTED
+from hooked_vlm.analysis.answers import judged
+from hooked_vlm.notice import claims, places
 from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
@@ -103,7 +104,7 @@ def behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
 
 
 def heads(data: Gathered, selection: pd.DataFrame) -> list[dict[str, Any]]:
-    """What `universal.select` gives, with restoration and the place at which each head is strongest."""
+    """What `universal_heads.select` gives, with restoration and the place at which each head is strongest."""
     if selection.empty:
         return []
     extra = []

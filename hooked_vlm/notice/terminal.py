@@ -18,13 +18,15 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from hooked_vlm.analysis.heads import RULES, Head, head_name
 from hooked_vlm.models import placement
 from hooked_vlm.notice import places
 from hooked_vlm.notice.cautions import about_sentences
 from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
+from hooked_vlm.notice.earlier import as_now
 from hooked_vlm.notice.selections import strongest
-from hooked_vlm.notice.vocabulary import CORRUPT, RULES, Head, at_place, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
@@ -102,7 +104,7 @@ def show_ending(console: Console, directory: Path) -> None:
         console: where.
         directory: of the finished run.
     """
-    summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    summary = as_now(json.loads((directory / SUMMARY).read_text(encoding="utf-8")))
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
     for row in summary["counts"]:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
@@ -128,7 +130,7 @@ def show_ending(console: Console, directory: Path) -> None:
         rows = [row for row in summary["universal"] if row["rule"] == rule]
         told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
         alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""
-        console.print(Text(f"Universal by the {rule} rule{alone}: {', '.join(told) or 'none'}"))
+        console.print(Text(f"Universal by {RULES[rule]}{alone}: {', '.join(told) or 'none'}"))
     found = Table("claim", "verdict", box=box.SIMPLE, pad_edge=False)
     for verdict in verdicts_of(summary):
         found.add_row(Text(verdict.claim), Text(verdict.word, style=STYLE[verdict.holds]))

@@ -1,4 +1,4 @@
-"""The words of a run, each spelled in one place: corruptions, kinds of sites, roles, rules, names of heads.
+"""The words of a run, each spelled in one place: corruptions, kinds of sites, roles.
 
 They stand in configurations, parquet files, summary.json and reports. Costs nothing; knows no model and no file.
 """
@@ -6,22 +6,19 @@ They stand in configurations, parquet files, summary.json and reports. Costs not
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
-Head = tuple[str, int, int]  # kind, layer, head
+from hooked_vlm.analysis.heads import HEAD_KINDS, MULTIMODAL
 
 CORRUPT: Final = ("image", "text")
 NOISES: Final = ("image_noise", "text_noise")  # the same modalities under Gaussian noise
 CORRUPTIONS: Final = (*CORRUPT, *NOISES)
-MODALITIES: Final = {"image": "vision-only", "text": "text-only"}  # of heads that matter under one corruption alone
-MULTIMODAL: Final = "multimodal"  # of heads that matter under both
 MODALITY_NAME: Final = {
     "vision-only": "image alone",
     "text-only": "text alone",
     MULTIMODAL: "image and text",
 }  # what they carry
 
-HEAD_KINDS: Final = ("cross_attn-heads", "attn-heads")
 MODULE_KINDS: Final = ("cross_attn", "attn", "mlp", "resid")
 KINDS: Final = (*HEAD_KINDS, *MODULE_KINDS)
 
@@ -30,7 +27,6 @@ ROLES: Final = (
     "subject", "answer", "wrong answer", "other", "punctuation", "last", "image", "template", "special", EVERY
 )  # fmt: skip
 
-RULES: Final = ("sound", "paper")
 FEW: Final = 30  # examples of a task, below which intervals are wide and what they show is a hint
 
 
@@ -48,42 +44,6 @@ def at_place(role: object) -> str:
     ("at the answer's word", 'at every position at once')
     """
     return f"at {PLACE.get(str(role), f'{role} tokens')}"
-
-
-def of_heads(kind: object) -> bool:
-    """Whether a kind has a site for every head.
-
-    >>> of_heads("attn-heads"), of_heads("attn")
-    (True, False)
-    """
-    return kind in HEAD_KINDS
-
-
-def module_of(kind: object) -> str:
-    """The module that a kind's sites are in, as hook names spell it.
-
-    >>> module_of("cross_attn-heads"), module_of("mlp")
-    ('cross_attn', 'mlp')
-    """
-    return str(kind).removesuffix("-heads")
-
-
-def head_at(layer: Any, head: Any) -> str:
-    """A head as the field writes it.
-
-    >>> head_at(5, 3)
-    'L5.H3'
-    """
-    return f"L{int(layer)}.H{int(head)}"
-
-
-def head_name(kind: object, layer: Any, head: Any) -> str:
-    """A head with the attention that it is in, to tell heads of two attentions apart.
-
-    >>> head_name("cross_attn-heads", 3, 0)
-    'cross_attn L3.H0'
-    """
-    return f"{module_of(kind)} {head_at(layer, head)}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,7 +3,8 @@
 A *position-run* is one position of one row through one block of the patched stack. A site joins after its own block
 if its patch changes the stream at its own position alone (`Stack.acts_alone`), so that it costs one position of that
 block and, of every block after it, the positions from the first that it changes on; any other site costs those
-positions of its own block too. What follows the stack (an answer decoder, the unembedding) is run for every row.
+positions of its own block too. Of the block before the logits, which are read at the last position, a run is that
+position; the others are attended to. What follows the stack (an answer decoder, the unembedding) is run for every row.
 
 A multiply and an add are two operations. Norms, activation functions and softmax are not counted: beside the products
 they are nothing in large models, and what they take in small ones is time, not operations. Costs nothing; knows models
@@ -63,12 +64,16 @@ def lengths_of(model: Any, n_tokens: int) -> dict[str, int]:
 
 def block_flop(cfg: Any, n_positions: int, keys: int, cross_keys: int = 0) -> float:
     """Operations of one block for some positions of one row; keys and values of cross-attention are not counted."""
-    kv = cfg.n_key_value_heads or cfg.n_heads
     inner = cfg.d_head * cfg.n_heads
-    attention = 2 * cfg.d_model * (2 * inner + 2 * cfg.d_head * kv) + 4 * keys * inner
+    attention = 2 * cfg.d_model * 2 * inner + keys_values_flop(cfg) + 4 * keys * inner
     crossed = 2 * cfg.d_model * 2 * inner + 4 * cross_keys * inner if cross_keys else 0
     mlp = 2 * cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2)
     return float(n_positions * (attention + crossed + mlp))
+
+
+def keys_values_flop(cfg: Any) -> float:
+    """Operations of one position's keys and values in self-attention."""
+    return 4.0 * cfg.d_model * cfg.d_head * (cfg.n_key_value_heads or cfg.n_heads)
 
 
 def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | None = None) -> float:
@@ -83,9 +88,16 @@ def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | No
         source = order[i - 1] if crosses(model, name) else None
         keys = lengths[source] if source else 0
         flop += cfg.n_layers * block_flop(cfg, n, n, keys)
-        if source:  # the source's keys and values, for every layer
-            flop += cfg.n_layers * 4 * model.stacks[source].cfg.d_model * cfg.d_head * cfg.n_heads * keys
+        if source:
+            flop += cfg.n_layers * source_flop(cfg, model.stacks[source].cfg.d_model, n, keys)
     return flop
+
+
+def source_flop(cfg: Any, d_source: int, n_positions: int, keys: int) -> float:
+    """Operations of one block to read a source: keys and values are computed, or their weights go to the queries."""
+    computed = keys * cfg.d_head * cfg.n_heads
+    absorbed = n_positions * cfg.n_heads * (cfg.d_head + keys)
+    return 4.0 * d_source * min(computed, absorbed)
 
 
 def crosses(model: Any, stack: str) -> bool:
@@ -110,12 +122,19 @@ def sites_cost(
     stack, order = model.stacks[name], list(model.stacks)
     cfg, n = stack.cfg, lengths[name]
     left = (n - first[matters]).double()
-    layer = torch.tensor([own[0] for own in sites.layers_of(sites.table)])[matters]
-    own = torch.ones_like(left) if joins_after_its_block(stack, sites) else left
+    layers = [own for own, runs in zip(sites.layers_of(sites.table), matters.tolist(), strict=True) if runs]
+    layer, after_own = torch.tensor([own[0] for own in layers]), joins_after_its_block(stack, sites)
+    own = torch.ones_like(left) if after_own else left
     keys = lengths[order[order.index(name) - 1]] if crosses(model, name) else 0
     position_runs = float((own + (cfg.n_layers - 1 - layer) * left).sum())
     after = run_flop(model, lengths, after=name)
-    flop = position_runs * block_flop(cfg, 1, n, keys) + int(matters.sum()) * after
+    attended_to = 0.0  # positions that the last block needs as keys and values alone
+    patched_in_last = any(own[-1] == cfg.n_layers - 1 and not (after_own and len(own) == 1) for own in layers)
+    if stack.causal and name == model.answer_stack and not patched_in_last:
+        attended_to = float((left - 1)[layer < cfg.n_layers - 1].sum())
+        position_runs -= attended_to
+    flop = position_runs * block_flop(cfg, 1, n, keys) + attended_to * keys_values_flop(cfg)
+    flop += int(matters.sum()) * after
     return SitesCost(len(matters), int((~matters).sum()), int(position_runs), flop)
 
 

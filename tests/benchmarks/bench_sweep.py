@@ -22,7 +22,7 @@ import torch
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.patching import Sites, metrics, moving, sweep
-from hooked_vlm.patching.cost import block_flop
+from hooked_vlm.patching.cost import block_flop, source_flop
 from hooked_vlm.patching.sweep import sweep_all
 from tests.benchmarks.bench_forward import blip, in_turn, llava, peak_bytes, seconds
 from tests.benchmarks.models import wide_llava
@@ -47,7 +47,7 @@ def blip_floor(model: Any, n_tokens: int) -> float:
     # A site at layer l changes one position of that block's MLP, then every position of the blocks after it.
     later = sum(n_sites * (text.n_layers - 1 - layer) * question for layer in range(text.n_layers))
     own = text.n_layers * n_sites * 2 * text.d_model * (text.d_model + 2 * text.d_mlp)
-    answer = decoder.n_layers * (block_flop(decoder, 1, 1, n_tokens) + 2 * 2 * decoder.d_model**2 * n_tokens)
+    answer = decoder.n_layers * (block_flop(decoder, 1, 1, n_tokens) + source_flop(decoder, text.d_model, 1, n_tokens))
     unembed = 2 * decoder.d_model * (decoder.d_model + decoder.d_vocab)
     return runs + later + own + text.n_layers * n_sites * (answer + unembed)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hooked_vlm import HookedVLM
@@ -114,6 +116,38 @@ def test_logits_at_the_last_position_alone() -> None:
     places = (inputs.last_each - 3).repeat_interleave(2)
     assert last.shape[1] == 1
     assert torch.allclose(last[:, 0], whole[torch.arange(4), places], atol=1e-5)
+
+
+@settings(max_examples=25)
+@given(case=drawn.cases(kinds=("llava", "caption"), max_batch=3), data=st.data())
+def test_the_last_position_alone_is_that_of_all_positions(case: drawn.Case, data: st.DataObject) -> None:
+    case = case.exactly()
+    model, inputs = case.hooked(), case.inputs
+    name = model.prompt_stack
+    first = data.draw(st.integers(0, int(inputs.last_each.min())), label="first position")
+    layers = data.draw(st.sets(st.integers(0, len(model.stacks[name].blocks)), min_size=1), label="layers")
+    with torch.no_grad():
+        _, state = model.run_with_state(inputs)
+        rows = {layer: state.resid_pre(name, layer)[:, first:].repeat_interleave(2, 0) for layer in layers}
+        rows = {layer: x + torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for layer, x in rows.items()}
+        whole = model.resume(state, name, rows, first_position=first)
+        found = model.resume(state, name, rows, first_position=first, logits_at="last")
+    places = (inputs.last_each - first).repeat_interleave(len(whole) // len(inputs))
+    torch.testing.assert_close(found[:, 0], whole[torch.arange(len(whole)), places])
+
+
+def test_the_last_block_runs_the_last_position_alone_unless_somebody_looks() -> None:
+    model, inputs = variant("llava-llama-clip")
+    inputs = next(row for row in inputs if row.rows_end_together)
+    n_positions, n_seen = inputs.input_ids.shape[1], []
+    _, state = model.run_with_state(inputs)
+    last = model.blocks[-1]
+    watching = last.mlp._out.linear.register_forward_hook(lambda layer, given, out: n_seen.append(out.shape[1]))
+    for hooks in ([], [(f"blocks.{len(model.blocks) - 1}.hook_mlp_in", lambda x, hook: None)]):
+        with model.hooks(hooks):
+            model.resume(state, "language_model", {0: state.resid_pre("language_model", 0)}, logits_at="last")
+    watching.remove()
+    assert n_seen == [1, n_positions]
 
 
 def test_hooks_know_the_first_position_of_a_resumed_pass() -> None:

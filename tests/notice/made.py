@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from hooked_vlm.notice.ablation import FULL, SELECTED
+from hooked_vlm.analysis.ablation import FULL, SELECTED
+from hooked_vlm.analysis.heads import HEAD_KINDS
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import RUN, VERSION, RunDirectory, block_size
 from hooked_vlm.notice.gathered import ABLATION_COLUMNS, ATTENTION_COLUMNS
 from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.summary import summarise
-from hooked_vlm.notice.vocabulary import HEAD_KINDS, MODULE_KINDS
+from hooked_vlm.notice.vocabulary import MODULE_KINDS
 
 POSITIONS = (
     ("special", "[CLS]"),

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from hooked_vlm import HookedVLM
+from hooked_vlm.analysis import answers
 from hooked_vlm.datasets import pairs, shapes
-from hooked_vlm.notice import answers
 from hooked_vlm.zoo.recipes import RECIPES
 from tests.models import checkpoints
 

@@ -164,7 +164,7 @@ def test_a_checkpoint_on_disk_is_run_to_the_report(command: Any, tmp_path: Path)
     words = [checkpoint, "--task", task, "--examples", "4", "--out", str(tmp_path / "run"), "--bootstrap", "20"]
     code, out, _ = command(*words, "--random-draws", "2", "--noise")
     assert code == 0
-    assert "some" in out and "Strongest under image corruption" in out and "Universal by the sound rule" in out
+    assert "some" in out and "Strongest under image corruption" in out and "Universal by the FDR-controlled rule" in out
     assert f"Report: {tmp_path / 'run' / 'report.html'}" in out and (tmp_path / "run" / "report.html").is_file()
     assert pd.read_parquet(tmp_path / "run" / "effects")["example"].nunique() == 4
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -7,11 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
-from hooked_vlm.notice import report, statistics, summary
+from hooked_vlm.notice import report, summary
 from hooked_vlm.notice.report.compare import compare
 from tests.notice.made import edit_tables, run_directory
 from tests.notice.report.parsed import Page
@@ -79,38 +76,3 @@ def test_no_interval_that_is_printed_is_a_point(directory, made, tmp_path):
         for text in (page.text, " ".join(hovered).replace("\\xa0", " ")):
             pairs = re.findall(r"\[([^\[\],']+),\s([^\[\],']+)\]", text)
             assert pairs and not [pair for pair in pairs if pair[0].strip() == pair[1].strip()]
-
-
-@given(st.integers(1, 300), st.data())
-def test_a_share_has_the_exact_interval(n, data):
-    hits = data.draw(st.integers(0, n))
-    found = statistics.share([1.0] * hits + [0.0] * (n - hits))
-    ends = stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
-    assert (found["mean"], found["n"]) == (hits / n, n)
-    assert (found["low"], found["high"]) == (pytest.approx(ends.low), pytest.approx(ends.high))
-    assert found["low"] < found["high"]
-
-
-@given(st.integers(2, 60), st.floats(0.01, 0.99))
-def test_equal_scores_leave_room_for_what_was_not_seen(n, value):
-    """Between those of n of n and none of n hits, which are its ends at 1 and at 0."""
-    low, high = statistics.of_scores(np.full((n, 1), value))
-    unseen = statistics.share([0.0] * n)["high"]
-    assert low[0] == pytest.approx(value * (1 - unseen))
-    assert high[0] == pytest.approx(value + (1 - value) * unseen)
-
-
-@given(st.integers(2, 40), st.floats(-5, 5))
-def test_equal_numbers_have_no_interval(n, value):
-    low, high = statistics.bootstrap(np.full((n, 1), value), times=50)
-    assert np.isnan([low, high]).all()
-
-
-@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30))
-def test_intervals_of_moments_are_students(values):
-    x = np.array(values)
-    if np.ptp(x) < 1e-3:
-        return
-    low, high = statistics.of_moments(np.array([float(len(x))]), np.array([x.mean()]), np.array([x.std(ddof=1)]))
-    ends = stats.ttest_1samp(x, 0.0).confidence_interval(0.95)
-    assert (low[0], high[0]) == (pytest.approx(ends.low), pytest.approx(ends.high))

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from hooked_vlm import HookedVLM
+from hooked_vlm.analysis.answers import Scored
+from hooked_vlm.analysis.corruption import GaussianNoise, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import DataError, ResumeError
 from hooked_vlm.hooks import patch
 from hooked_vlm.notice import effects, examples, pipeline
-from hooked_vlm.notice.answers import Scored
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.corruption import GaussianNoise, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.notice.vocabulary import EVERY, KINDS
 from hooked_vlm.patching import metrics, moving
 from tests.notice.models import FAMILIES, answerable, blip_shapes, row, small

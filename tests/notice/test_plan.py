@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,23 +34,30 @@ class Counted:
         self.model, self.positions = model, 0
 
     def __enter__(self) -> Counted:
-        stack = self.model.stacks[self.model.prompt_stack]
-        self.block, self.stack, self.whole, self.resume = stack.one_block, stack, type(stack).forward, self.model.resume
+        self.stack, counting = self.model.stacks[self.model.prompt_stack], []
 
-        def one_block(layer: int, places: Any, given: Any) -> Any:
-            self.positions += places.numel()
-            return self.block(layer, places, given)
+        def while_it_runs(call: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*given: Any, **options: Any) -> Any:
+                counting.append(True)
+                try:
+                    return call(*given, **options)
+                finally:
+                    counting.pop()
 
-        def resume(state: Any, name: str, joins: Any, **options: Any) -> Any:
-            for layer, rows in joins.items():
-                self.positions += rows.shape[0] * rows.shape[1] * (stack.cfg.n_layers - layer)
-            return self.resume(state, name, joins, **options)
+            return run
 
-        stack.one_block, self.model.resume = one_block, resume  # type: ignore[method-assign]
+        def count(block: Any, given: Any, after: torch.Tensor) -> None:
+            self.positions += after.shape[0] * after.shape[1] * len(counting)
+
+        self.watching = [block.register_forward_hook(count) for block in self.stack.blocks]
+        self.stack.one_block = while_it_runs(self.stack.one_block)  # type: ignore[method-assign]
+        self.model.resume = while_it_runs(self.model.resume)  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
         del self.stack.one_block, self.model.resume
+        for handle in self.watching:
+            handle.remove()
 
 
 @pytest.mark.parametrize("name", ZOO)

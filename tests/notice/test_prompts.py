@@ -10,10 +10,11 @@ import pytest
 from transformers.utils import logging
 
 from hooked_vlm import HookedVLM
+from hooked_vlm.analysis import answers
+from hooked_vlm.analysis.answers import SENTENCE
 from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import TextError
-from hooked_vlm.notice import answers, cautions, pipeline
-from hooked_vlm.notice.answers import SENTENCE
+from hooked_vlm.notice import cautions, pipeline
 from hooked_vlm.notice.config import NoticeConfig
 from tests.models.checkpoints import blip_vqa, llava, save
 from tests.notice.models import answerable, questions, small

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from hooked_vlm.analysis.image_attention import SCORES
+from hooked_vlm.analysis.universal_heads import Rule, disagreements, select_matrices
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import summary, universal
+from hooked_vlm.notice import summary
 from hooked_vlm.notice.directory import RunDirectory
-from hooked_vlm.notice.functions import SCORES
-from hooked_vlm.notice.universal import Rule
+from hooked_vlm.notice.report.loaded import Loaded
 from tests.notice.made import edit_tables, run_directory
 
 CLOSE = {"rel": 1e-5, "abs": 1e-6}  # effects are kept in single precision while they are gathered
@@ -139,7 +140,7 @@ def test_every_role_can_be_recomputed(made, frames):
 
 def test_universal_heads_are_those_selected_in_every_task(made):
     heads = pd.DataFrame(made["heads"])
-    for rule, column in (("paper", "paper"), ("sound", "sound")):
+    for rule, column in (("paper", "paper"), ("fdr", "fdr")):
         rows = heads[heads["corrupt"].isin(["image", "text"])]
         everywhere = rows.groupby(["kind", "layer", "head", "corrupt"])[column].all()
         expected = {key[:3] for key, value in everywhere.items() if value}
@@ -233,9 +234,9 @@ def test_findings_say_what_was_made(made):
 
 def test_without_strong_heads_nothing_is_universal_and_the_findings_say_so(tmp_path):
     found = summary.summarise(run_directory(tmp_path, kept=14, strong=False, noise=False, masks=False))
-    assert [row for row in found["universal"] if row["rule"] == "sound"] == []
+    assert [row for row in found["universal"] if row["rule"] == "fdr"] == []
     holds = {row["claim"]: (row["holds"], row["evidence"]) for row in found["findings"]}
-    assert holds["Some heads matter in every task, by the sound rule"][0] is False
+    assert holds["Some heads matter in every task, by the FDR-controlled rule"][0] is False
     assert any(said == (None, "The tasks have no masks.") for said in holds.values())
     assert any(said == (None, "The run has no Gaussian noise.") for said in holds.values())
     assert any("no masks" in line for line in found["cautions"])
@@ -244,9 +245,9 @@ def test_without_strong_heads_nothing_is_universal_and_the_findings_say_so(tmp_p
 def test_a_run_of_few_examples_heads_and_tasks_is_cautioned(tmp_path):
     path = run_directory(tmp_path, kept=3, dropped=9, tasks=("colour",), corrupt=("image",), layers=1, noise=False)
     said = " ".join(summary.summarise(path)["cautions"])
-    for words in ("too few for the sound rule", "only 3 of 12", "is void", "one task", "Only image"):
+    for words in ("too few for the FDR-controlled rule", "only 3 of 12", "is void", "one task", "Only image"):
         assert words in said
-    assert not any(row["sound"] for row in json.loads((path / "summary.json").read_text())["heads"])
+    assert not any(row["fdr"] for row in json.loads((path / "summary.json").read_text())["heads"])
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -382,6 +383,20 @@ def test_no_number_is_kept_of_what_is_not_used(directory):
 def test_the_rules_numbers_reach_the_summary(directory, made):
     rule = Rule(seed=0, bootstrap=made["config"]["bootstrap"])
     families = summary.gather(directory, "answer").families("effect")
-    selection = universal.select_matrices(families, rule)
+    selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
-    assert universal.disagreements(selection, rule) == made["disagreements"]
+    assert disagreements(selection, rule) == made["disagreements"]
+
+
+def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made, tmp_path):
+    """It called the rule that controls the false discovery rate "sound"."""
+    shutil.copytree(directory, tmp_path / "run")
+    earlier = json.loads(json.dumps(made).replace("the FDR-controlled rule", "the sound rule"))
+    before = {"fdr": "sound", "fdr_all": "sound_all"}
+    earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
+    earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
+    assert any(row["sound"] for row in earlier["heads"])
+    assert {row["rule"] for row in earlier["universal"]} == {"sound", "paper"}
+    assert any("the sound rule" in row["claim"] for row in earlier["findings"])
+    RunDirectory(tmp_path / "run").opened().write_json("summary.json", earlier)
+    assert Loaded.read(tmp_path / "run").summary == Loaded.read(directory).summary

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hooked_vlm import notice
+from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.notice import report, summary, terminal
-from hooked_vlm.notice.ablation import FULL, SELECTED
 from hooked_vlm.notice.report.compare import compare
 from tests.notice.made import run_directory, write_tables
 from tests.notice.report.parsed import Page
@@ -134,12 +134,12 @@ def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws,
 
 
 def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):
-    """With fewer than twelve examples the sound rule selects no head, whatever there is."""
+    """With fewer than twelve examples the FDR-controlled rule selects no head, whatever there is."""
     bare = {"tasks": ("colour",), "noise": False, "masks": False, "strong": False, **SMALL}
     few, enough = (run_directory(tmp_path / str(n), kept=n, **bare) for n in (11, 12))
     for path, holds in ((few, None), (enough, False)):
         findings = json.loads((path / "summary.json").read_text())["findings"]
-        (found,) = [row for row in findings if row["claim"].endswith("by the sound rule")]
+        (found,) = [row for row in findings if row["claim"].endswith("by the FDR-controlled rule")]
         assert found["holds"] is holds
     text = Page(report.write(few).read_text(encoding="utf-8")).text
     assert "It is undecided whether any of 6 heads" in text[: text.index("What was tested")]

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hooked_vlm.analysis.heads import RULES, head_at
 from hooked_vlm.notice import places
 from hooked_vlm.notice.report.page import Chart
 from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
-from hooked_vlm.notice.vocabulary import ROLES, at_place, head_at
+from hooked_vlm.notice.vocabulary import ROLES, at_place
 from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent
 
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
-PAPER, SOUND, BOTH, NEITHER = "the paper's rule", "the sound rule", "both rules", "neither rule"
-MARKS = {BOTH: "\u25cf", SOUND: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
+FDR, PAPER, BOTH, NEITHER = *RULES.values(), "both rules", "neither rule"
+MARKS = {BOTH: "\u25cf", FDR: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
 BARS = ("#b7c0ca", SHADES[0], SHADES[1])
 WRITTEN = 8  # cells a row, at most, in which there is room for a number
 ELSEWHERE = "\u25b8"  # a head that does little where heads are read, and much elsewhere
@@ -48,7 +49,7 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
         number(row.get("ratio"), 2),
         number(row.get("restoration")),
         number(row.get("normalised")),
-        rule_of(row.get("paper"), row.get("sound")),
+        rule_of(row.get("paper"), row.get("fdr")),
         percent(row.get("repeats")),
         as_text(at_place(row["at"])) if isinstance(row.get("at"), str) else DASH,
         as_text(strongest_place(row)),
@@ -96,12 +97,12 @@ def limit(values: pd.Series) -> float:
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
 
 
-def rule_of(paper: object, sound: object) -> str:
+def rule_of(paper: object, fdr: object) -> str:
     """Which rule selects a head, in words."""
-    if paper is True or sound is True:
-        if paper is sound:
+    if paper is True or fdr is True:
+        if paper is fdr:
             return BOTH
-        return PAPER if paper is True else SOUND
+        return PAPER if paper is True else FDR
     return NEITHER
 
 
@@ -123,7 +124,7 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
     more: list[list[Any]] = [[[DASH] * len(hovered({})) for _ in range(heads)] for _ in range(layers)]
     for index, row in zip(grid.index, grid.to_dict("records"), strict=True):
         layer, head = (int(i) for i in index)
-        mark = MARKS[rule_of(row.get("paper"), row.get("sound"))]
+        mark = MARKS[rule_of(row.get("paper"), row.get("fdr"))]
         effect = row.get("mean")
         values[layer][head] = effect
         marks[layer][head] = " ".join(

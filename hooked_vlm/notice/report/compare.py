@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hooked_vlm.analysis.heads import HEAD, RULES, head_name, module_of
 from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
@@ -22,8 +23,6 @@ from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered, strongest_heads
 from hooked_vlm.notice.report.page import Child, Part, details, page, paragraph, section, table, tag
 from hooked_vlm.notice.report.words import (
-    HEAD,
-    RULE,
     corruption_name,
     missing,
     read_at,
@@ -33,7 +32,7 @@ from hooked_vlm.notice.report.words import (
 from hooked_vlm.notice.report.writing import NAMED, setting
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.storage import place_of, whole
-from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, RULES, head_name, listed, module_of
+from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, listed
 from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
 
 
@@ -159,8 +158,8 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
         for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
             said = []
             for modality, part in rows.groupby("modality", sort=False):
-                rules = ordered(part["rule"], RULES)
-                by = "both rules" if len(rules) > 1 else RULE.get(rules[0], rules[0])
+                rules = ordered(part["rule"], tuple(RULES))
+                by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
                 said.append(f"{MODALITY_NAME.get(str(modality), str(modality))}, {by}, {read_at(one.run)}")
             key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)

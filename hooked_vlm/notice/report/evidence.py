@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hooked_vlm.analysis.heads import HEAD, module_of
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import grid, in_order, legend, ordered
 from hooked_vlm.notice.report.page import Child, chart, details, image, paragraph, table, tag
-from hooked_vlm.notice.report.words import HEAD, ablated, corruption_name, head_label, missing, read_at, scored
+from hooked_vlm.notice.report.words import ablated, corruption_name, head_label, missing, read_at, scored
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.vocabulary import CORRUPT, listed, module_of
+from hooked_vlm.notice.vocabulary import CORRUPT, listed
 from hooked_vlm.notice.wording import chance, counted, interval, known, number, percent, two, with_interval
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"

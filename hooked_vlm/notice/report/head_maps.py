@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import HEAD_KINDS
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import grid, head_map, ordered, titled
 from hooked_vlm.notice.report.page import Child, Markup, chart, paragraph, tag
 from hooked_vlm.notice.report.words import corruption_name, kind_name, kind_title, missing, read_at
-from hooked_vlm.notice.vocabulary import CORRUPT, HEAD_KINDS, NOISES
+from hooked_vlm.notice.vocabulary import CORRUPT, NOISES
 from hooked_vlm.notice.wording import known, number
 
 
@@ -87,8 +88,8 @@ def side_by_side(maps: Sequence[HeadMap]) -> list[Child]:
             "sizes, so the maps of each run share a colour scale of their own; its end stands beside the run."
         ),
         paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone. "
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.FDR]} by the FDR-controlled "
+            f"rule alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone. "
             f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]

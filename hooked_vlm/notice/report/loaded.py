@@ -17,6 +17,7 @@ import pandas as pd
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.claims import Verdict, verdicts_of
 from hooked_vlm.notice.directory import SUMMARY, RunDirectory
+from hooked_vlm.notice.earlier import as_now
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
@@ -27,7 +28,7 @@ COLUMNS: Final[Mapping[str, str]] = {
         "corrupt_logit_diff_low corrupt_logit_diff_high flipped flipped_low flipped_high"
     ),
     "heads": (
-        "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper sound repeats restoration "
+        "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper fdr repeats restoration "
         "normalised at best_at best best_low best_high best_abs elsewhere"
     ),
     "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high abs_low abs_high n",
@@ -74,7 +75,7 @@ class Loaded:
                 f"there is no {place.path / SUMMARY}: the run is not finished; the same `hooked-vlm notice` command "
                 "goes on"
             )
-        summary = place.values(SUMMARY)
+        summary = as_now(place.values(SUMMARY))
         for figure in summary.get("figures") or []:
             name = str(figure.get("file"))
             if place.lists(name) and (place.path / name).exists():  # the page names those that are gone

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import HEAD_KINDS, head_at, head_name
 from hooked_vlm.notice import places
 from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.loaded import Loaded
@@ -22,18 +23,7 @@ from hooked_vlm.notice.report.words import (
     missing,
     read_at,
 )
-from hooked_vlm.notice.vocabulary import (
-    CORRUPT,
-    CORRUPTIONS,
-    EVERY,
-    HEAD_KINDS,
-    KINDS,
-    MODULE_KINDS,
-    NOISES,
-    at_place,
-    head_at,
-    head_name,
-)
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES, at_place
 from hooked_vlm.notice.wording import known, number, two
 
 ELSEWHERE = 3  # heads that do much more elsewhere, named under a map
@@ -98,8 +88,8 @@ def heads(run: Loaded) -> list[Child]:
             "of examples."
         ),
         paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.SOUND]} by the sound rule "
-            f"alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
+            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.FDR]} by the FDR-controlled "
+            f"rule alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
             f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
         ),
     ]

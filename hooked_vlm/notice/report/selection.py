@@ -10,18 +10,18 @@ from typing import Any, Final
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import RULES, head_name
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import ordered
 from hooked_vlm.notice.report.page import Child, Markup, details, items, paragraph, table, tag
 from hooked_vlm.notice.report.words import (
-    RULE,
     because_nothing_kept,
     head_label,
     missing,
     read_at,
     scored,
 )
-from hooked_vlm.notice.vocabulary import CORRUPT, MODALITY_NAME, RULES, head_name, listed
+from hooked_vlm.notice.vocabulary import CORRUPT, MODALITY_NAME, listed
 from hooked_vlm.notice.wording import number
 
 DISAGREEMENTS: Final = 6  # shown before the rest is folded away
@@ -59,9 +59,9 @@ def universal(run: Loaded) -> list[Child]:
         paragraph(
             "A head is universal if a rule selects it in every task. The paper's rule selects heads whose mean "
             "|effect| lies more than two standard deviations above the mean of all heads; it says nothing of "
-            "chance. The sound rule asks that the effect is systematic (sign-flip test, false discovery rate "
-            "5\u00a0%), large (at least twice the average head, by its interval), and repeats in random halves of the "
-            "examples. With fewer than a dozen examples a task it selects nothing."
+            "chance. The FDR-controlled rule asks that the effect is systematic (sign-flip test, false "
+            "discovery rate 5\u00a0%), large (at least twice the average head, by its interval), and repeats in random "
+            "halves of the examples. With fewer than a dozen examples a task it selects nothing."
         )
     ]
     if len(run.tasks) == 1:
@@ -102,7 +102,7 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
     for row in rows.to_dict("records"):
         merged.setdefault((row["kind"], row["layer"], row["head"], row["modality"]), []).append(row)
     for (kind, layer, head, modality), found in merged.items():
-        row, rules = found[0], sorted((str(one["rule"]) for one in found), reverse=True)
+        row, rules = found[0], [str(one["rule"]) for one in found]
         known_function = (
             functions.loc[[(kind, layer, head)]].iloc[0].to_dict() if (kind, layer, head) in functions.index else {}
         )
@@ -110,7 +110,7 @@ def _universal_table(run: Loaded, rows: pd.DataFrame) -> Markup:
             [
                 head_label(run, kind, layer, head),
                 MODALITY_NAME.get(str(modality), str(modality)),
-                listed([RULE.get(rule, rule) for rule in rules]),
+                listed([RULES.get(rule, rule) for rule in rules]),
                 listed([str(task) for task in row["tasks"]]) if isinstance(row["tasks"], list) else str(row["tasks"]),
                 number(row["mean_abs"]),
                 str(known_function.get("label") or "not scored"),
@@ -141,7 +141,7 @@ def _published(run: Loaded, measured: pd.DataFrame) -> Markup:
             if (head.layer, head.head) in ranked.index:
                 ranks.append(f"{corrupt}: {int(ranked.loc[(head.layer, head.head)])} of {len(ranked)}")
         mine = chosen[(chosen["kind"] == head.kind) & (chosen["layer"] == head.layer) & (chosen["head"] == head.head)]
-        rules = [RULE.get(rule, rule) for rule in ordered(mine["rule"], RULES)]
+        rules = [RULES.get(rule, rule) for rule in ordered(mine["rule"], tuple(RULES))]
         key = (head.kind, head.layer, head.head)
         rows.append(
             [

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import pandas as pd
 
+from hooked_vlm.analysis.heads import HEAD, RULES, head_at, head_name, module_of, of_heads
 from hooked_vlm.notice import claims, places, selections
 from hooked_vlm.notice.claims import Verdict, fewest
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.page import Markup, paragraph, tag
 from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, RULES, at_place, head_at, head_name, listed, module_of, of_heads
+from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
 from hooked_vlm.notice.wording import UNIT, counted, interval, known, number, percent, two
 
 KIND: Final = {
@@ -34,9 +35,7 @@ CORRUPTION: Final = {
     "text_noise": "Gaussian noise on the prompt",
 }
 
-HEAD: Final = ["kind", "layer", "head"]
 SHADE: Final = {True: "yes", False: "no", None: "open"}  # of a verdict, in the style sheet
-RULE: Final = {"paper": "the paper's rule", "sound": "the sound rule"}
 
 
 def kind_name(kind: object) -> str:
@@ -143,8 +142,8 @@ def tiles(run: Loaded) -> Markup:
         if len(shares):
             shown.append((spread(shares, percent), f"of answers flip: {corruption_name(corrupt)}"))
     if selection_was_possible(run):
-        sound, paper = (len(universal_heads(run, rule)) for rule in RULES)
-        shown.append((f"{sound} and {paper}", "universal heads, by the sound rule and by the paper's"))
+        fdr, paper = (len(universal_heads(run, rule)) for rule in RULES)
+        shown.append((f"{fdr} and {paper}", "universal heads, by the FDR-controlled rule and by the paper's"))
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_full", "accuracy_random_mean"])
     if len(rows):
         selection = next(name for name in ablated(run) if (rows["selection"] == name).any())

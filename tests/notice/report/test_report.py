@@ -102,7 +102,7 @@ def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
             *(number(row[key]) for key in ("n", "mean_abs")),
             two(row["ratio"]),
             *(number(row[key]) for key in ("restoration", "normalised")),
-            rule_of(row["paper"], row["sound"]),
+            rule_of(row["paper"], row["fdr"]),
             percent(row["repeats"]),
             "at the answer's word",
             html.escape(strongest_place(row), quote=False),
@@ -118,10 +118,10 @@ def test_a_map_marks_the_heads_that_rules_select(page, summary):
     there = {"corrupt": "image", "kind": "cross_attn-heads", "task": "colour"}
     rows = [row for row in summary["heads"] if there.items() <= row.items()]
     for row in rows:
-        mark = MARKS[rule_of(row["paper"], row["sound"])]
+        mark = MARKS[rule_of(row["paper"], row["fdr"])]
         more = ELSEWHERE if row["elsewhere"] else ""
         assert first[row["layer"]][row["head"]].split() == [two(row["mean"]), *([mark] if mark else []), *more]
-    assert sum(row["sound"] for row in rows) == 2
+    assert sum(row["fdr"] for row in rows) == 2
 
 
 def test_maps_are_centred_at_zero_and_share_a_scale(page):
@@ -138,7 +138,7 @@ def test_universal_heads_stand_with_label_and_score(page, summary):
     functions = {(row["kind"], row["layer"], row["head"]): row for row in summary["functions"]}
     assert rows.keys() == {"cross_attn L1.H2", "cross_attn L2.H0", "attn L1.H1"}
     assert rows["cross_attn L1.H2"]["corruption"] == "image and text"
-    assert rows["cross_attn L1.H2"]["selected by"] == "the sound rule and the paper's rule"
+    assert rows["cross_attn L1.H2"]["selected by"] == "the FDR-controlled rule and the paper's rule"
     record = functions["attn-heads", 1, 1]
     assert rows["attn L1.H1"]["score and interval"] == scored(record) != ""
     assert rows["attn L1.H1"]["label"] == record["label"] == "object detection"
@@ -209,7 +209,7 @@ def test_cautions_are_all_there(page, summary):
 
 
 def test_where_the_rules_disagree_is_all_there_the_most_folded_away(copy):
-    sentences = [f"L0.H{i}: the paper's rule selects it, the sound one does not." for i in range(9)]
+    sentences = [f"L0.H{i}: the paper's rule selects it, the FDR-controlled one does not." for i in range(9)]
     made.edit_summary(copy, disagreements=sentences)
     page = seen(copy)
     assert all(sentence in page.sections["universal"] for sentence in sentences)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooked_vlm.notice import answers
-from hooked_vlm.notice.answers import OTHER, RIGHT, SENTENCE, WRONG, Scored, judged, scored, words
+from hooked_vlm.analysis import answers
+from hooked_vlm.analysis.answers import OTHER, RIGHT, SENTENCE, WRONG, Scored, judged, scored, words
 from tests.models.checkpoints import byte_tokenizer, word_tokenizer, wordpiece_tokenizer
 from tests.notice.models import blip_shapes, row
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooked_vlm import HookedVLM, lens
+from hooked_vlm import HookedVLM
+from hooked_vlm.analysis import lens
+from hooked_vlm.analysis.lens import direct_logit_attribution, logit_lens
 from hooked_vlm.errors import InputsError, PositionError, ResidualError, StackError
-from hooked_vlm.lens import direct_logit_attribution, logit_lens
 from tests.models import checkpoints, drawn
 
 
@@ -165,8 +166,16 @@ def test_what_is_not_there_is_refused(llava):
         logit_lens(model, inputs, follow=10**6)
     with pytest.raises(InputsError, match="2 tokens for 1 examples"):
         direct_logit_attribution(model, inputs, ["red", "blue"])
-    with pytest.raises(PositionError, match="the prompt has 0 to"):
+    with pytest.raises(PositionError, match="positions of the prompt are 0 to"):
         direct_logit_attribution(model, inputs, "red", position=99)
+
+
+@pytest.mark.parametrize("meant", [True, [0, 1.7], "1", torch.tensor([True, False])], ids=str)
+def test_positions_are_read_as_everywhere_else(llava, meant):
+    """What is no position is refused, and not taken for one."""
+    model, inputs = llava
+    with pytest.raises(PositionError):
+        logit_lens(model, inputs, positions=meant)
 
 
 # --- attribution ------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_vlm import HookedBLIP, HookedLLaVA, hooks
+from hooked_vlm.analysis.ablation import COLUMNS, ReferenceMeans, ablate, hook_name, random_sets
 from hooked_vlm.datasets import shapes
 from hooked_vlm.errors import DataError, StackError
-from hooked_vlm.notice.ablation import COLUMNS, ReferenceMeans, ablate, hook_name, random_sets
 from tests.models import checkpoints
 
 CROSS, SELF = "cross_attn-heads", "attn-heads"

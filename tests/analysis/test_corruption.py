@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from hooked_vlm import HookedVLM, VLMInputs
-from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError
-from hooked_vlm.hooks import patch
-from hooked_vlm.notice.corruption import (
+from hooked_vlm.analysis.corruption import (
     GaussianNoise,
     RegionCorruption,
     SemanticImagePair,
     SymmetricTokenReplacement,
     text_embedding,
 )
+from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, ReplacementError
+from hooked_vlm.hooks import patch
 from hooked_vlm.patching import Sites, metrics, sweep
 from tests.models.unchecked import unchecked
 from tests.notice.models import FAMILIES, pictures, row, small

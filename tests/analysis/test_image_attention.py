@@ -14,10 +14,17 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hooked_vlm import HookedBLIP, HookedLLaVA
+from hooked_vlm.analysis.head_labels import labels
+from hooked_vlm.analysis.image_attention import (
+    COLUMNS,
+    SCORES,
+    image_attention,
+    patch_coverage,
+    score_batch,
+    score_example,
+)
 from hooked_vlm.datasets import shapes
 from hooked_vlm.errors import DataError, PositionError
-from hooked_vlm.notice.functions import COLUMNS, SCORES, image_attention, patch_coverage, score_batch, score_example
-from hooked_vlm.notice.labels import labels
 from tests.models import checkpoints
 
 SIDE, PATCH = 32, 4  # an image of 8 x 8 patches

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from hooked_vlm.analysis.universal_heads import Rule, disagreements, select, universal
 from hooked_vlm.errors import DataError
-from hooked_vlm.notice import statistics
-from hooked_vlm.notice.universal import Rule, disagreements, select, universal
 
 TASKS = ("colour", "place", "shape")
 QUICK = Rule(bootstrap=200, flips=999, splits=20)
@@ -51,7 +50,7 @@ def heads_of(found, rule):
 
 def test_a_planted_head_is_universal_by_both_rules():
     found = universal(select(effects(everywhere(2, 1)), QUICK))
-    assert heads_of(found, "paper") == heads_of(found, "sound") == {(2, 1): "vision-only"}
+    assert heads_of(found, "paper") == heads_of(found, "fdr") == {(2, 1): "vision-only"}
 
 
 def test_heads_are_told_apart_by_modality():
@@ -62,26 +61,26 @@ def test_heads_are_told_apart_by_modality():
     }
     found = universal(select(effects(planted, corrupt=("image", "text"), layers=8), QUICK))
     expected = {(0, 0): "multimodal", (1, 1): "vision-only", (2, 2): "text-only"}
-    assert heads_of(found, "sound") == heads_of(found, "paper") == expected
+    assert heads_of(found, "fdr") == heads_of(found, "paper") == expected
 
 
 def test_a_head_of_one_task_is_not_universal():
     table = select(effects({("image", "shape", 1, 1): 1.0}), QUICK)
     there = table.query("task == 'shape' and layer == 1 and head == 1").iloc[0]
-    assert there["paper"] and there["sound"] and there["p_all"] > 0.05
+    assert there["paper"] and there["fdr"] and there["p_all"] > 0.05
     assert universal(table).empty
 
 
 def test_a_head_of_another_sign_in_another_task_is_universal_since_size_is_what_is_asked():
     planted = {("image", t, 3, 3): mean for t, mean in zip(TASKS, (1.0, -1.0, 1.0), strict=True)}
-    assert heads_of(universal(select(effects(planted), QUICK)), "sound") == {(3, 3): "vision-only"}
+    assert heads_of(universal(select(effects(planted), QUICK)), "fdr") == {(3, 3): "vision-only"}
 
 
 def test_many_strong_heads_hide_one_another_from_the_papers_rule_alone():
     planted = {k: v for head in range(4) for k, v in everywhere(2, head).items()}
     table = select(effects(planted), QUICK)
     assert heads_of(universal(table), "paper") == {}
-    assert set(heads_of(universal(table), "sound")) == {(2, head) for head in range(4)}
+    assert set(heads_of(universal(table), "fdr")) == {(2, head) for head in range(4)}
     assert any("below mean + 2 SD" in line and "attn" not in line for line in disagreements(table, QUICK))
 
 
@@ -91,7 +90,7 @@ def test_a_head_that_helps_as_often_as_it_harms_is_selected_by_the_papers_rule_a
     table.loc[here, "effect"] = np.where(np.arange(here.sum()) % 2, 1.0, -1.0)
     made = select(table, QUICK)
     assert heads_of(universal(made), "paper") == {(1, 2): "vision-only"}
-    assert heads_of(universal(made), "sound") == {}
+    assert heads_of(universal(made), "fdr") == {}
     (said,) = {line.split(": ", 1)[0] for line in disagreements(made, QUICK) if "in task shape" in line}
     assert said == "heads L1.H2 in task shape (image)"
     assert any("not systematic" in line for line in disagreements(made, QUICK))
@@ -100,17 +99,17 @@ def test_a_head_that_helps_as_often_as_it_harms_is_selected_by_the_papers_rule_a
 # --- what is not there is not found -----------------------------------------------------------------
 
 
-def test_under_the_null_the_sound_rule_rarely_finds_a_head_where_the_papers_often_does():
+def test_under_the_null_the_fdr_controlled_rule_rarely_finds_a_head_where_the_papers_often_does():
     """One task, so that "in every task" helps nobody; heads differ in size, and the large ones are large by noise."""
     times = 80
-    false = dict.fromkeys(("paper", "sound"), 0)
+    false = dict.fromkeys(("paper", "fdr"), 0)
     for seed in range(times):
         generator = np.random.default_rng((7, seed))
         scales = np.exp(1.5 * generator.standard_normal(16))
         found = universal(select(effects(tasks=("colour",), n=20, seed=seed, scales=scales), QUICK))
         for rule in false:
             false[rule] += (found["rule"] == rule).any()
-    assert stats.binomtest(false["sound"], times, 0.05, alternative="greater").pvalue > 0.01
+    assert stats.binomtest(false["fdr"], times, 0.05, alternative="greater").pvalue > 0.01
     assert false["paper"] > times / 2
 
 
@@ -123,7 +122,7 @@ def test_the_share_of_false_universal_heads_is_held_where_true_ones_are_found():
     for seed in range(20):
         scales = np.ones(16)
         scales[4:6] = 6.0  # in the task without them they are as large, by noise
-        found = set(heads_of(universal(select(effects(planted, n=30, seed=seed, scales=scales), QUICK)), "sound"))
+        found = set(heads_of(universal(select(effects(planted, n=30, seed=seed, scales=scales), QUICK)), "fdr"))
         shares.append(len(found - true) / max(len(found), 1))
         found_all.append(true <= found)
     assert np.mean(shares) <= 0.05
@@ -131,9 +130,9 @@ def test_the_share_of_false_universal_heads_is_held_where_true_ones_are_found():
 
 
 @given(st.integers(1, 11), st.integers(0, 100))
-def test_too_few_examples_select_nothing_by_the_sound_rule(n, seed):
+def test_too_few_examples_select_nothing_by_the_fdr_controlled_rule(n, seed):
     table = select(effects(everywhere(2, 1, 3.0), n=n, seed=seed), QUICK)
-    assert not table["sound"].any() and table["repeats"].isna().all()
+    assert not table["fdr"].any() and table["repeats"].isna().all()
     if n == 1:
         assert (table["p"] == 1).all() and table[["ci_low", "ci_high", "ratio_low", "sd"]].isna().all(axis=None)
     assert all(
@@ -159,26 +158,26 @@ def test_a_head_without_any_effect_measured_is_no_test():
     table.loc[(table["layer"] == 0) & (table["head"] == 0), "effect"] = np.nan
     made = select(table, QUICK)
     row = made.query("task == 'colour' and layer == 0 and head == 0").iloc[0]
-    assert row["n"] == 0 and math.isnan(row["p"]) and math.isnan(row["q"]) and not row["paper"] and not row["sound"]
-    assert heads_of(universal(made), "sound") == {(2, 1): "vision-only"}
+    assert row["n"] == 0 and math.isnan(row["p"]) and math.isnan(row["q"]) and not row["paper"] and not row["fdr"]
+    assert heads_of(universal(made), "fdr") == {(2, 1): "vision-only"}
 
 
 def test_effects_that_are_all_zero_select_nothing():
     made = select(effects().assign(effect=0.0), QUICK)
-    assert (made["p"] == 1).all() and not made["paper"].any() and not made["sound"].any()
+    assert (made["p"] == 1).all() and not made["paper"].any() and not made["fdr"].any()
     assert disagreements(made, QUICK) == []
 
 
 def test_an_effect_that_never_varies_is_found():
     table = effects().assign(effect=0.0)
     table.loc[(table["layer"] == 2) & (table["head"] == 1), "effect"] = 1.0
-    assert heads_of(universal(select(table, QUICK)), "sound") == {(2, 1): "vision-only"}
+    assert heads_of(universal(select(table, QUICK)), "fdr") == {(2, 1): "vision-only"}
 
 
 def test_fewer_than_six_heads_can_never_pass_the_papers_rule():
     made = select(effects(everywhere(0, 1, 100.0), layers=1, heads=5), QUICK)
     assert not made["paper"].any()
-    assert heads_of(universal(made), "sound") == {(0, 1): "vision-only"}
+    assert heads_of(universal(made), "fdr") == {(0, 1): "vision-only"}
 
 
 def test_kinds_are_families_of_their_own():
@@ -221,51 +220,3 @@ def test_the_papers_rule_is_mean_plus_two_sd_over_heads():
     assert made["mean_abs"].to_numpy() == pytest.approx(expected.to_numpy())
     assert made["threshold"].to_numpy() == pytest.approx(expected.mean() + 2 * expected.std())
     assert made["ratio"].to_numpy() == pytest.approx((expected / expected.mean()).to_numpy())
-
-
-@given(st.integers(2, 10), st.integers(0, 1000))
-def test_p_values_of_few_examples_are_exact(n, seed):
-    values = np.random.default_rng(seed).standard_normal((n, 3)) + 0.5
-    ours = statistics.sign_flip(values)
-    theirs = [
-        stats.permutation_test(
-            (column,), np.sum, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
-        ).pvalue
-        for column in values.T
-    ]
-    assert ours == pytest.approx(np.minimum(theirs, 1))
-
-
-def test_random_sign_flips_agree_with_all_of_them():
-    values = np.random.default_rng(0).standard_normal((14, 20)) + 0.3
-    exact, drawn = statistics.sign_flip(values, flips=2**13), statistics.sign_flip(values, flips=8000)
-    assert np.abs(exact - drawn).max() < 0.02
-
-
-def test_p_values_are_uniform_under_the_null():
-    p = statistics.sign_flip(np.random.default_rng(0).standard_t(2, (30, 2000)), flips=999)
-    assert stats.kstest(p, "uniform").pvalue > 0.001
-
-
-def test_bootstrap_intervals_cover_the_mean():
-    generator = np.random.default_rng(0)
-    low, high = statistics.bootstrap(generator.normal(1.0, 1.0, (60, 500)), times=500)
-    assert 0.9 < np.mean((low <= 1.0) & (high >= 1.0)) < 0.98
-
-
-def test_flips_are_enough_for_one_head_among_many():
-    cells = 3 * 1024
-    assert 1 / (statistics.flips_needed(cells) + 1) <= 0.05 / cells
-
-
-def test_false_discovery_leaves_out_what_was_not_tested():
-    q = statistics.benjamini_hochberg([0.01, np.nan, 0.04])
-    assert q[[0, 2]] == pytest.approx([0.02, 0.04]) and np.isnan(q[1])
-
-
-def test_rank_correlation_is_spearmans_with_ties():
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(0, 5, (4, 12)).astype(float), generator.standard_normal((4, 12))
-    assert statistics.spearman(a, b) == pytest.approx(
-        [stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
-    )
