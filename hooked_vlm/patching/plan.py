@@ -116,8 +116,11 @@ class SweepPlan:
         axis = self.sites.position_axis
         if not self.causal or axis is None or self.sites.axes[axis] not in OWN_POSITIONS:
             return torch.zeros_like(self._moving[1])  # a key of another stack is seen from every position
+        first = self._moving[1]
+        if self.state is not None and (mask := self.state.passes[str(self.sites.stack)].mask).groups is not None:
+            first = torch.tensor([mask.first_to_see(at) for at in first.tolist()], dtype=torch.long)
         last = int(self.base.last_each.min())
-        return self._moving[1].clamp(max=last) if self.reads_last and self.prompted else self._moving[1]
+        return first.clamp(max=last) if self.reads_last and self.prompted else first
 
     @cached_property
     def _moving(self) -> tuple[Tensor, Tensor]:
@@ -178,10 +181,8 @@ def prepared(
     plans = {}
     for kind, sites in kinds.items():
         closed = closed_sites(model, sites, found[sites.hooks[0]], base)
-        shared = not own_hooks and sites.stack is not None
-        shared = shared and all(
-            isinstance(name, str) and model.runs_before(name, str(sites.stack)) for name, _ in base_hooks
-        )
+        before = [isinstance(name, str) and model.runs_before(name, str(sites.stack)) for name, _ in base_hooks]
+        shared = not own_hooks and sites.stack is not None and all(before)
         given = state if shared else None
         plans[kind] = SweepPlan(
             model, base, closed, metrics, logits, given, found, moved[kind], base_hooks, intervention
