@@ -112,6 +112,13 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_odd(path: Path) -> None:
+    """Raise RunDirectoryError if a place holds a symbolic link, a folder, a pipe or a device."""
+    refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise _odd(path)
+
+
 def read(path: Path) -> bytes:
     """What an ordinary file holds.
 
@@ -119,9 +126,7 @@ def read(path: Path) -> bytes:
         RunDirectoryError: if it is a symbolic link, a folder, a pipe or a device.
         OSError: if it cannot be read.
     """
-    refuse_link(path)
-    if path.exists() and not path.is_file():
-        raise _odd(path)
+    refuse_odd(path)
     return path.read_bytes()
 
 
