@@ -81,7 +81,7 @@ def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) ->
         config: the run's, resolved.
         positions: where an example is patched.
     """
-    found = {}
+    found: dict[str, Sites] = {}
     for kind in config.kinds:
         found[kind] = sites_of(model, kind, list(positions))
         if of_heads(kind) and config.every_position is not False:

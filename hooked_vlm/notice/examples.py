@@ -312,7 +312,7 @@ def _corrupt_image(model: Any, config: NoticeConfig, example: Example) -> str:
         if row.get("mask") is None:
             return NO_MASK
         try:
-            (picture,) = RegionCorruption(row["image"], row["mask"], config.region).pictures()  # type: ignore[arg-type]
+            (picture,) = RegionCorruption(row["image"], row["mask"], config.region).pictures()
         except HookedVLMError as error:
             if isinstance(error, ImportError):
                 raise
