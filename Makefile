@@ -59,8 +59,8 @@ bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 notebooks: $(STAMP) ## execute the notebooks
 	$(PYTEST) -n $(JOBS) $(EXECUTE) $(PYTEST_ARGS) notebooks
 
-docs: $(STAMP) ## the API reference, from the docstrings, in build/docs
-	$(BIN)/python docs/make.py build/docs
+docs: $(STAMP) ## the documentation, searchable and offline, in build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Draw the README's two pictures: `python docs/picture.py`. What the ten lines before them find, and where it looks."""
+"""Draw the README's picture: `python docs/picture.py`. What its sweep finds, and where that head looks."""
 
 from __future__ import annotations
 

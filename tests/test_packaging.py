@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,48 @@ def test_the_wheel_ships_code_types_and_checkpoints(tmp_path):
     code = {f"hooked_vlm/{named(source)}" for source in SOURCES}
     assert shipped >= code | {"hooked_vlm/py.typed"} | {f"hooked_vlm/zoo/a-checkpoint/{name}" for name in data}
     assert all(path.startswith("hooked_vlm/") for path in shipped)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of an environment in which the wheel is installed, and its dependencies are those of this one."""
+    place = tmp_path_factory.mktemp("installed")
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
+    run([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", place], cwd=ROOT)
+    run([sys.executable, "-m", "venv", "--without-pip", place / "venv"])
+    scripts = place / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    (wheel,) = place.glob("*.whl")
+    assert wheel.name == f"hooked_vlm-{hooked_vlm.__version__}-py3-none-any.whl"
+    run([sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", wheel])
+    (packages,) = (place / "venv").rglob("site-packages")
+    # A path in a .pth file is searched, and the .pth files in it are not read: so the editable install is left out.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return scripts
+
+
+ANSWERED = """
+import json
+import hooked_vlm
+from hooked_vlm import HookedVLM, notice
+from hooked_vlm.datasets import shapes
+
+row = shapes.load("colour", 1, seed=5)[0]
+models = [HookedVLM.from_pretrained(f"zoo:{name}-shapes") for name in ("blip", "llava")]
+said = [model.generate(model.to_inputs(row["image"], row["prompt"]))[0] for model in models]
+few = dict(corrupt=("image",), kinds=("cross_attn-heads",), examples=4)
+notice.run(notice.NoticeConfig(model="zoo:blip-shapes", tasks=("colour",), **few), "run")
+print(json.dumps([hooked_vlm.__file__, row["answer"], *said]))
+"""
+
+
+def test_the_installed_wheel_answers_and_writes_a_report_where_no_clone_is(installed, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = partial(subprocess.run, cwd=tmp_path, env=env, check=True, capture_output=True, text=True, timeout=300)
+    assert "notice" in run([installed / "hooked-vlm", "--help"]).stdout
+    place, right, *said = json.loads(run([installed / "python", "-c", ANSWERED]).stdout.splitlines()[-1])
+    assert Path(place).is_relative_to(installed.parent)
+    assert said == [right, right]
+    assert "cross_attn L" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 # --- what it needs --------------------------------------------------------------------------------------
@@ -359,6 +403,7 @@ def planned(target: str, venv: Path) -> str:
         ),
         ("bench", ["tests.benchmarks.bench_forward"]),
         ("notebooks", ["-m pytest", "--nbmake", "notebooks"]),
+        ("docs", ["-m mkdocs build --strict"]),
         ("lint", ["ruff check"]),
     ],
 )

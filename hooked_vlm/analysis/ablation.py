@@ -28,7 +28,7 @@ from hooked_vlm.errors import DataError, StackError, quoted
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
-from hooked_vlm.patching.metrics import answering
+from hooked_vlm.patching.metrics import answer_logits
 
 HeadSet = tuple[Head, ...]
 Means = dict[str, Float[Tensor, "at head d_head"]]
@@ -227,7 +227,7 @@ def ablate(
     with torch.no_grad():
         logits, state = model.run_with_state(inputs)
         ids = torch.stack([torch.as_tensor(list(right)), torch.as_tensor(list(wrong))], 1)
-        last = answering(model, inputs, logits)[:, -1]
+        last = answer_logits(model, inputs, logits)[:, -1]
         parts = [_measured(last, ids, [(FULL, SELECTED, ())], selections)]
         size = max(1, max_rows // len(inputs))
         ordered = sorted(named, key=lambda one: one[2][0][1])  # sets that begin in deep layers go together

@@ -76,8 +76,8 @@ class AttentionPass:
             then need not read.
         rotary: cosines and sines at the positions of the queries, or None.
         prefix: keys and values of the positions before these (self-attention).
-        instead: keys and values to use in place of computing them.
-        store: called with the keys and values attended to, prefix included.
+        cached_kv: keys and values to use in place of computing them.
+        kv_sink: called with the keys and values attended to, prefix included.
         n_queries: how many of the last positions ask, where the others are attended to alone; None for all.
     """
 
@@ -85,8 +85,8 @@ class AttentionPass:
     causal: bool = False
     rotary: tuple[Float[Tensor, "rotary_batch pos d_head"], Float[Tensor, "rotary_batch pos d_head"]] | None = None
     prefix: KeysValues | None = None
-    instead: KeysValues | None = None
-    store: Callable[[KeysValues], None] | None = None
+    cached_kv: KeysValues | None = None
+    kv_sink: Callable[[KeysValues], None] | None = None
     n_queries: int | None = None
 
 
@@ -212,12 +212,12 @@ class HookedAttention(Declared, nn.Module):
         if source is not None and self._absorbs(x, source, given):
             return self._out(self.hook_z(self._absorbed(x, source, given)))
         q, new = self._queries_keys_values(x, source, given, norm)
-        attended, prefix = (given.instead or new), given.prefix
+        attended, prefix = (given.cached_kv or new), given.prefix
         assert attended is not None
         if prefix is not None and self._copies(prefix, attended):
             attended, prefix = prefix.for_rows(attended.k.shape[0]).then(attended), None
-        if given.store is not None:
-            given.store(attended)
+        if given.kv_sink is not None:
+            given.kv_sink(attended)
         if prefix is not None or hooked(self.hook_attn_scores, self.hook_pattern):
             z = self._explicit(q, [kv for kv in (prefix, attended) if kv is not None], given)
         else:
@@ -256,7 +256,7 @@ class HookedAttention(Declared, nn.Module):
         asking = x if given.n_queries is None else x[:, -given.n_queries :]
         if self.cfg.use_split_qkv_input:
             q = self._from_split(asking, self.hook_q_input, self.W_Q, self.b_Q, norm)
-        elif leaves.fused and given.instead is None and source is x:
+        elif leaves.fused and given.cached_kv is None and source is x:
             qkv = leaves.q.linear(x)
             q = rearrange(leaves.q.take(qkv)[:, -asking.shape[1] :], heads, d=d)
         else:
@@ -264,7 +264,7 @@ class HookedAttention(Declared, nn.Module):
         q = self.hook_q(q)
         if given.rotary is not None:
             q = self.hook_rot_q(rotate(q, *(t[:, -q.shape[1] :] for t in given.rotary)))
-        if given.instead is not None:
+        if given.cached_kv is not None:
             return q, None
         if self.cfg.use_split_qkv_input:
             source_norm = None if self.cross else norm
@@ -315,12 +315,12 @@ class HookedAttention(Declared, nn.Module):
         edited = hooked(self.hook_attn_scores)
         scores = self.hook_attn_scores(scores)
         # A query whose every key was knocked out attends to nothing; without this it would attend to NaN.
-        blind = scores.isneginf().all(-1, keepdim=True) if edited else None
-        if blind is not None:
-            scores = scores.masked_fill(blind, 0.0)
+        fully_masked = scores.isneginf().all(-1, keepdim=True) if edited else None
+        if fully_masked is not None:
+            scores = scores.masked_fill(fully_masked, 0.0)
         pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
-        if blind is not None:
-            pattern = pattern.masked_fill(blind, 0.0)
+        if fully_masked is not None:
+            pattern = pattern.masked_fill(fully_masked, 0.0)
         pattern = self.hook_pattern(pattern)
         lengths = [kv.v.shape[1] for kv in parts]
         mixed = [self._mix(p, kv.v) for p, kv in zip(pattern.split(lengths, -1), parts, strict=True)]
@@ -330,8 +330,8 @@ class HookedAttention(Declared, nn.Module):
         """Whether a source's keys and values are nobody's but these queries', and cost more than doing without them."""
         n_queries, n_keys = x.shape[0] // source.shape[0] * x.shape[1], source.shape[1]
         return (
-            given.instead is None
-            and given.store is None
+            given.cached_kv is None
+            and given.kv_sink is None
             and n_queries * (self.cfg.d_head + n_keys) < n_keys * self.cfg.d_head
             and not self.cfg.use_split_qkv_input
             and not self.sees_keys_values()

@@ -25,7 +25,7 @@ HookFunction = Callable[..., Any]
 Form = tuple[torch.Size, torch.dtype, torch.device, torch.layout]  # what a hook must leave as it was
 
 
-class Window:
+class PositionOffset:
     """What part of a whole run the pass that runs now is, in a stack or outside of all.
 
     In a plain forward it is all of it. In a cached generation step, or in a resumed run that shares a causal
@@ -63,7 +63,7 @@ class HookPoint(LensHookPoint):
         self.axes = tuple(axes.split())
         self.gate = gate
         self.aliased = aliased
-        self.window: Window | None = None
+        self.offset: PositionOffset | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Identity; a copy where the activation is aliased and somebody may edit it in place."""
@@ -147,12 +147,12 @@ class HookPoint(LensHookPoint):
     @property
     def first_position(self) -> int:
         """Absolute position of the activation's first position in the pass that runs now."""
-        return 0 if self.window is None else self.window.first_position
+        return 0 if self.offset is None else self.offset.first_position
 
     @property
     def n_examples(self) -> int | None:
         """Of how many examples a resumed run holds rows, each example's together; None where each row is one."""
-        return None if self.window is None else self.window.n_examples
+        return None if self.offset is None else self.offset.n_examples
 
     def layer(self) -> int:
         """Layer index in this hook point's name, with or without a stack's prefix.

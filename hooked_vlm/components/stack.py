@@ -1,6 +1,6 @@
 """Blocks in a row, run from the start or from any layer. Knows no model.
 
-A `StackPass` says what a pass needs besides the residual stream. With a `Memory` the keys, values and
+A `StackPass` says what a pass needs besides the residual stream. With a `KVCache` the keys, values and
 residuals of a pass are kept (the cost of a KV cache plus one residual stream a layer), so that generation can
 go on and a finished run can be resumed: rows with altered residuals join before any layer, read the keys and
 values that did not change, and are computed together from there on.
@@ -23,12 +23,12 @@ from transformer_lens.config import TransformerLensConfig
 from hooked_vlm.components.attention import AttentionPass, KeysValues
 from hooked_vlm.components.block import Block, BlockPass, Blocks, PostNormBlock
 from hooked_vlm.components.declared import Declared
-from hooked_vlm.components.hook_point import HookPoint, Window, hooked
+from hooked_vlm.components.hook_point import HookPoint, PositionOffset, hooked
 from hooked_vlm.errors import StackError
 
 
 @dataclass
-class LayerMemory:
+class KVCacheEntry:
     """What one block had before it and attended to in a finished pass."""
 
     resid_pre: Float[Tensor, "batch pos d_model"] | None = None  # as it arrived, before its hook point
@@ -36,10 +36,10 @@ class LayerMemory:
     cross_attn: KeysValues | None = None
 
 
-Memory = list[LayerMemory]
+KVCache = list[KVCacheEntry]
 
 
-class Sight:
+class AttentionMask:
     """Which keys each query may see.
 
     Args:
@@ -96,28 +96,28 @@ class StackPass:
     """What one pass through a stack needs besides the residual stream.
 
     Args:
-        sight: which positions see which, in self-attention.
+        mask: which positions see which, in self-attention.
         rotary: cosines and sines at the positions of this pass, [batch pos d_head], or None.
         source: what cross-attention reads, [batch key_pos d_source], or None to skip cross-attention.
         source_real: [batch key_pos], False where the source is padding; None where it has none.
-        memory: keys and values of earlier positions, or None.
-        keep: write what this pass computes into `memory`.
+        kv_cache: keys and values of earlier positions, or None.
+        keep: write what this pass computes into `kv_cache`.
         first_position: absolute position of the first position of this pass; keys and values before it
-            are read from `memory`.
+            are read from `kv_cache`.
         last_alone: nothing but the last position is asked for, which is all that the last block need compute.
     """
 
-    sight: Sight = field(default_factory=lambda: Sight(None))
+    mask: AttentionMask = field(default_factory=lambda: AttentionMask(None))
     rotary: tuple[Tensor, Tensor] | None = None
     source: Tensor | None = None
     source_real: Tensor | None = None
-    memory: Memory | None = None
+    kv_cache: KVCache | None = None
     keep: bool = False
     first_position: int = 0
     last_alone: bool = False
 
     def __repr__(self) -> str:
-        kept = "" if self.memory is None else f", memory of {len(self.memory) - 1} layers"
+        kept = "" if self.kv_cache is None else f", keys and values of {len(self.kv_cache) - 1} layers"
         return f"StackPass(from position {self.first_position}{kept})"
 
 
@@ -168,7 +168,7 @@ class Stack(StackedWeights, Declared, nn.Module):
         super().__init__()
         self.name, self.prefix, self.cfg, self.causal = name, prefix, cfg, causal
         self.blocks = Blocks(blocks)
-        self.window = Window()
+        self.offset = PositionOffset()
 
     @property
     def post_norm(self) -> bool:
@@ -187,16 +187,16 @@ class Stack(StackedWeights, Declared, nn.Module):
             raise StackError(f"the blocks of {self.name} have no {module}.{name}")
         return torch.stack(weights)
 
-    def new_memory(self) -> Memory:
-        """An empty memory for this stack: a part for each block, and one for what leaves the last."""
-        return [LayerMemory() for _ in range(len(self.blocks) + 1)]
+    def new_kv_cache(self) -> KVCache:
+        """An empty cache for this stack: a part for each block, and one for what leaves the last."""
+        return [KVCacheEntry() for _ in range(len(self.blocks) + 1)]
 
     def forward(
         self,
         x: Float[Tensor, "batch pos d_model"] | None,
         given: StackPass,
         *,
-        joins: Mapping[int, Float[Tensor, "_rows pos d_model"]] | None = None,
+        injected: Mapping[int, Float[Tensor, "_rows pos d_model"]] | None = None,
         collect: Collection[int] = (),
         stop_at_layer: int | None = None,
     ) -> tuple[Float[Tensor, "_out_rows _out_pos d_model"], dict[int, Tensor]]:
@@ -204,8 +204,8 @@ class Stack(StackedWeights, Declared, nn.Module):
 
         Args:
             x: the residual stream before the first block, or None if all rows join later.
-            given: masks, positions, source and memory of this pass.
-            joins: for each layer the residuals of rows that join before it (n_layers: after the last one),
+            given: masks, positions, source and cache of this pass.
+            injected: for each layer the residuals of rows that join before it (n_layers: after the last one),
                 [batch * new_rows pos d_model], the rows of one example next to one another.
             collect: also return the residual stream before these layers (n_layers: after the last one).
             stop_at_layer: the first block that does not run; None to run all.
@@ -215,30 +215,30 @@ class Stack(StackedWeights, Declared, nn.Module):
             the order in which they joined (its last position, if that alone is asked for); and what was collected,
             by layer.
         """
-        joins = joins or {}
+        injected = injected or {}
         collected: dict[int, Tensor] = {}
-        n_base = None if given.memory is None or given.memory[0].attn is None else given.memory[0].attn.k.shape[0]
+        n_base = None if given.kv_cache is None or given.kv_cache[0].attn is None else given.kv_cache[0].attn.k.shape[0]
         end = len(self.blocks) if stop_at_layer is None else stop_at_layer
         for layer, block in enumerate(self.blocks[:end]):
-            if layer in joins:
-                x = _join(x, joins[layer], n_base or joins[layer].shape[0])
+            if layer in injected:
+                x = _inject(x, injected[layer], n_base or injected[layer].shape[0])
             if x is None:
                 continue
             x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
             if layer in collect:
                 collected[layer] = x
-            if given.keep and given.memory is not None:
-                given.memory[layer].resid_pre = x
+            if given.keep and given.kv_cache is not None:
+                given.kv_cache[layer].resid_pre = x
             x = block(x, self._block_pass(layer, x, given))
-        if end in joins:
-            late = joins[end] if x is None else joins[end][:, -x.shape[1] :]
-            x = _join(x, late, n_base or late.shape[0])
+        if end in injected:
+            late = injected[end] if x is None else injected[end][:, -x.shape[1] :]
+            x = _inject(x, late, n_base or late.shape[0])
         assert x is not None, "no rows: x is None and nothing joined"
         x = x[:, -1:] if given.last_alone else x
         if end in collect:
             collected[end] = x
-        if given.keep and given.memory is not None:
-            given.memory[end].resid_pre = x
+        if given.keep and given.kv_cache is not None:
+            given.kv_cache[end].resid_pre = x
         return x, collected
 
     def reads_earlier_stacks(self, layer: int) -> bool:
@@ -252,7 +252,7 @@ class Stack(StackedWeights, Declared, nn.Module):
         crossed = [block.has_cross_attn for block in self.blocks]
         return any(crossed[:layer]) or not any(crossed)
 
-    def acts_alone(self, hook: str) -> bool:
+    def is_position_local(self, hook: str) -> bool:
         """True if an edit at a block's hook point, at one position, changes the stream there alone.
 
         Not so for what other positions attend to: the stream before attention, its norm, keys and values.
@@ -268,18 +268,18 @@ class Stack(StackedWeights, Declared, nn.Module):
     ) -> Float[Tensor, "_out_rows 1 d_model"]:
         """One block of a finished pass again, for rows that hold one position each; hooks act on the rows.
 
-        Every row reads the finished pass' keys and values, so this is exact for hooks of which `acts_alone`.
+        Every row reads the finished pass' keys and values, so this is exact for hooks of which `is_position_local`.
 
         Args:
             layer: which block.
             places: the position of each row.
-            given: the finished pass, with its memory.
+            given: the finished pass, with its cache.
 
         Returns:
             The stream after the block, [batch * rows 1 d_model], each example's rows together.
         """
-        assert given.memory is not None
-        block, remembered = self.blocks[layer], given.memory[layer]
+        assert given.kv_cache is not None
+        block, remembered = self.blocks[layer], given.kv_cache[layer]
         assert remembered.resid_pre is not None and remembered.attn is not None
         x = remembered.resid_pre
         places = places.to(x.device)
@@ -289,8 +289,8 @@ class Stack(StackedWeights, Declared, nn.Module):
             t = t.to(x.device).expand(len(x), -1, -1)
             return rearrange(t[torch.arange(len(x), device=x.device)[:, None], places], "b r d -> (b r) 1 d")
 
-        mask = given.sight.of_rows(places, n_keys, block.attn.window)
-        attn = AttentionPass(mask=mask, instead=remembered.attn)
+        mask = given.mask.of_rows(places, n_keys, block.attn.window)
+        attn = AttentionPass(mask=mask, cached_kv=remembered.attn)
         if given.rotary is not None:
             attn.rotary = at_places(given.rotary[0]), at_places(given.rotary[1])
         rows = at_places(x)
@@ -298,22 +298,22 @@ class Stack(StackedWeights, Declared, nn.Module):
             return block(rows, BlockPass(attn))
         real = given.source_real
         mask = None if real is None else real[:, None, None, :].to(x.device)
-        return block(rows, BlockPass(attn, AttentionPass(mask=mask, instead=remembered.cross_attn), given.source))
+        return block(rows, BlockPass(attn, AttentionPass(mask=mask, cached_kv=remembered.cross_attn), given.source))
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
         block = self.blocks[layer]
-        remembered = None if given.memory is None else given.memory[layer]
+        remembered = None if given.kv_cache is None else given.kv_cache[layer]
         first, n_queries = given.first_position, x.shape[1]
         rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))
         ends = given.last_alone and block is self.blocks[-1] and not _hooked(block)
         alone = n_queries - 1 if ends else 0  # positions that are attended to, and ask nothing
-        sees = given.sight.given(first + alone, n_queries - alone, block.attn.window, x.device)
+        sees = given.mask.given(first + alone, n_queries - alone, block.attn.window, x.device)
         attn = AttentionPass(rotary=rotary, n_queries=n_queries - alone, **sees)
         if remembered is not None:
             if first and remembered.attn is not None:
                 attn.prefix = remembered.attn.first(first)
             if given.keep:
-                attn.store = lambda kv: setattr(remembered, "attn", kv)
+                attn.kv_sink = lambda kv: setattr(remembered, "attn", kv)
         if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
             return BlockPass(attn)
         real = given.source_real
@@ -321,12 +321,12 @@ class Stack(StackedWeights, Declared, nn.Module):
         source = given.source
         if remembered is not None:
             if given.keep:
-                cross.instead = remembered.cross_attn
-                cross.store = lambda kv: setattr(remembered, "cross_attn", kv)
+                cross.cached_kv = remembered.cross_attn
+                cross.kv_sink = lambda kv: setattr(remembered, "cross_attn", kv)
             elif block.cross_attn.sees_keys_values():  # somebody looks: every row gets its own keys and values
                 source = source.repeat_interleave(x.shape[0] // source.shape[0], 0)
             else:
-                cross.instead = remembered.cross_attn
+                cross.cached_kv = remembered.cross_attn
         return BlockPass(attn, cross, source)
 
 
@@ -334,7 +334,7 @@ def _hooked(block: Block) -> bool:
     return hooked(*(point for point in block.modules() if isinstance(point, HookPoint)))
 
 
-def _join(x: Tensor | None, new: Tensor, n_base: int) -> Tensor:
+def _inject(x: Tensor | None, new: Tensor, n_base: int) -> Tensor:
     """Rows that were there and rows that join, each example's together, [batch * rows pos d_model]."""
     if x is None:
         return new

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vlm.components.embed import Unembed, VisionStack
-from hooked_vlm.components.hook_point import HookPoint, Window
+from hooked_vlm.components.hook_point import HookPoint, PositionOffset
 from hooked_vlm.errors import InputsError, StackError, TrainingModeError, UnsupportedArchitectureError, quoted
 from hooked_vlm.models import checkpoint, loading, memory, placement
 from hooked_vlm.models.bypassed import ForeignHooks
@@ -70,7 +70,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.hf_model, self.processor = hf_model, processor
-        self.stacks, self.outside, self.turn, self.reading = ByStack(), Window(), Turn(), Turn()
+        self.stacks, self.outside, self.turn, self.reading = ByStack(), PositionOffset(), Turn(), Turn()
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")

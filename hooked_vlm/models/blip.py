@@ -23,7 +23,7 @@ from hooked_vlm.components.head import TransformHead
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
-from hooked_vlm.components.stack import Sight, StackPass
+from hooked_vlm.components.stack import AttentionMask, StackPass
 from hooked_vlm.components.weights import Projection, held
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
@@ -223,7 +223,7 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
             self.text_encoder,
             inputs.input_ids,
             run,
-            lambda: StackPass(Sight(inputs.real), source=image),
+            lambda: StackPass(AttentionMask(inputs.real), source=image),
             inputs.position_ids,
         )
         inputs = self._text_of_rows(inputs, question)
@@ -232,7 +232,7 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
             self.text_decoder,
             so_far,
             run,
-            lambda: StackPass(Sight(None, causal=True), source=question, source_real=inputs.real),
+            lambda: StackPass(AttentionMask(None, causal=True), source=question, source_real=inputs.real),
             torch.arange(so_far.shape[1], device=so_far.device).expand_as(so_far),
         )
         assert answer is not None
@@ -278,7 +278,7 @@ class HookedBLIPForCaptioning(HookedBLIP):
             self.text_decoder,
             inputs.input_ids,
             run,
-            lambda: StackPass(Sight(inputs.real, causal=True), source=image),
+            lambda: StackPass(AttentionMask(inputs.real, causal=True), source=image),
             inputs.position_ids,
         )
         assert caption is not None
@@ -332,7 +332,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
             self.text_encoder,
             inputs.input_ids,
             run,
-            lambda: StackPass(Sight(inputs.real), source=image if run.with_cross else None),
+            lambda: StackPass(AttentionMask(inputs.real), source=image if run.with_cross else None),
             inputs.position_ids,
         )
         assert text is not None

@@ -55,6 +55,8 @@ class FocusedStack:
         self._images, self._texts = images, texts
         self._seen: list[Tensor] = []  # pixel values of the images that stand for ids (vision encoder)
         self.blocks = self.stack.blocks
+        # TransformerLens' flag for hook_mlp_in, which fires here whatever it says; see set_use_hook_mlp_in
+        self.cfg.use_hook_mlp_in = not self.stack.post_norm  # type: ignore[attr-defined]
         self._full_names = self._name_hooks()
         self.hook_dict = {short: model.hook_dict[full] for short, full in self._full_names.items()}
 
@@ -325,6 +327,19 @@ class FocusedStack:
     def set_use_split_qkv_input(self, on: bool) -> None:
         """Set `cfg.use_split_qkv_input` in this stack."""
         self.cfg.use_split_qkv_input = on
+
+    def set_use_hook_mlp_in(self, on: bool) -> None:
+        """Nothing to set where `hook_mlp_in` can be asked for an edge's end: it always fires.
+
+        Raises:
+            ResidualError: if it is asked for in a post-norm stack, where what one head writes and another reads do
+                not add up, so that the scores of edges would not sum to those of nodes.
+        """
+        if on and self.stack.post_norm:
+            raise ResidualError(
+                f"edges between parts of the residual stream do not add up in {self.name}: it is post-norm, so that "
+                "each block receives a norm of the sum; take nodes, or hooked_vlm.patching.path_patching"
+            )
 
     def _need_logits(self, what: str) -> None:
         if not self.makes_logits:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.components.stack import Sight, Stack
+from hooked_vlm.components.stack import AttentionMask, Stack
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
@@ -136,10 +136,10 @@ class Generates:
         """Logits after one more token at absolute `position`, [batch d_vocab]."""
         place = torch.full_like(token, position) if real is None else real.long().sum(1, keepdim=True) - 1
         stack = self.stacks[self.answer_stack]
-        with stack.window.at(position):
+        with stack.offset.at(position):
             x, rotary = self._embed_next(token, place)
             given = replace(
-                state.passes[stack.name], sight=Sight(real, causal=True), rotary=rotary, first_position=position
+                state.passes[stack.name], mask=AttentionMask(real, causal=True), rotary=rotary, first_position=position
             )
             x, _ = stack(x, given)
             return self._logits(x)[:, -1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from hooked_vlm.components.attention import gated_error
-from hooked_vlm.components.hook_point import HookPoint, Window, refuse_uncallable
+from hooked_vlm.components.hook_point import HookPoint, PositionOffset, refuse_uncallable
 from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import HookFunctionError, HookNameError, InputsError, SilentHookError, closest
 from hooked_vlm.models import placement
@@ -57,7 +57,7 @@ class HasHooks(HookedRootModule):
     answer_stack: str  # the stack that makes the logits
     main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
     stacks: ByStack[Stack]
-    outside: Window  # of hook points that belong to no stack
+    outside: PositionOffset  # of hook points that belong to no stack
     turn: Turn
 
     def setup(self) -> None:
@@ -71,7 +71,7 @@ class HasHooks(HookedRootModule):
                     self.hook_dict[name] = module
         for name, point in self.hook_dict.items():
             owner = self.stack_of(name)
-            cast(HookPoint, point).window = self.outside if owner is None else self.stacks[owner].window
+            cast(HookPoint, point).offset = self.outside if owner is None else self.stacks[owner].offset
 
     def hook_names(self, name: HookName | Sequence[str]) -> list[str]:
         """The hook points that a name, a list of names or a filter means.

@@ -21,7 +21,7 @@ from hooked_vlm.components.embed import PatchLeaves, Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
-from hooked_vlm.components.stack import Sight, Stack, StackedWeights, StackPass
+from hooked_vlm.components.stack import AttentionMask, Stack, StackedWeights, StackPass
 from hooked_vlm.components.weights import Projection, dense_weight, held
 from hooked_vlm.errors import CheckpointError, InputsError, TextError
 from hooked_vlm.given import told
@@ -205,7 +205,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             "language_model",
             run,
             lambda: self._merged(inputs, features),
-            lambda: StackPass(Sight(inputs.real, causal=True), rotary=self._rotary(inputs)),
+            lambda: StackPass(AttentionMask(inputs.real, causal=True), rotary=self._rotary(inputs)),
         )
         assert x is not None
         return self._logits(self._select(x, run, inputs))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vlm.components.hook_point import Window
+from hooked_vlm.components.hook_point import PositionOffset
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import InputsError, StackError
 from hooked_vlm.models.config import ByStack
@@ -29,7 +29,7 @@ class Resumes:
 
     if TYPE_CHECKING:
         stacks: ByStack[Stack]
-        outside: Window
+        outside: PositionOffset
         answer_stack: str
         prompt_stack: ClassVar[str]
         _checked_run: Any
@@ -52,14 +52,14 @@ class Resumes:
         self,
         state: RunState,
         stack: str,
-        joins: Mapping[int, Tensor],
+        injected: Mapping[int, Tensor],
         *,
         first_position: int = 0,
         logits_at: Literal["last"] | None = None,
     ) -> Float[Tensor, "rows pos d_vocab"]:
         """Run on from inside a finished run, with altered residuals.
 
-        Rows join before the layers named in `joins` and go on together; what they cannot change is read from
+        Rows join before the layers named in `injected` and go on together; what they cannot change is read from
         the state and shared: all earlier stages, the keys and values of cross-attention, and in a causal stack
         those of the positions before `first_position`. Hooks fire on the rows alone. If the base run had
         hooks at or after the layers that are run again, keep them in place (`with model.hooks(...)`).
@@ -67,7 +67,7 @@ class Resumes:
         Args:
             state: from `run_with_state`.
             stack: the stack to resume in.
-            joins: for each layer, the residual stream of rows as it arrives there (n_layers: as it leaves the
+            injected: for each layer, the residual stream of rows as it arrives there (n_layers: as it leaves the
                 last), [batch * n_rows pos d_model], the rows of one example next to one another, positions from
                 `first_position` on. Whatever reads the stream there sees it.
             first_position: in a causal stack, the first position that differs from the base run.
@@ -84,18 +84,18 @@ class Resumes:
         of_type(state, "state", RunState, "the state that run_with_state gives: logits, state = run_with_state(inputs)")
         if logits_at not in ("last", None):
             raise InputsError(f"logits_at is {logits_at!r}; expected 'last' or None in a resumed run")
-        state.refuse_misfits(self.stacks[stack], joins, first_position)
+        state.refuse_misfits(self.stacks[stack], injected, first_position)
         run = Run(
             interpolate=state.interpolate,
             logits_at=logits_at,
             state=state,
             stack=stack,
-            joins=joins,
+            injected=injected,
             first_position=first_position,
         )
         with ExitStack() as rows:
             for name, other in self.stacks.items():
-                rows.enter_context(other.window.at(first_position if name == stack else 0, len(state.inputs)))
+                rows.enter_context(other.offset.at(first_position if name == stack else 0, len(state.inputs)))
             rows.enter_context(self.outside.at(0, len(state.inputs)))
             return self._run(state.inputs, run)
 
@@ -130,10 +130,10 @@ class Resumes:
                 again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
                 makes_logits = stack.causal and name == self.answer_stack == self.prompt_stack
                 again.last_alone = makes_logits and run.logits_at == "last" and run.state.inputs.rows_end_together
-                return stack(None, again, joins=run.joins, collect=collect)
+                return stack(None, again, injected=run.injected, collect=collect)
         new = given()
         if run.keep is not None:
-            new.memory, new.keep = stack.new_memory(), True
+            new.kv_cache, new.keep = stack.new_kv_cache(), True
             run.keep.passes[name] = new
         return stack(embed(), new, collect=collect)
 

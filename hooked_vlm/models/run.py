@@ -30,7 +30,7 @@ class RunState:
     Args:
         inputs: what was run.
         interpolate: whether positions were interpolated over the image.
-        passes: for each stack its masks, positions, source, and the memory of what it computed.
+        passes: for each stack its masks, positions, source, and the cache of what it computed.
     """
 
     inputs: VLMInputs
@@ -48,18 +48,18 @@ class RunState:
         """
         if stack not in self.passes:
             raise StackError(f"this run has no stack {stack!r}; it has {', '.join(self.passes)}")
-        memory = self.passes[stack].memory
-        assert memory is not None
-        if not isinstance(layer, Integral) or not 0 <= layer < len(memory):
+        kv_cache = self.passes[stack].kv_cache
+        assert kv_cache is not None
+        if not isinstance(layer, Integral) or not 0 <= layer < len(kv_cache):
             raise StackError(
-                f"{stack} has layers 0 to {len(memory) - 2}, and {len(memory) - 1} stands for what leaves the last; "
-                f"{layer!r} was asked for"
+                f"{stack} has layers 0 to {len(kv_cache) - 2}, and {len(kv_cache) - 1} stands for what leaves the "
+                f"last; {layer!r} was asked for"
             )
-        resid = memory[layer].resid_pre
+        resid = kv_cache[layer].resid_pre
         assert resid is not None
         return resid
 
-    def refuse_misfits(self, stack: Stack, joins: Mapping[int, Tensor], first: int) -> None:
+    def refuse_misfits(self, stack: Stack, injected: Mapping[int, Tensor], first: int) -> None:
         """Raise an error if rows cannot join `stack` with these residuals from position `first` on.
 
         Raises:
@@ -67,13 +67,13 @@ class RunState:
             InputsError: if something is of another type or dtype.
         """
         whole(first, "first_position", 0)
-        if not of_type(joins, "joins", Mapping, "residuals by layer, {layer: [rows pos d_model]}"):
+        if not of_type(injected, "injected", Mapping, "residuals by layer, {layer: [rows pos d_model]}"):
             raise StackError("no rows join: give residuals for at least one layer, {layer: [rows pos d_model]}")
         if first and not stack.causal:
             raise StackError(
                 f"{stack.name} is bidirectional: every position sees a change at any other, so first_position must be 0"
             )
-        for layer, rows in joins.items():
+        for layer, rows in injected.items():
             base = self.resid_pre(stack.name, layer)
             if not isinstance(rows, Tensor) or (rows.dtype, rows.device) != (base.dtype, base.device):
                 raise InputsError(
@@ -117,7 +117,7 @@ class Run:
         keep: the state to write this run into, or None.
         state: the finished run to resume, or None to start at the beginning.
         stack: the stack in which to resume.
-        joins: the rows that join, by layer.
+        injected: the rows that join, by layer.
         first_position: first position that is computed again in the resumed stack.
         with_cross: False to run text stacks without cross-attention (image-text similarity).
         stop_at: the stack and the layer before which the run ends, or None.
@@ -128,7 +128,7 @@ class Run:
     keep: RunState | None = None
     state: RunState | None = None
     stack: str | None = None
-    joins: Mapping[int, Tensor] | None = None
+    injected: Mapping[int, Tensor] | None = None
     first_position: int = 0
     with_cross: bool = True
     stop_at: tuple[str, int] | None = None

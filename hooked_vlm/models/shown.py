@@ -175,10 +175,10 @@ def state(given: Any) -> str:
     of = inputs(given.inputs).partition("\n")[0]
     lines = [f"RunState of {of}: model.resume(state, stack, ...) goes on from it"]
     for name, kept in given.passes.items():
-        memory = kept.memory or []
-        stream = next((layer.resid_pre for layer in memory if layer.resid_pre is not None), None)
+        kv_cache = kept.kv_cache or []
+        stream = next((layer.resid_pre for layer in kv_cache if layer.resid_pre is not None), None)
         shape = "" if stream is None else f", resid_pre {_shape(stream)}"
-        lines.append(f"  {name}: {max(len(memory) - 1, 0)} layers{shape}")
+        lines.append(f"  {name}: {max(len(kv_cache) - 1, 0)} layers{shape}")
     return "\n".join(lines)
 
 

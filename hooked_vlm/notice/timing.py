@@ -62,8 +62,8 @@ def rates(timed: Any, model: Any, inputs: VLMInputs, found: Foreseen, most_rows:
         n_rows = max(1, min(most_rows, max(1, found.n_run), int(TRIAL_FLOP / flop)))
 
         def passed(rows: int, begin: int) -> Callable[[], object]:
-            joins = {0: state.resid_pre(name, 0)[:, begin:].repeat_interleave(rows, 0)}
-            return lambda: timed.resume(state, name, joins, first_position=begin, logits_at="last")
+            injected = {0: state.resid_pre(name, 0)[:, begin:].repeat_interleave(rows, 0)}
+            return lambda: timed.resume(state, name, injected, first_position=begin, logits_at="last")
 
         small, large = passed(1, n - 1 if stack.causal else 0), passed(n_rows, first)
         small(), large()

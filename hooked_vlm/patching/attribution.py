@@ -30,10 +30,10 @@ from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import whole
 from hooked_vlm.patching.gradients import estimated
+from hooked_vlm.patching.plan import Measure, asked, prepared, result
 from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.screening import Screen, screened
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, asked, prepared, result
 
 
 @alone

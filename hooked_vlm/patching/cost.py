@@ -1,8 +1,8 @@
 """What a sweep costs, counted before it is run: positions, floating-point operations, bytes.
 
 A *position-run* is one position of one row through one block of the patched stack. A site joins after its own block
-if its patch changes the stream at its own position alone (`Stack.acts_alone`), so that it costs one position of that
-block and, of every block after it, the positions from the first that it changes on; any other site costs those
+if its patch changes the stream at its own position alone (`Stack.is_position_local`), so that it costs one position of
+that block and, of every block after it, the positions from the first that it changes on; any other site costs those
 positions of its own block too. Of the block before the logits, which are read at the last position, a run is that
 position; the others are attended to. What follows the stack (an answer decoder, the unembedding) is run for every row.
 
@@ -140,7 +140,7 @@ def sites_cost(
 
 def joins_after_its_block(stack: Any, sites: Sites) -> bool:
     """Whether each site changes the stream after its block at its own position alone."""
-    return isinstance(sites.positions, Places) and bool(stack.acts_alone(sites.hook.partition("{}.")[2]))
+    return isinstance(sites.positions, Places) and bool(stack.is_position_local(sites.hook.partition("{}.")[2]))
 
 
 def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_logits: int, shared: bool) -> int:

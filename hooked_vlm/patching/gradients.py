@@ -20,9 +20,9 @@ from torch import Tensor
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
-from hooked_vlm.patching.metrics import Metric, answering, values_of
+from hooked_vlm.patching.metrics import Metric, answer_logits, values_of
+from hooked_vlm.patching.plan import Measure, activations, closed_sites
 from hooked_vlm.patching.sites import ALL, Sites
-from hooked_vlm.patching.task import Measure, activations, closed_sites
 from hooked_vlm.positions import Places
 
 Activations = dict[str, Tensor]
@@ -105,7 +105,7 @@ def _measured(
     unembedded = "last" if at_last and sites.stack is not None else None  # what follows the blocks sees those alone
     logits = model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=unembedded)
     name = getattr(metric, "name", "metric")
-    found = values_of(name, metric, refuse_non_finite(answering(model, inputs, logits) if at_last else logits))
+    found = values_of(name, metric, refuse_non_finite(answer_logits(model, inputs, logits) if at_last else logits))
     if hooks and not logits.requires_grad:
         raise InputsError(f"the metric cannot see {sites!r}: the logits do not depend on that stage of the model")
     if hooks and not found.requires_grad:

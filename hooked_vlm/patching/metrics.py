@@ -154,7 +154,7 @@ def answer_log_probability(answer: Int[Tensor, " n_tokens"] | Int[Tensor, "batch
     return Metric("answer_log_probability", measure, n_last=ids.shape[1])
 
 
-def answering(
+def answer_logits(
     model: Any, inputs: VLMInputs, logits: Float[Tensor, "batch pos d_vocab"]
 ) -> Float[Tensor, "batch 1 d_vocab"]:
     """The logits that score the next answer token.

@@ -32,10 +32,10 @@ from hooked_vlm.hooks import OWN_POSITIONS, patch
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import of_type
-from hooked_vlm.patching.growing import swept
+from hooked_vlm.patching.engine import run_sweep
 from hooked_vlm.patching.moving import moved
+from hooked_vlm.patching.plan import Measure, SweepPlan, activations, asked, prepared, result
 from hooked_vlm.patching.sites import ALL, Sites
-from hooked_vlm.patching.task import Measure, Task, activations, asked, prepared, result
 
 SUBLAYERS = {"attn": "hook_attn_out", "cross_attn": "hook_cross_attn_out", "mlp": "hook_mlp_out"}
 LOGITS: Final = "logits"
@@ -98,8 +98,8 @@ def path_patching(
     kinds = {"senders": senders, "receivers": receivers}
     source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     with torch.no_grad():
-        tasks = prepared(model, source, base, kinds, named, (), ())
-        sending, receiving = tasks["senders"], tasks["receivers"]
+        plans = prepared(model, source, base, kinds, named, (), ())
+        sending, receiving = plans["senders"], plans["receivers"]
         held = _held(model, sending.sites, through_mlps)
         before = activations(model, base, list(dict.fromkeys([*held, *receiving.sites.hooks])))
         values, skipped, n = [], 0, len(receiving.sites)
@@ -108,7 +108,9 @@ def path_patching(
                 if bool(sending.matters[number].any()):
                     received = _received(sending, cell, held, receiving.sites, before)
                     changed = {name: moved(receiving.sites, x, before[name]) for name, x in received.items()}
-                    found, not_run = swept(replace(receiving, source=received, moved=changed), budget, progress=False)
+                    found, not_run = run_sweep(
+                        replace(receiving, source=received, moved=changed), budget, progress=False
+                    )
                 else:
                     found, not_run = receiving.baseline[:, None].expand(-1, n, -1).cpu(), n
                 values.append(found)
@@ -169,7 +171,7 @@ def _held(model: Any, senders: Sites, through_mlps: bool) -> list[str]:
 
 
 def _received(
-    sending: Task, cell: Any, held: list[str], receivers: Sites, base: Mapping[str, Tensor]
+    sending: SweepPlan, cell: Any, held: list[str], receivers: Sites, base: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the receivers' hook points see if one sender is patched and all after it is held behind them."""
     model, sites = sending.model, sending.sites

@@ -25,10 +25,10 @@ from torch import Tensor
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.options import number, whole
+from hooked_vlm.patching.engine import run_sweep
 from hooked_vlm.patching.gradients import estimated
-from hooked_vlm.patching.growing import swept
+from hooked_vlm.patching.plan import SweepPlan
 from hooked_vlm.patching.result import Missed
-from hooked_vlm.patching.task import Task
 
 LEVEL = 0.95
 
@@ -91,7 +91,7 @@ class Screened:
 
 
 def screened(
-    task: Task,
+    plan: SweepPlan,
     screen: Screen,
     estimates: Callable[[], Float[Tensor, "metric site batch"]],
     budget: int | None,
@@ -100,35 +100,35 @@ def screened(
     """Measure some sites, those that an estimate points to and some drawn from the rest.
 
     Args:
-        task: the sweep.
+        plan: the sweep.
         screen: which sites.
         estimates: gives the estimated effects; not called if all sites are measured.
         budget: as `sweep`'s.
         progress: likewise.
     """
-    n_open, base = int(task.matters.any(1).sum()), task.baseline[:, None].cpu()
+    n_open, base = int(plan.matters.any(1).sum()), plan.baseline[:, None].cpu()
     drawn = screen.top if screen.drawn is None else screen.drawn
-    effects = estimates() if n_open > screen.top + drawn else torch.zeros(len(base), *task.matters.shape)
-    differing = task.matters.any(1).nonzero()[:, 0]
+    effects = estimates() if n_open > screen.top + drawn else torch.zeros(len(base), *plan.matters.shape)
+    differing = plan.matters.any(1).nonzero()[:, 0]
     order = differing[_sizes(effects[0])[differing].argsort(descending=True, stable=True)]
     top, rest = order[: screen.top], order[screen.top :]
     rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(screen.seed))]
     sample, left = rest[:drawn], rest[drawn:]
-    values, skipped = swept(task, budget, progress, [*top.tolist(), *sample.tolist()])
-    measured = torch.ones(len(task.sites), dtype=torch.bool)
+    values, skipped = run_sweep(plan, budget, progress, [*top.tolist(), *sample.tolist()])
+    measured = torch.ones(len(plan.sites), dtype=torch.bool)
     measured[left] = False
-    values = torch.where(measured[:, None] | ~task.matters, values, base + effects)
+    values = torch.where(measured[:, None] | ~plan.matters, values, base + effects)
     missed = _missed(_sizes(values[0] - base[0]), top, sample, len(left), screen.important)
     return Screened(values, skipped, measured, missed)
 
 
 def by_gradient(
-    task: Task, screen: Screen, source: VLMInputs | None, source_hooks: Sequence[Any]
+    plan: SweepPlan, screen: Screen, source: VLMInputs | None, source_hooks: Sequence[Any]
 ) -> Float[Tensor, "metric site batch"]:
     """Estimates of every site and metric of a sweep.
 
     Args:
-        task: the sweep.
+        plan: the sweep.
         screen: how.
         source: the inputs whose activations are patched in; None with an intervention.
         source_hooks: forward hooks of their run.
@@ -143,10 +143,10 @@ def by_gradient(
         )
     found = [
         estimated(
-            task.model, source, task.base, task.sites, fn,
-            steps=screen.steps, qk_fix=screen.qk_fix, new=task.source, source_hooks=source_hooks, base_hooks=task.hooks,
+            plan.model, source, plan.base, plan.sites, fn,
+            steps=screen.steps, qk_fix=screen.qk_fix, new=plan.source, source_hooks=source_hooks, base_hooks=plan.hooks,
         )[1]
-        for fn in task.metrics.values()
+        for fn in plan.metrics.values()
     ]  # fmt: skip
     return torch.stack(found).cpu()
 

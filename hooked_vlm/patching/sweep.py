@@ -30,11 +30,11 @@ import torch
 from hooked_vlm.hooks import HookFunction
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
-from hooked_vlm.patching.growing import swept
+from hooked_vlm.patching.engine import run_sweep
+from hooked_vlm.patching.plan import Measure, asked, prepared, result
 from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.screening import Screen, Screened, by_gradient, screened
 from hooked_vlm.patching.sites import Sites
-from hooked_vlm.patching.task import Measure, asked, prepared, result
 
 
 def sweep(
@@ -156,16 +156,16 @@ def sweep_all(
     source, base, source_hooks, base_hooks = _roles(clean, corrupt, direction, corruption)
     with torch.no_grad():
         found = {}
-        for name, task in prepared(model, source, base, kinds, named, source_hooks, base_hooks, intervention).items():
+        for name, plan in prepared(model, source, base, kinds, named, source_hooks, base_hooks, intervention).items():
             if screening is None:
-                part = Screened(*swept(task, budget, progress))
+                part = Screened(*run_sweep(plan, budget, progress))
             else:
-                estimates = partial(by_gradient, task, screening, source, source_hooks)
-                part = screened(task, screening, estimates, budget, progress)
-            axes = task.sites.axis_names if task.sites.picked is None else []
-            values = part.values.reshape(len(named), *task.sites.shape, -1)
-            measured = None if part.measured is None else part.measured.reshape(task.sites.shape)
-            given = (task.baseline, task.sites.table, axes, metrics, reduce, task.read(task.logits))
+                estimates = partial(by_gradient, plan, screening, source, source_hooks)
+                part = screened(plan, screening, estimates, budget, progress)
+            axes = plan.sites.axis_names if plan.sites.picked is None else []
+            values = part.values.reshape(len(named), *plan.sites.shape, -1)
+            measured = None if part.measured is None else part.measured.reshape(plan.sites.shape)
+            given = (plan.baseline, plan.sites.table, axes, metrics, reduce, plan.read(plan.logits))
             found[name] = result(values, *given, skipped=part.skipped, measured=measured, missed=part.missed)
             if done is not None:
                 done(name, found[name])

@@ -1,4 +1,4 @@
-"""A picture of the shapes world and of the zoo's answers, for the README: one pair of every task.
+"""A picture of the shapes world and of the zoo's answers, for the documentation: one pair of every task.
 
 `python -m hooked_vlm.zoo.evaluate --figure FILE` draws it. Costs a few seconds, and needs matplotlib.
 """

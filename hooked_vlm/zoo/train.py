@@ -193,7 +193,7 @@ def export(recipe: Recipe, state: pathlib.Path, out: pathlib.Path) -> None:
         recipe: Which organism.
         state: Folder of the run.
         out: The checkpoint's folder. `checksums.json` beside it gets the SHA-256 of every file but the model
-        card.
+            card.
     """
     out.mkdir(parents=True, exist_ok=True)
     model: Any = recipe.build(0)

@@ -89,11 +89,11 @@ def test_a_run_is_resumed_with_what_it_left_and_nothing_else(blip: HookedVLM, in
     _, state = blip.run_with_state(inputs)
     stack, resid = "text_encoder", state.resid_pre("text_encoder", 1)
     assert blip.resume(state, stack, {1: resid}).shape[0] == 2
-    for joins, word in (
+    for injected, word in (
         ({1: resid.double()}, "float64"), ({1: resid.long()}, "int64"), ({1: resid.detach().numpy()}, "ndarray"),
-        ({1: None}, "None"), (resid, "joins is a Tensor"), ({0.5: resid}, "0.5"), ({"1": resid}, "'1'"),
+        ({1: None}, "None"), (resid, "injected is a Tensor"), ({0.5: resid}, "0.5"), ({"1": resid}, "'1'"),
     ):  # fmt: skip
-        refused(lambda joins=joins: blip.resume(state, stack, joins), word)
+        refused(lambda injected=injected: blip.resume(state, stack, injected), word)
     refused(lambda: blip.resume(state, stack, {1: resid}, logits_at="first"), "'first'")
     refused(lambda: blip.resume(state, stack, {1: resid}, first_position=0.5), "first_position is 0.5")
     for other in (None, resid):

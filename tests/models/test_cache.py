@@ -120,7 +120,7 @@ def test_a_context_leaves_nothing_behind_when_a_hook_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         model.run_with_hooks(inputs, fwd_hooks=[("text_encoder.blocks.0.attn.hook_z", fail)])
     assert not model.list_hooks() and model.context_level == 0
-    assert all(stack.window.first_position == 0 for stack in model.stacks.values())
+    assert all(stack.offset.first_position == 0 for stack in model.stacks.values())
 
 
 def test_permanent_hooks_stay_and_others_go() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformer_lens import head_detector, patching
 from transformer_lens.model_protocol import TransformerLensModelWithWeights
+from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 
 from hooked_vlm import HookedVLM
 from hooked_vlm.errors import HookNameError, InputsError, ResidualError, StackError
@@ -250,6 +251,27 @@ def test_decompositions_raise_in_post_norm_stacks_and_say_why(name: str) -> None
         heads = part.stack_head_results(1)  # the heads alone hold: they sum to their own block's output
         out = part["attn_out", 0]
         assert torch.allclose(heads.sum(0) + model.stacks[stack].blocks[0].attn.b_O, out, atol=1e-5 * scale(out))
+
+
+EDGES = EdgeAttributionConfig(granularity="edge")
+
+
+@pytest.mark.parametrize("kind, stack", VIEWS)
+def test_transformer_lens_edges_sum_to_its_nodes_or_are_refused(
+    models: dict[str, HookedVLM], kind: str, stack: str
+) -> None:
+    models = models | {"llava": llava_without_groups()}
+    view, clean, corrupt = view_and_tokens(models, kind, stack)
+    nodes = attribution_patch(view, clean, corrupt, metric).node_scores
+    assert any(abs(score) > 1e-4 for score in nodes.values())
+    if view.stack.post_norm:
+        with pytest.raises(ResidualError, match=f"do not add up in {stack}: it is post-norm"):
+            attribution_patch(view, clean, corrupt, metric, config=EDGES)
+    else:
+        found = attribution_patch(view, clean, corrupt, metric, config=EDGES)
+        assert len(found.edge_scores) > len(nodes)
+        assert found.node_scores == pytest.approx(nodes, abs=1e-4 * max(map(abs, nodes.values())))
+    assert not models[kind].cfg.use_attn_result and not models[kind].cfg.use_split_qkv_input
 
 
 def test_what_is_not_offered_raises_and_names_the_way_out(models: dict[str, HookedVLM]) -> None:

@@ -38,14 +38,14 @@ def test_rows_join_a_tower_of_which_several_layers_are_read(feature_layers: list
     with torch.no_grad():
         _, state = model.run_with_state(inputs)
         for layers in ({0}, {n_layers - 1}, {n_layers}, set(range(n_layers + 1))):
-            joins, expected = {}, []
+            injected, expected = {}, []
             for layer in sorted(layers):
                 base = state.resid_pre("vision_encoder", layer)
-                joins[layer] = base + base.flip(1)
+                injected[layer] = base + base.flip(1)
                 hook = (arrives_at(model, "vision_encoder", layer), lambda x, hook: x + x.flip(1))
                 expected.append(model.run_with_hooks(inputs, fwd_hooks=[hook]))
             whole = torch.stack(expected, 1).flatten(0, 1)
-            assert torch.allclose(model.resume(state, "vision_encoder", joins), whole, atol=2e-5 * scale(whole))
+            assert torch.allclose(model.resume(state, "vision_encoder", injected), whole, atol=2e-5 * scale(whole))
 
 
 @pytest.mark.parametrize(
@@ -166,18 +166,18 @@ def test_hooks_know_the_first_position_of_a_resumed_pass() -> None:
     "change, message",
     [
         ({"stack": "vision"}, "no stack 'vision'; this model has vision_encoder, text_encoder, text_decoder"),
-        ({"joins": {}}, "no rows join"),
-        ({"joins": {7: torch.zeros(2, 5, 16)}}, "layers 0 to 1, and 2 stands for what leaves the last; 7"),
-        ({"joins": {0: torch.zeros(3, 5, 16)}}, r"shape \(3, 5, 16\); expected \[n \* 2 5 16\]"),
-        ({"joins": {0: torch.zeros(2, 4, 16)}}, r"expected \[n \* 2 5 16\]"),
+        ({"injected": {}}, "no rows join"),
+        ({"injected": {7: torch.zeros(2, 5, 16)}}, "layers 0 to 1, and 2 stands for what leaves the last; 7"),
+        ({"injected": {0: torch.zeros(3, 5, 16)}}, r"shape \(3, 5, 16\); expected \[n \* 2 5 16\]"),
+        ({"injected": {0: torch.zeros(2, 4, 16)}}, r"expected \[n \* 2 5 16\]"),
         ({"first_position": 2}, "bidirectional"),
-        ({"stack": "text_decoder", "first_position": 3, "joins": {0: torch.zeros(2, 0, 16)}}, "positions 0 to 2"),
+        ({"stack": "text_decoder", "first_position": 3, "injected": {0: torch.zeros(2, 0, 16)}}, "positions 0 to 2"),
     ],
     ids=lambda x: "" if isinstance(x, dict) else x[:20],
 )
 def test_what_cannot_be_resumed_raises(change: dict[str, Any], message: str) -> None:
     model, inputs = variant("blip-vqa")
     _, state = model.run_with_state(inputs)
-    asked: dict[str, Any] = {"stack": "text_encoder", "joins": {0: state.resid_pre("text_encoder", 0)}, **change}
+    asked: dict[str, Any] = {"stack": "text_encoder", "injected": {0: state.resid_pre("text_encoder", 0)}, **change}
     with pytest.raises(StackError, match=message):
-        model.resume(state, asked.pop("stack"), asked.pop("joins"), **asked)
+        model.resume(state, asked.pop("stack"), asked.pop("injected"), **asked)

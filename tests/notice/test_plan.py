@@ -16,7 +16,7 @@ from hooked_vlm import HookedVLM
 from hooked_vlm.errors import DoesNotFitError, InputsError
 from hooked_vlm.notice import NoticeConfig, effects, plan, run
 from hooked_vlm.notice.planning import looked_at
-from hooked_vlm.patching import cost, growing
+from hooked_vlm.patching import cost, engine
 from tests.notice.models import FAMILIES, answerable, blip_shapes, small, untrained_llava
 
 ZOO = {"zoo:blip-shapes": blip_shapes, "zoo:llava-shapes": untrained_llava}  # the plan looks at no weight
@@ -64,7 +64,7 @@ class Counted:
 @pytest.mark.parametrize("changes", [{}, {"positions": "last"}])
 def test_what_is_foreseen_is_what_is_run(name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hooked_vlm.notice.planning.LOOKED_AT", 2)
-    monkeypatch.setattr(growing, "WASTE", 0)  # a pass begins where all its sites do
+    monkeypatch.setattr(engine, "WASTE", 0)  # a pass begins where all its sites do
     model, config = ZOO[name](), config_of(name, **{"noise": False} | changes)
     if changes.get("positions") == "last" and name.startswith("zoo:blip"):
         config = replace(config, kinds=("cross_attn-heads", "mlp"))

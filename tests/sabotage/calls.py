@@ -261,7 +261,7 @@ def _resume() -> Found:
         "layer-word": (asked(state, "text_encoder", {"1": resid}), ("'1'", "layer")),
         "nothing": (asked(state, "text_encoder", {}), "layer"),
         "none": (asked(state, "text_encoder", None), ("None", "join")),
-        "a-tensor": (asked(state, "text_encoder", resid), ("Tensor", "joins")),
+        "a-tensor": (asked(state, "text_encoder", resid), ("Tensor", "injected")),
         "rows-cut": (asked(state, "text_encoder", {1: resid[:3]}), ("(3", "rows")),
         "positions-cut": (asked(state, "text_encoder", {1: resid[:, 1:]}), "shape"),
         "width-cut": (asked(state, "text_encoder", {1: resid[..., 1:]}), "shape"),

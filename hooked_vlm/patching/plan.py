@@ -24,7 +24,7 @@ from hooked_vlm.models.run import RunState
 from hooked_vlm.models.turn import a_model
 from hooked_vlm.options import number, of_type, takes, told
 from hooked_vlm.patching.cost import joins_after_its_block, lengths_of
-from hooked_vlm.patching.metrics import Metric, answering, measured
+from hooked_vlm.patching.metrics import Metric, answer_logits, measured
 from hooked_vlm.patching.moving import Moved, comparing, moving
 from hooked_vlm.patching.result import Missed, SitesResult, rounding_of
 from hooked_vlm.patching.sites import Sites
@@ -34,7 +34,7 @@ Measure = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Task:
+class SweepPlan:
     """A sweep whose two runs are done.
 
     Args:
@@ -72,7 +72,7 @@ class Task:
         return isinstance(self.sites.positions, Places)
 
     @property
-    def acts_alone(self) -> bool:
+    def is_position_local(self) -> bool:
         """True if a patch changes the stream after its block at its own position alone."""
         return self.sites.stack is not None and joins_after_its_block(self.model.stacks[self.sites.stack], self.sites)
 
@@ -102,7 +102,7 @@ class Task:
         that no metric reads.
         """
         matters = self._moving[0]
-        after_last = self.state is not None and self.acts_alone and self.reads_last and self.prompted
+        after_last = self.state is not None and self.is_position_local and self.reads_last and self.prompted
         if after_last and self.sites.stack == self.model.answer_stack:
             at = self.sites.positions_of(self.sites.table, len(self.base))
             last = self.model.stacks[self.sites.stack].cfg.n_layers - 1
@@ -131,7 +131,7 @@ class Task:
 
     def read(self, logits: Tensor) -> Tensor:
         """What the metrics are given of logits at every position: the last real one alone, if that is enough."""
-        return answering(self.model, self.base, logits) if self.reads_last else logits
+        return answer_logits(self.model, self.base, logits) if self.reads_last else logits
 
 
 def prepared(
@@ -143,7 +143,7 @@ def prepared(
     source_hooks: Sequence[Any],
     base_hooks: Sequence[Any],
     intervention: HookFunction | None = None,
-) -> dict[str, Task]:
+) -> dict[str, SweepPlan]:
     """The two runs of a sweep, shared by several kinds of sites; with an intervention the base run alone.
 
     Args:
@@ -154,10 +154,10 @@ def prepared(
         metrics: measures by name.
         source_hooks: forward hooks of the source's run.
         base_hooks: forward hooks of the base's run.
-        intervention: as in `Task`.
+        intervention: as in `SweepPlan`.
 
     Returns:
-        A task for each name.
+        A plan for each name.
 
     Raises:
         PositionError: if a position is out of range.
@@ -175,14 +175,16 @@ def prepared(
     with model.hooks(fwd_hooks=[*base_hooks, *acting, *looking]):
         logits, state = model.run_with_state(base)
     _refuse_unreached(model, base, found, [*base_hooks, *acting], names)
-    tasks = {}
+    plans = {}
     for kind, sites in kinds.items():
         closed = closed_sites(model, sites, found[sites.hooks[0]], base)
         shared = not own_hooks and sites.stack is not None
         shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
         given = state if shared else None
-        tasks[kind] = Task(model, base, closed, metrics, logits, given, found, moved[kind], base_hooks, intervention)
-    return tasks
+        plans[kind] = SweepPlan(
+            model, base, closed, metrics, logits, given, found, moved[kind], base_hooks, intervention
+        )
+    return plans
 
 
 def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> Sites:
