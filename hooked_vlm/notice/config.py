@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails, to_jsonable_python
 
 from hooked_vlm.errors import InputsError, ResumeError, TextError, closest, cut, quoted
 from hooked_vlm.given import is_blank, unwritable
@@ -230,7 +229,7 @@ class NoticeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        plain: dict[str, Any] = to_jsonable_python(self)
+        plain: dict[str, Any] = TypeAdapter(NoticeConfig).dump_python(self, mode="json")
         return plain
 
     @classmethod
@@ -318,7 +317,7 @@ def file_name(task: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in stem)
 
 
-def _refusal(found: list[ErrorDetails]) -> InputsError:
+def _refusal(found: list[Any]) -> InputsError:
     """What is wrong with the options that were given, in our words: the name, what was given, what was expected."""
     options: Mapping[str, Any] = NoticeConfig.__pydantic_fields__  # type: ignore[attr-defined]
     kinds = [each["type"] for each in found]
