@@ -23,6 +23,7 @@ from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, restored, stacked
 from hooked_vlm.notice.rows import Survey
+from hooked_vlm.notice.schema import Selection
 from hooked_vlm.notice.storage import digest_of
 
 
@@ -31,7 +32,7 @@ def ablate_kept(
     config: NoticeConfig,
     model: Any,
     surveys: Mapping[str, Survey],
-    sets: Mapping[str, Sequence[Head]],
+    sets: Mapping[Selection, Sequence[Head]],
     go_on: Callable[[], None],
 ) -> None:
     """Ablate each set of heads, and as many random ones, in every kept example that has no such file yet.
@@ -41,11 +42,12 @@ def ablate_kept(
         config: the run's, resolved.
         model: a `HookedVLM`.
         surveys: the rows of each task.
-        sets: heads by name.
+        sets: of heads.
         go_on: called between batches; raises if the run is to stop.
     """
     kinds = [kind for kind in config.kinds if of_heads(kind)]
-    asked = digest_of({name: [list(head) for head in heads] for name, heads in sets.items()})
+    named = {selection.name: heads for selection, heads in sets.items()}
+    asked = digest_of({name: [list(head) for head in heads] for name, heads in named.items()})
     for task in config.tasks if sets else ():
         kept = place.numbers(directory.EFFECTS, task)
         missing = set(kept) - set(place.numbers(directory.ABLATION, task, asked))
@@ -60,7 +62,7 @@ def ablate_kept(
                 continue
             right, wrong = ([getattr(e.tokens, side) for e in group] for side in ("right", "wrong"))
             table = ablation.ablate(
-                model, stacked(group), right, wrong, sets, means, draws=config.random_draws, seed=config.seed
+                model, stacked(group), right, wrong, named, means, draws=config.random_draws, seed=config.seed
             )
             tables = {}
             for i, example in enumerate(group):
