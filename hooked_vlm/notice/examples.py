@@ -26,6 +26,7 @@ from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.roles import roles
+from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching.metrics import with_answer
 
 NO_CORRUPT_IMAGE = "the row has no corrupt image"
@@ -222,6 +223,13 @@ def first_changed(example: Example) -> list[int]:
     assert example.corrupt_ids is not None
     changed: list[int] = (example.corrupt_ids[0] != example.clean.input_ids[0]).nonzero()[:, 0].tolist()
     return changed
+
+
+def query(config: NoticeConfig, example: Example) -> list[int]:
+    """The positions from which an example's heads are watched: where they are selected."""
+    if config.select_at == EVERY:
+        return [place for place, role in enumerate(example.roles) if role != "image"]
+    return example.where(config.select_at)
 
 
 def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final, get_args
 from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, Head
 from hooked_vlm.notice.schema import Corrupt, Rule, Selection
 from hooked_vlm.notice.vocabulary import CORRUPT
+from hooked_vlm.notice.wording import known
 
 BY_RULE: Final[tuple[Rule, ...]] = get_args(Rule)
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
@@ -29,11 +30,16 @@ def to_ablate(summary: Mapping[str, Any]) -> dict[Selection, list[Head]]:
     return dict(sorted(found.items(), key=lambda item: item[0].order))
 
 
+def to_draw(summary: Mapping[str, Any]) -> list[Head]:
+    """The heads whose attention is drawn: the strongest under each corruption."""
+    return list(dict.fromkeys(head for corrupt in CORRUPT for head in strongest(summary, corrupt)))
+
+
 def strongest(summary: Mapping[str, Any], corrupt: str, n: int = TOP) -> list[Head]:
     """The heads with the largest mean |effect| over tasks, under one corruption."""
     sizes: dict[Head, list[float]] = {}
     for row in summary["heads"]:
-        if row["corrupt"] == corrupt and row["mean_abs"] is not None:
+        if row["corrupt"] == corrupt and known(row["mean_abs"]):
             sizes.setdefault((row["kind"], row["layer"], row["head"]), []).append(row["mean_abs"])
     means = {head: sum(each) / len(each) for head, each in sizes.items()}
     return sorted(means, key=lambda head: (-means[head], head))[:n]

@@ -45,23 +45,47 @@ Cost: some 10 ms an example to read, then seconds for the resamples. Knows no mo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
 from hooked_vlm.analysis.head_labels import labels_of
 from hooked_vlm.notice import cautions, findings, places, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
-from hooked_vlm.notice.gathered import Gathered, gather
+from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
 
 NAMES = 3  # of what was noted of the data, named in the report
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What selecting a run's heads gave, and what it was selected from.
+
+    Args:
+        config: the run's, as plain values.
+        rule: by which they were selected.
+        tables: the run's.
+        families: of effects, as `universal_heads.select_matrices` takes them.
+        effects: what that gave.
+        records: `heads` and `universal` of the summary.
+        notes: sentences on how it came to it.
+    """
+
+    config: dict[str, Any]
+    rule: universal_heads.Rule
+    tables: RunTables
+    families: Any
+    effects: pd.DataFrame
+    records: dict[str, list[dict[str, Any]]]
+    notes: list[str]
 
 
 def summarise(
@@ -71,7 +95,7 @@ def summarise(
 
     Args:
         directory: of the run, with run.json and the parquet files.
-        config: the run's configuration (a mapping or a dataclass); None takes run.json's.
+        config: the run's configuration (a mapping or a `NoticeConfig`); None takes run.json's.
         figures: records of the figures; None keeps those of a summary.json that is there.
 
     Raises:
@@ -79,24 +103,50 @@ def summarise(
             written.
     """
     place = RunDirectory(directory).opened()
-    asked = _plain(config) if config is not None else dict(place.record["config"])
-    summary = made(place, asked, dict(place.record["model"]))
-    summary["figures"] = figures if figures is not None else _figures(place)
-    place.write_json(SUMMARY, summary)
-    return summary
+    plain = place.record["config"] if config is None else config.to_json() if hasattr(config, "to_json") else config
+    return conclude(place, select(place, dict(plain)), _figures(place) if figures is None else figures)
 
 
-def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a run directory that is open, without its figures; nothing is written."""
+def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
+    """Select heads by what the examples of a run gave.
+
+    Args:
+        place: the run's directory, open.
+        config: the run's, as plain values.
+
+    Raises:
+        RunDirectoryError: if a file is missing, damaged or another run's, or lacks a column.
+    """
+    rule = universal_heads.Rule(
+        seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
+    )
     data, notes = _gathered(place, str(config["select_at"]))
-    rule = _rule(config)
-    seed, times = rule.seed, rule.bootstrap
     families = data.families("effect")
-    selection = universal_heads.select_matrices(families, rule)
-    chosen = universal_heads.universal(selection)
+    effects = universal_heads.select_matrices(families, rule)
+    records = {
+        "heads": tables.heads(data, effects),
+        "universal": universal_heads.universal(effects).to_dict("records"),
+    }
+    return Selected(config, rule, data, families, effects, records, notes)
+
+
+def conclude(place: RunDirectory, selected: Selected, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make summary.json of a run whose heads are selected and ablated, and give what is in it.
+
+    Args:
+        place: the run's directory, open.
+        selected: its heads.
+        figures: records of the figures.
+
+    Raises:
+        RunDirectoryError: as `select`, or if summary.json cannot be written.
+    """
+    data, rule, config = selected.tables, selected.rule, selected.config
+    gather_ablation(data, place)
+    seed, times, chosen = rule.seed, rule.bootstrap, selected.effects
     significant = None
-    if len(selection):
-        tested = selection[selection["corrupt"].isin(CORRUPT) & (selection["q"] <= rule.alpha)]
+    if len(chosen):
+        tested = chosen[chosen["corrupt"].isin(CORRUPT) & (chosen["q"] <= rule.alpha)]
         significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
     functions = labels_of(data.attention, significant=significant, times=times, seed=seed)
     by_task = [
@@ -108,30 +158,34 @@ def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any
         "counts": _as_asked(tables.counts(data), asked),
         "noted": _as_asked(_noted(place), asked),
         "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
-        "heads": tables.heads(data, selection),
+        "heads": selected.records["heads"],
         "roles": tables.roles(data, times, seed),
-        "universal": chosen.to_dict("records"),
+        "universal": selected.records["universal"],
         "functions": functions.to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
         "ablation": _as_asked(tables.ablation(data, times, seed), asked),
-        "noise": _as_asked(tables.noise(families, data, times, seed), asked),
+        "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
     verdicts = findings.findings(data, made_of, significant, rule)
-    summary: dict[str, Any] = {
-        **made_of,
-        "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
-        "disagreements": universal_heads.disagreements(selection, rule, at=at_place(data.at)),
-        "findings": [verdict.to_record() for verdict in verdicts],
-        "cautions": [
-            *notes,
-            *cautions.about_packages(place.record),
-            *cautions.cautions(data, made_of, config, rule),
-        ],
-        "select_at": dict.fromkeys(data.head_kinds, data.at),
-        "config": dict(config),
-        "model": dict(model),
-    }
-    return _without_nan(summary)
+    summary: dict[str, Any] = _plain(
+        {
+            **made_of,
+            "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
+            "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
+            "findings": [verdict.to_record() for verdict in verdicts],
+            "cautions": [
+                *selected.notes,
+                *cautions.about_packages(place.record),
+                *cautions.cautions(data, made_of, config, rule),
+            ],
+            "select_at": dict.fromkeys(data.head_kinds, data.at),
+            "config": config,
+            "model": place.record["model"],
+            "figures": figures,
+        }
+    )
+    place.write_json(SUMMARY, summary)
+    return summary
 
 
 def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
@@ -140,13 +194,7 @@ def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str,
     return sorted(records, key=lambda record: places.get(record["task"], len(places)))
 
 
-def _rule(config: Mapping[str, Any]) -> universal_heads.Rule:
-    return universal_heads.Rule(
-        seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
-    )
-
-
-def _gathered(place: RunDirectory, at: str) -> tuple[Gathered, list[str]]:
+def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
     """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
     data = gather(place, at)
     if data.n_effects and not data.heads and at != EVERY:
@@ -183,18 +231,12 @@ def _figures(place: RunDirectory) -> list[dict[str, Any]]:
     return [record for record in before if place.has(str(record.get("file")))]
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    given = config.to_json() if hasattr(config, "to_json") else vars(config) if hasattr(config, "__dict__") else config
-    plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
-    return plain
-
-
-def _without_nan(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Plain Python values, null where a number is missing: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {str(key): _without_nan(each) for key, each in value.items()}
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -368,7 +368,9 @@ def test_summary_json_is_written_in_one_move(tmp_path, monkeypatch):
 
 def test_no_number_is_kept_of_what_is_not_used(directory):
     """What is held grows by a few kilobytes an example: single heads elsewhere than where they are selected do not."""
-    data = summary.gather(directory, "answer")
+    place = RunDirectory(directory).opened()
+    data = summary.gather(place, "answer")
+    summary.gather_ablation(data, place)
     held = sum(
         values.nbytes
         for grids in (data.heads, data.roles, data.attention, data.ablation)
@@ -382,7 +384,7 @@ def test_no_number_is_kept_of_what_is_not_used(directory):
 
 def test_the_rules_numbers_reach_the_summary(directory, made):
     rule = Rule(seed=0, bootstrap=made["config"]["bootstrap"])
-    families = summary.gather(directory, "answer").families("effect")
+    families = summary.gather(RunDirectory(directory).opened(), "answer").families("effect")
     selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
     assert disagreements(selection, rule) == made["disagreements"]
