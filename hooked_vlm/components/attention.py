@@ -1,14 +1,16 @@
-"""One attention module, self or cross, MHA or GQA, with or without rotary positions. Knows no model.
+"""One attention module, self or cross, and what may stand in it. Knows no model.
 
-Cost: the fused kernel runs as long as neither `hook_attn_scores` nor `hook_pattern` has a hook; with a hook
-on either, scores and pattern are materialised, [batch head query_pos key_pos] each. `use_attn_result` and
+MHA or GQA; rotary positions, norms of queries and keys, a softcap, an additive bias, a sliding window, each or none.
+
+Cost: the fused kernel runs as long as neither `hook_attn_scores` nor `hook_pattern` has a hook; with a hook on either,
+a softcap or a bias, scores and pattern are materialised, [batch head query_pos key_pos] each. `use_attn_result` and
 `use_split_qkv_input` cost a factor of n_heads in memory for the tensors they show.
 
-Keys and values may be shared: `rows` queries rows can read the keys and values of one base example
-(cross-attention to one image), or a common prefix of them followed by their own (a causal prefix). They are
-then folded into the query axis and not repeated, unless the prefix is the shorter part. Where few queries read many
-positions of a source, as in an answer decoder's first step, the weights of keys and values are taken to the queries
-instead of to every position of the source.
+Keys and values may be shared: several rows of queries can read the keys and values of one base example
+(cross-attention to one image; `AttentionPass.rows_per_source` says how many), or a common prefix of them followed by
+their own (a causal prefix). They are then folded into the query axis and not repeated, unless the prefix is the shorter
+part. Where few queries read many positions of a source, as in an answer decoder's first step, the weights of keys and
+values are taken to the queries instead of to every position of the source.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from transformer_lens.config import TransformerLensConfig
 
 from hooked_vlm.components.declared import Declared
 from hooked_vlm.components.hook_point import HookPoint, hooked
+from hooked_vlm.components.kv_cache import KeysValues
+from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.weights import Projection
-from hooked_vlm.errors import GatedHookError
+from hooked_vlm.errors import GatedHookError, StackError
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,7 @@ class AttentionLeaves:
         return self.q.linear is self.k.linear is self.v.linear
 
 
-@dataclass
-class KeysValues:
-    """What one attention attends to, as it attends to it: after its hooks and rotary positions."""
-
-    k: Float[Tensor, "batch key_pos kv_head d_head"]
-    v: Float[Tensor, "batch key_pos kv_head d_head"]
-
-    def first(self, n: int) -> KeysValues:
-        """The first `n` positions."""
-        return KeysValues(self.k[:, :n], self.v[:, :n])
-
-    def for_rows(self, n: int) -> KeysValues:
-        """The same for `n` rows, each example's next to one another."""
-        times = n // self.k.shape[0]
-        return self if times == 1 else KeysValues(*(t.repeat_interleave(times, 0) for t in (self.k, self.v)))
-
-    def then(self, other: KeysValues) -> KeysValues:
-        """These positions followed by `other`'s."""
-        return KeysValues(torch.cat([self.k, other.k], 1), torch.cat([self.v, other.v], 1))
+Rotary = tuple[Float[Tensor, "rotary_batch pos d_head"], Float[Tensor, "rotary_batch pos d_head"]]  # cosines, sines
 
 
 @dataclass
@@ -79,15 +65,20 @@ class AttentionPass:
         cached_kv: keys and values to use in place of computing them.
         kv_sink: called with the keys and values attended to, prefix included.
         n_queries: how many of the last positions ask, where the others are attended to alone; None for all.
+        bias: is added to the scaled scores (relative positions), or None.
+        rows_per_source: how many rows of queries read the keys and values of one row of the source, in
+            cross-attention; those of one row next to one another.
     """
 
     mask: Bool[Tensor, "mask_batch 1 _query_pos key_pos"] | None = None
     causal: bool = False
-    rotary: tuple[Float[Tensor, "rotary_batch pos d_head"], Float[Tensor, "rotary_batch pos d_head"]] | None = None
+    rotary: Rotary | None = None
     prefix: KeysValues | None = None
     cached_kv: KeysValues | None = None
     kv_sink: Callable[[KeysValues], None] | None = None
     n_queries: int | None = None
+    bias: Float[Tensor, "bias_batch head _query_pos key_pos"] | None = None
+    rows_per_source: int = 1
 
 
 class HookedAttention(Declared, nn.Module):
@@ -97,8 +88,12 @@ class HookedAttention(Declared, nn.Module):
         leaves: the Hugging Face layers.
         cfg: the stack's config: d_head, n_heads, n_key_value_heads and the two flags are read from it.
         cross: True if keys and values come from elsewhere than the queries.
-        rotary: True if queries and keys are rotated by position.
+        rotary: which of a pass' rotary positions turn queries and keys (a stack may have several), or None.
         window: how many positions back a query sees (sliding-window attention), or None.
+        q_norm: the norm of each head's queries, after `hook_q` and before they are rotated, or None.
+        k_norm: that of its keys.
+        scale: what scores are multiplied by; ``1 / sqrt(d_head)`` if None.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2), or None.
     """
 
     def __init__(
@@ -107,13 +102,17 @@ class HookedAttention(Declared, nn.Module):
         cfg: TransformerLensConfig,
         *,
         cross: bool = False,
-        rotary: bool = False,
+        rotary: str | None = None,
         window: int | None = None,
+        q_norm: HookedNorm | None = None,
+        k_norm: HookedNorm | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         self._leaves, self.cfg = leaves, cfg
-        self.cross, self.window = cross, window
-        self.scale = cfg.d_head**-0.5
+        self.cross, self.rotary, self.window, self.softcap = cross, rotary, window, softcap
+        self.scale = cfg.d_head**-0.5 if scale is None else scale
         keys = "key_pos" if cross else "pos"
         d_source = "d_source" if cross else "d_model"
         split: dict[str, str | bool] = {"gate": "use_split_qkv_input", "aliased": True}
@@ -123,7 +122,12 @@ class HookedAttention(Declared, nn.Module):
         self.hook_q = HookPoint("batch pos head d_head")
         self.hook_k = HookPoint(f"batch {keys} kv_head d_head")
         self.hook_v = HookPoint(f"batch {keys} kv_head d_head")
-        if rotary:
+        self._norms = q_norm, k_norm
+        if q_norm is not None:
+            self.q_norm = q_norm
+        if k_norm is not None:
+            self.k_norm = k_norm
+        if rotary is not None:
             self.hook_rot_q = HookPoint("batch pos head d_head")
             self.hook_rot_k = HookPoint("batch pos kv_head d_head")
         self.hook_attn_scores = HookPoint("batch head query_pos key_pos")
@@ -207,6 +211,11 @@ class HookedAttention(Declared, nn.Module):
                 head's copy of its input, after the hooks on them.
         """
         self._refuse_gated()
+        if source is not None and len(x) != len(source) * given.rows_per_source:
+            raise StackError(
+                f"{len(x)} rows of queries and a source of {len(source)} rows, {given.rows_per_source} rows of queries "
+                "for each: a row reads one source, and rows_per_source says how many read the same"
+            )
         if not self.cfg.use_split_qkv_input:
             x = x if norm is None else norm(x)
         if source is not None and self._absorbs(x, source, given):
@@ -218,7 +227,8 @@ class HookedAttention(Declared, nn.Module):
             attended, prefix = prefix.for_rows(attended.k.shape[0]).then(attended), None
         if given.kv_sink is not None:
             given.kv_sink(attended)
-        if prefix is not None or hooked(self.hook_attn_scores, self.hook_pattern):
+        altered = self.softcap is not None or given.bias is not None
+        if prefix is not None or altered or hooked(self.hook_attn_scores, self.hook_pattern):
             z = self._explicit(q, [kv for kv in (prefix, attended) if kv is not None], given)
         else:
             z = self._fused(q, attended, given)
@@ -261,7 +271,9 @@ class HookedAttention(Declared, nn.Module):
             q = rearrange(leaves.q.take(qkv)[:, -asking.shape[1] :], heads, d=d)
         else:
             q = rearrange(leaves.q(asking), heads, d=d)
+        q_norm, k_norm = self._norms
         q = self.hook_q(q)
+        q = q if q_norm is None else q_norm(q)
         if given.rotary is not None:
             q = self.hook_rot_q(rotate(q, *(t[:, -q.shape[1] :] for t in given.rotary)))
         if given.cached_kv is not None:
@@ -275,6 +287,7 @@ class HookedAttention(Declared, nn.Module):
         else:
             k, v = (rearrange(p(source), heads, d=d) for p in (leaves.k, leaves.v))
         k, v = self.hook_k(k), self.hook_v(v)
+        k = k if k_norm is None else k_norm(k)
         if given.rotary is not None:
             k = self.hook_rot_k(rotate(k, *given.rotary))
         return q, KeysValues(k, v)
@@ -307,6 +320,10 @@ class HookedAttention(Declared, nn.Module):
 
     def _explicit(self, q: Tensor, parts: list[KeysValues], given: AttentionPass) -> Tensor:
         scores = torch.cat([self._scores(q, kv.k) for kv in parts], -1)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if given.bias is not None:
+            scores = scores + _for_batch(given.bias, scores.shape[0])
         mask = given.mask
         if given.causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None, None]
@@ -333,6 +350,8 @@ class HookedAttention(Declared, nn.Module):
             given.cached_kv is None
             and given.kv_sink is None
             and n_queries * (self.cfg.d_head + n_keys) < n_keys * self.cfg.d_head
+            and self._norms == (None, None)
+            and self.softcap is None  # to which a key's bias matters
             and not self.cfg.use_split_qkv_input
             and not self.sees_keys_values()
             and not hooked(self.hook_attn_scores, self.hook_pattern)

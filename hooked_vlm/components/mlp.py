@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -39,6 +40,11 @@ class HookedMLP(Declared, nn.Module):
         if gate is not None:
             self.hook_pre_linear = HookPoint("batch pos d_mlp")
         self.hook_post = HookPoint("batch pos d_mlp")
+
+    @property
+    def device(self) -> torch.device:
+        """Where this MLP computes."""
+        return self._out.device
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP adds to the residual stream."""

@@ -8,87 +8,23 @@ values that did not change, and are computed together from there on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
-from hooked_vlm.components.attention import AttentionPass, KeysValues
-from hooked_vlm.components.block import Block, BlockPass, Blocks, PostNormBlock
+from hooked_vlm.components.attention import AttentionPass, Rotary
+from hooked_vlm.components.block import Block, BlockPass, Blocks
 from hooked_vlm.components.declared import Declared
-from hooked_vlm.components.hook_point import HookPoint, PositionOffset, hooked
+from hooked_vlm.components.hook_point import PositionOffset
+from hooked_vlm.components.kv_cache import KeysValues, KVCache, KVCacheEntry
+from hooked_vlm.components.masks import AttentionMask
 from hooked_vlm.errors import StackError
-
-
-@dataclass
-class KVCacheEntry:
-    """What one block had before it and attended to in a finished pass."""
-
-    resid_pre: Float[Tensor, "batch pos d_model"] | None = None  # as it arrived, before its hook point
-    attn: KeysValues | None = None
-    cross_attn: KeysValues | None = None
-
-
-KVCache = list[KVCacheEntry]
-
-
-class AttentionMask:
-    """Which keys each query may see.
-
-    Args:
-        real: [batch key_pos], False where there is padding; None where there is none.
-        causal: True if a query sees no later position.
-    """
-
-    def __init__(self, real: Bool[Tensor, "batch key_pos"] | None, *, causal: bool = False) -> None:
-        self.real, self.causal = real, causal
-        # What a window counts: tokens. Padding may stand between two of them, where a padded prompt was answered.
-        self._tokens = None if real is None else real.long().cumsum(1)
-        self._masks = cache(self._mask)  # every layer of a pass asks for the same one
-
-    def given(self, first: int, n_queries: int, window: int | None, device: torch.device) -> dict[str, Any]:
-        """`mask` and `causal` of an `AttentionPass` for queries at positions `first`, `first + 1`, ..."""
-        n_keys = first + n_queries
-        window = None if window is None or n_keys <= window else window
-        if not self.causal:
-            return {"mask": None if self.real is None else self.real[:, None, None, :].to(device)}
-        if self.real is None and window is None and (first == 0 or n_queries == 1):
-            return {"causal": n_queries > 1}
-        return {"mask": self._masks(first, n_queries, window, device)}
-
-    def of_rows(self, places: Int[Tensor, "batch rows"], n_keys: int, window: int | None) -> Tensor | None:
-        """[batch * rows 1 1 key_pos] for rows that hold one query each, at `places` of their example."""
-        if not self.causal and self.real is None:
-            return None
-        return rearrange(self._seen(places, n_keys, window).expand(len(places), -1, -1), "b r k -> (b r) 1 1 k")
-
-    def _mask(self, first: int, n_queries: int, window: int | None, device: torch.device) -> Tensor:
-        queries = torch.arange(first, first + n_queries, device=device)[None]
-        return self._seen(queries, first + n_queries, window)[:, None]
-
-    def _seen(
-        self, queries: Int[Tensor, "query_batch query_pos"], n_keys: int, window: int | None
-    ) -> Bool[Tensor, "mask_batch query_pos key_pos"]:
-        """Which of the first `n_keys` positions the queries at these positions see; one row where it serves all."""
-        keys, at = torch.arange(n_keys, device=queries.device)[None, None], queries[:, :, None]
-        sees = keys <= at if self.causal else torch.ones_like(keys <= at)
-        if window is not None:
-            tokens = keys[0] if self._tokens is None else self._tokens[:, :n_keys].to(queries.device)
-            rows = max(len(tokens), len(queries))
-            own = tokens.expand(rows, -1).gather(1, queries.expand(rows, -1))
-            sees = sees & (own[:, :, None] - tokens[:, None] < window)
-        if self.real is None:
-            return sees
-        sees = sees & self.real[:, None, :n_keys].to(queries.device)
-        # A padded query sees itself: it must see something to stay finite, and nobody sees it.
-        return sees | (keys == at) if self.causal else sees
 
 
 @dataclass
@@ -97,7 +33,8 @@ class StackPass:
 
     Args:
         mask: which positions see which, in self-attention.
-        rotary: cosines and sines at the positions of this pass, [batch pos d_head], or None.
+        rotary: cosines and sines at the positions of this pass, for each kind of rotary positions that the stack's
+            attentions have.
         source: what cross-attention reads, [batch key_pos d_source], or None to skip cross-attention.
         source_real: [batch key_pos], False where the source is padding; None where it has none.
         kv_cache: keys and values of earlier positions, or None.
@@ -108,7 +45,7 @@ class StackPass:
     """
 
     mask: AttentionMask = field(default_factory=lambda: AttentionMask(None))
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: Mapping[str, Rotary] = field(default_factory=dict)
     source: Tensor | None = None
     source_real: Tensor | None = None
     kv_cache: KVCache | None = None
@@ -162,6 +99,8 @@ class Stack(StackedWeights, Declared, nn.Module):
         causal: True if no position sees a later one.
     """
 
+    before_blocks: ClassVar = ("hook_embed", "hook_pos_embed", "ln_pre", "ln_embed")  # what makes its input
+
     def __init__(
         self, name: str, prefix: str, cfg: TransformerLensConfig, blocks: Sequence[Block], *, causal: bool
     ) -> None:
@@ -172,8 +111,8 @@ class Stack(StackedWeights, Declared, nn.Module):
 
     @property
     def post_norm(self) -> bool:
-        """True if each sub-layer's sum passes a norm, so that the residual stream is no sum of its parts."""
-        return bool(self.blocks[0].post_norm)
+        """True if sums of branches pass a norm, so that the residual stream is no sum of its parts."""
+        return any(block.post_norm for block in self.blocks)
 
     def stacked(self, name: str, module: str = "attn") -> Tensor:
         """A weight of every block, stacked along a new first axis: `stacked("W_V", "cross_attn")`.
@@ -182,10 +121,11 @@ class Stack(StackedWeights, Declared, nn.Module):
             StackError: if the blocks have no such module or weight.
         """
         found = [getattr(getattr(block, module, None), name, None) for block in self.blocks]
-        weights = [weight for weight in found if weight is not None]
-        if len(weights) < len(found):
-            raise StackError(f"the blocks of {self.name} have no {module}.{name}")
-        return torch.stack(weights)
+        lacking = [layer for layer, weight in enumerate(found) if weight is None]
+        if lacking:
+            those = "" if len(lacking) == len(found) else f" {lacking}"
+            raise StackError(f"the blocks{those} of {self.name} have no {module}.{name}")
+        return torch.stack([weight for weight in found if weight is not None])
 
     def new_kv_cache(self) -> KVCache:
         """An empty cache for this stack: a part for each block, and one for what leaves the last."""
@@ -217,14 +157,15 @@ class Stack(StackedWeights, Declared, nn.Module):
         """
         injected = injected or {}
         collected: dict[int, Tensor] = {}
-        n_base = None if given.kv_cache is None or given.kv_cache[0].attn is None else given.kv_cache[0].attn.k.shape[0]
+        before = None if given.kv_cache is None else given.kv_cache[0].resid_pre
+        n_base = None if before is None else before.shape[0]
         end = len(self.blocks) if stop_at_layer is None else stop_at_layer
         for layer, block in enumerate(self.blocks[:end]):
             if layer in injected:
                 x = _inject(x, injected[layer], n_base or injected[layer].shape[0])
             if x is None:
                 continue
-            x = x.to(block.attn.device)  # moves nothing unless the layers lie on several devices
+            x = x.to(block.device)  # moves nothing unless the layers lie on several devices
             if layer in collect:
                 collected[layer] = x
             if given.keep and given.kv_cache is not None:
@@ -260,8 +201,7 @@ class Stack(StackedWeights, Declared, nn.Module):
         Args:
             hook: a name within a block, e.g. "cross_attn.hook_z".
         """
-        read_by_others = re.fullmatch(r"hook_resid_pre|(cross_)?attn\.hook_(k|v|rot_k|k_input|v_input)", hook)
-        return not read_by_others and (self.post_norm or not hook.startswith("ln1."))
+        return all(block.is_position_local(hook) for block in self.blocks)
 
     def one_block(
         self, layer: int, places: Int[Tensor, "batch rows"], given: StackPass
@@ -280,58 +220,73 @@ class Stack(StackedWeights, Declared, nn.Module):
         """
         assert given.kv_cache is not None
         block, remembered = self.blocks[layer], given.kv_cache[layer]
-        assert remembered.resid_pre is not None and remembered.attn is not None
+        assert remembered.resid_pre is not None
         x = remembered.resid_pre
         places = places.to(x.device)
-        n_keys = remembered.attn.k.shape[1]
 
         def at_places(t: Float[Tensor, "_batch pos d"]) -> Float[Tensor, "_rows 1 d"]:
             t = t.to(x.device).expand(len(x), -1, -1)
             return rearrange(t[torch.arange(len(x), device=x.device)[:, None], places], "b r d -> (b r) 1 d")
 
-        mask = given.mask.of_rows(places, n_keys, block.attn.window)
-        attn = AttentionPass(mask=mask, cached_kv=remembered.attn)
-        if given.rotary is not None:
-            attn.rotary = at_places(given.rotary[0]), at_places(given.rotary[1])
-        rows = at_places(x)
-        if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
-            return block(rows, BlockPass(attn))
-        real = given.source_real
-        mask = None if real is None else real[:, None, None, :].to(x.device)
-        return block(rows, BlockPass(attn, AttentionPass(mask=mask, cached_kv=remembered.cross_attn), given.source))
+        cross = None
+        if given.source is not None and block.has_cross_attn:
+            cross = self._cross_pass(given, cached_kv=remembered.cross_attn, rows_per_source=places.shape[1])
+        attn = AttentionPass()
+        if block.has("attn"):
+            assert remembered.attn is not None
+            attn.mask = given.mask.of_rows(places, remembered.attn.k.shape[1], block.attn.window)
+            attn.cached_kv = remembered.attn
+            if block.attn.rotary is not None:
+                cos, sin = given.rotary[block.attn.rotary]
+                attn.rotary = at_places(cos), at_places(sin)
+        return block(at_places(x), BlockPass(attn, cross, given.source))
 
     def _block_pass(self, layer: int, x: Tensor, given: StackPass) -> BlockPass:
         block = self.blocks[layer]
         remembered = None if given.kv_cache is None else given.kv_cache[layer]
-        first, n_queries = given.first_position, x.shape[1]
-        rotary = None if given.rotary is None else (given.rotary[0].to(x.device), given.rotary[1].to(x.device))
-        ends = given.last_alone and block is self.blocks[-1] and not _hooked(block)
-        alone = n_queries - 1 if ends else 0  # positions that are attended to, and ask nothing
-        sees = given.mask.given(first + alone, n_queries - alone, block.attn.window, x.device)
-        attn = AttentionPass(rotary=rotary, n_queries=n_queries - alone, **sees)
-        if remembered is not None:
-            if first and remembered.attn is not None:
-                attn.prefix = remembered.attn.first(first)
-            if given.keep:
-                attn.kv_sink = lambda kv: setattr(remembered, "attn", kv)
-        if given.source is None or not isinstance(block, PostNormBlock) or not block.has_cross_attn:
+        attn = self._attn_pass(block, x, given, remembered) if block.has("attn") else AttentionPass()
+        if given.source is None or not block.has_cross_attn:
             return BlockPass(attn)
+        source, rows = given.source, x.shape[0] // given.source.shape[0]
+        if remembered is None:
+            return BlockPass(attn, self._cross_pass(given), source)
+        if given.keep:
+
+            def keep(kv: KeysValues) -> None:
+                remembered.cross_attn = kv
+
+            return BlockPass(attn, self._cross_pass(given, cached_kv=remembered.cross_attn, kv_sink=keep), source)
+        if block.cross_attn.sees_keys_values():  # somebody looks: every row gets its own keys and values
+            return BlockPass(attn, self._cross_pass(given), source.repeat_interleave(rows, 0))
+        return BlockPass(attn, self._cross_pass(given, cached_kv=remembered.cross_attn, rows_per_source=rows), source)
+
+    def _attn_pass(self, block: Block, x: Tensor, given: StackPass, remembered: KVCacheEntry | None) -> AttentionPass:
+        first, n_positions = given.first_position, x.shape[1]
+        ends = given.last_alone and block is self.blocks[-1] and not block.is_hooked
+        n_queries = 1 if ends else n_positions  # the others are attended to, and ask nothing
+        sees = given.mask.given(first + n_positions - n_queries, n_queries, block.attn.window, x.device)
+        attn = AttentionPass(n_queries=n_queries, **sees)
+        if block.attn.rotary is not None:
+            cos, sin = given.rotary[block.attn.rotary]
+            attn.rotary = cos.to(x.device), sin.to(x.device)
+        if remembered is None:
+            return attn
+        if first and remembered.attn is not None:
+            attn.prefix = remembered.attn.first(first)
+        if given.keep:
+
+            def keep(kv: KeysValues) -> None:
+                remembered.attn = kv
+
+            attn.kv_sink = keep
+        return attn
+
+    @staticmethod
+    def _cross_pass(given: StackPass, **options: Any) -> AttentionPass:
+        assert given.source is not None
         real = given.source_real
-        cross = AttentionPass(mask=None if real is None else real[:, None, None, :].to(x.device))
-        source = given.source
-        if remembered is not None:
-            if given.keep:
-                cross.cached_kv = remembered.cross_attn
-                cross.kv_sink = lambda kv: setattr(remembered, "cross_attn", kv)
-            elif block.cross_attn.sees_keys_values():  # somebody looks: every row gets its own keys and values
-                source = source.repeat_interleave(x.shape[0] // source.shape[0], 0)
-            else:
-                cross.cached_kv = remembered.cross_attn
-        return BlockPass(attn, cross, source)
-
-
-def _hooked(block: Block) -> bool:
-    return hooked(*(point for point in block.modules() if isinstance(point, HookPoint)))
+        mask = None if real is None else real[:, None, None, :].to(given.source.device)
+        return AttentionPass(mask, **options)
 
 
 def _inject(x: Tensor | None, new: Tensor, n_base: int) -> Tensor:

@@ -16,14 +16,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from hooked_vlm.components.attention import AttentionLeaves, HookedAttention
-from hooked_vlm.components.block import PostNormBlock, PreNormBlock
+from hooked_vlm.components.attention import AttentionLeaves, HookedAttention, Rotary
+from hooked_vlm.components.block import Block, Branch
 from hooked_vlm.components.embed import PatchLeaves, TextStack, Unembed, VisionStack
 from hooked_vlm.components.head import TransformHead
 from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.masks import AttentionMask
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
-from hooked_vlm.components.stack import AttentionMask, StackPass
+from hooked_vlm.components.stack import StackPass
 from hooked_vlm.components.weights import Projection, held
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
@@ -46,14 +47,13 @@ def vision_stack(hf: Any) -> VisionStack:
     )
     d = cfg.d_model
 
-    def block(layer: Any) -> PreNormBlock:
+    def block(layer: Any) -> Block:
         qkv = layer.self_attn.qkv
         q, k, v = (Projection(qkv, i * d, d) for i in range(3))
-        return PreNormBlock(
-            HookedAttention(AttentionLeaves(q, k, v, Projection(layer.self_attn.projection)), cfg),
-            HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn),
-            HookedNorm(layer.layer_norm1),
-            HookedNorm(layer.layer_norm2),
+        attn = HookedAttention(AttentionLeaves(q, k, v, Projection(layer.self_attn.projection)), cfg)
+        mlp = HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn)
+        return Block(
+            attn=Branch(attn, norm=HookedNorm(layer.layer_norm1)), mlp=Branch(mlp, norm=HookedNorm(layer.layer_norm2))
         )
 
     leaves = PatchLeaves(
@@ -94,14 +94,16 @@ def text_stack(name: str, hf: Any, *, causal: bool) -> TextStack:
         parts = (inner.query, inner.key, inner.value, hf_attention.output.dense)
         return HookedAttention(AttentionLeaves(*map(Projection, parts)), cfg, cross=cross)
 
-    def block(layer: Any) -> PostNormBlock:
+    def branch(module: HookedAttention | HookedMLP, part: Any) -> Branch:
+        return Branch(module, norm_of_sum=HookedNorm(part.output.LayerNorm))
+
+    def block(layer: Any) -> Block:
         crossed = getattr(layer, "crossattention", None)
-        norms = [layer.attention.output, *([crossed.output] if crossed is not None else []), layer.output]
-        return PostNormBlock(
-            attention(layer.attention, cross=False),
-            HookedMLP(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn),
-            tuple(HookedNorm(part.LayerNorm) for part in norms),
-            None if crossed is None else attention(crossed, cross=True),
+        mlp = HookedMLP(layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn)
+        return Block(
+            attn=branch(attention(layer.attention, cross=False), layer.attention),
+            cross_attn=None if crossed is None else branch(attention(crossed, cross=True), crossed),
+            mlp=branch(mlp, layer),
         )
 
     blocks = [block(layer) for layer in hf.encoder.layer]
@@ -120,6 +122,7 @@ def text_stack(name: str, hf: Any, *, causal: bool) -> TextStack:
 class HookedBLIP(HookedVLM):
     """A BLIP model. `from_pretrained` and `from_hf` give the class that fits the checkpoint's task."""
 
+    stages = ("hook_pixel_values", "vision_encoder", "hook_image_features", "text_encoder", "text_decoder")
     text_encoder: TextStack  # in question answering and retrieval
     text_decoder: TextStack  # in question answering and captioning
 
@@ -186,8 +189,8 @@ class HookedBLIP(HookedVLM):
 
     answer_stack = "text_decoder"
 
-    def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, None]:
-        return self.text_decoder.embed(tokens, position_ids), None
+    def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Rotary]]:
+        return self.text_decoder.embed(tokens, position_ids), {}
 
     def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         return self.hook_logits(self.unembed(self.text_decoder.head(x)))

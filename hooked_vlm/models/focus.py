@@ -8,7 +8,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -194,12 +194,12 @@ class FocusedStack:
         """What this view runs on, as [batch pos]: see the class."""
         if isinstance(given, Tensor) and not given.is_floating_point() and given.ndim == 2:
             return given
-        if self.name == "vision_encoder":
+        if isinstance(self.stack, VisionStack):
             pixels = self.model.to_pixels(given)
             with self.model.reading.taken(running=True):  # or two threads' images would get the same ids
                 ids = torch.arange(len(self._seen), len(self._seen) + len(pixels), device=pixels.device)
                 self._seen += list(pixels)
-            n_positions = cast(VisionStack, self.stack).embed(pixels[:1]).shape[1]
+            n_positions = self.stack.embed(pixels[:1]).shape[1]
             return ids[:, None].repeat(1, n_positions)
         if self.name == self.model.prompt_stack and self._images is not None:
             return self.model.to_inputs(self._images, given).input_ids
@@ -212,7 +212,7 @@ class FocusedStack:
             InputsError: if the view holds no image or text that such a run needs.
         """
         tokens = self.to_tokens(tokens).to(self.model.device)
-        if self.name == "vision_encoder":
+        if isinstance(self.stack, VisionStack):
             if self._texts is None:
                 raise InputsError(
                     "a vision encoder is run for a text: model.focus('vision_encoder', texts='a question?')"

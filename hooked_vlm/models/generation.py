@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vlm.components.stack import AttentionMask, Stack
+from hooked_vlm.components.attention import Rotary
+from hooked_vlm.components.masks import AttentionMask
+from hooked_vlm.components.stack import Stack
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
@@ -36,8 +38,8 @@ class Generates:
 
     def _embed_next(
         self, tokens: Int[Tensor, "batch 1"], position_ids: Int[Tensor, "batch 1"]
-    ) -> tuple[Float[Tensor, "batch 1 d_model"], tuple[Tensor, Tensor] | None]:
-        """One new token's residual stream, and its rotary cosines and sines if there are any."""
+    ) -> tuple[Float[Tensor, "batch 1 d_model"], dict[str, Rotary]]:
+        """One new token's residual stream, and its rotary positions, of each kind that the stack has."""
         raise NotImplementedError
 
     def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

@@ -56,6 +56,7 @@ class HasHooks(HookedRootModule):
     prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
     answer_stack: str  # the stack that makes the logits
     main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
+    stages: ClassVar[tuple[str, ...]] = ()  # stacks, and modules and hook points before them, in running order
     stacks: ByStack[Stack]
     outside: PositionOffset  # of hook points that belong to no stack
     turn: Turn
@@ -111,6 +112,20 @@ class HasHooks(HookedRootModule):
             return self.answer_stack
         owners = [name for name, stack in self.stacks.items() if stack.prefix and hook.startswith(stack.prefix)]
         return owners[0] if owners else self.main_stack
+
+    def runs_before(self, hook: str, stack: str) -> bool:
+        """True if a hook point is passed before a stack's first block, by the order that the family declares.
+
+        Args:
+            hook: its full name.
+            stack: the stack's name.
+        """
+        stage = next((name for name in self.stages if hook == name or hook.startswith(f"{name}.")), None)
+        if stage is None:  # what comes after all of them, and the blocks of a stack without a prefix
+            return False
+        if stage == stack:
+            return hook.removeprefix(self.stacks[stack].prefix).partition(".")[0] in Stack.before_blocks
+        return self.stages.index(stage) < self.stages.index(stack)
 
     def _is_on(self, hook: str) -> bool:
         gate = cast(HookPoint, self.hook_dict[hook]).gate

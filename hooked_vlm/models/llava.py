@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from hooked_vlm.components.attention import AttentionLeaves, HookedAttention
-from hooked_vlm.components.block import PreNormBlock
+from hooked_vlm.components.attention import AttentionLeaves, HookedAttention, Rotary
+from hooked_vlm.components.block import Block, Branch
 from hooked_vlm.components.embed import PatchLeaves, Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint
+from hooked_vlm.components.masks import AttentionMask
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
-from hooked_vlm.components.stack import AttentionMask, Stack, StackedWeights, StackPass
+from hooked_vlm.components.stack import Stack, StackedWeights, StackPass
 from hooked_vlm.components.weights import Projection, dense_weight, held
 from hooked_vlm.errors import CheckpointError, InputsError, TextError
 from hooked_vlm.given import told
@@ -29,6 +30,8 @@ from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.inputs import Layout, VLMInputs
 from hooked_vlm.models.run import Run
+
+ROTARY = "default"  # the one kind of rotary positions of these language models
 
 
 def vision_stack(hf: Any, n_layers: int) -> VisionStack:
@@ -44,13 +47,12 @@ def vision_stack(hf: Any, n_layers: int) -> VisionStack:
         eps=c.layer_norm_eps,
     )
 
-    def block(layer: Any) -> PreNormBlock:
+    def block(layer: Any) -> Block:
         a = layer.self_attn
-        return PreNormBlock(
-            HookedAttention(AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.out_proj))), cfg),
-            HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn),
-            HookedNorm(layer.layer_norm1),
-            HookedNorm(layer.layer_norm2),
+        attn = HookedAttention(AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.out_proj))), cfg)
+        mlp = HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn)
+        return Block(
+            attn=Branch(attn, norm=HookedNorm(layer.layer_norm1)), mlp=Branch(mlp, norm=HookedNorm(layer.layer_norm2))
         )
 
     has_class_token = hasattr(e, "class_embedding")
@@ -93,15 +95,15 @@ def language_stack(hf: Any) -> Stack:
     )
     kinds = getattr(c, "layer_types", None) or ["sliding_attention"] * c.num_hidden_layers
 
-    def block(layer: Any, kind: str) -> PreNormBlock:
+    def block(layer: Any, kind: str) -> Block:
         a, m = layer.self_attn, layer.mlp
         window = getattr(c, "sliding_window", None) if kind == "sliding_attention" else None
         leaves = AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.o_proj)))
-        return PreNormBlock(
-            HookedAttention(leaves, cfg, rotary=True, window=window),
-            HookedMLP(m.up_proj, m.down_proj, m.act_fn, gate=m.gate_proj),
-            HookedNorm(layer.input_layernorm),
-            HookedNorm(layer.post_attention_layernorm),
+        attn = HookedAttention(leaves, cfg, rotary=ROTARY, window=window)
+        mlp = HookedMLP(m.up_proj, m.down_proj, m.act_fn, gate=m.gate_proj)
+        return Block(
+            attn=Branch(attn, norm=HookedNorm(layer.input_layernorm)),
+            mlp=Branch(mlp, norm=HookedNorm(layer.post_attention_layernorm)),
         )
 
     blocks = [block(layer, kind) for layer, kind in zip(hf.layers, kinds, strict=False)]
@@ -151,6 +153,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     """
 
     prompt_stack = main_stack = answer_stack = "language_model"
+    stages = ("hook_pixel_values", "vision_encoder", "projector", "hook_image_features", "hook_embed", "language_model")
     processor_parts = ("image_processor", "tokenizer", "image_token")
     towers = {  # others have norms, gates or multipliers between the same names, and would be computed wrongly
         "text_config": ("llama", "mistral", "qwen2"),
@@ -205,7 +208,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             "language_model",
             run,
             lambda: self._merged(inputs, features),
-            lambda: StackPass(AttentionMask(inputs.real, causal=True), rotary=self._rotary(inputs)),
+            lambda: StackPass(AttentionMask(inputs.real, causal=True), rotary={ROTARY: self._rotary(inputs)}),
         )
         assert x is not None
         return self._logits(self._select(x, run, inputs))
@@ -272,9 +275,9 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     def _logits(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         return self.hook_logits(self.unembed(self.ln_final(x)))
 
-    def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Rotary]]:
         embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(tokens))
-        return embeds, self._angles(position_ids)
+        return embeds, {ROTARY: self._angles(position_ids)}
 
     def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, Tensor | None]:
         return inputs.input_ids, inputs.real

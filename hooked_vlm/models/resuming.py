@@ -124,9 +124,8 @@ class Resumes:
                 return None, {}
             if name == run.stack:
                 before = run.state.passes[name]
-                rotary = before.rotary
-                if rotary is not None:
-                    rotary = (rotary[0][:, run.first_position :], rotary[1][:, run.first_position :])
+                first = run.first_position
+                rotary = {kind: (cos[:, first:], sin[:, first:]) for kind, (cos, sin) in before.rotary.items()}
                 again = replace(before, keep=False, first_position=run.first_position, rotary=rotary)
                 makes_logits = stack.causal and name == self.answer_stack == self.prompt_stack
                 again.last_alone = makes_logits and run.logits_at == "last" and run.state.inputs.rows_end_together

@@ -73,6 +73,11 @@ class RunState:
             raise StackError(
                 f"{stack.name} is bidirectional: every position sees a change at any other, so first_position must be 0"
             )
+        given = self.passes.get(stack.name)
+        if given is not None and (begins := given.mask.first_to_see(first)) < first:
+            raise StackError(
+                f"position {first} of {stack.name} is seen from position {begins} on: first_position must be {begins}"
+            )
         for layer, rows in injected.items():
             base = self.resid_pre(stack.name, layer)
             if not isinstance(rows, Tensor) or (rows.dtype, rows.device) != (base.dtype, base.device):

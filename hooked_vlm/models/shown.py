@@ -72,9 +72,9 @@ def _stack_rows(model: Any) -> list[tuple[str, ...]]:
     """A line for each stack, under a heading."""
     rows: list[tuple[str, ...]] = [HEADING]
     for name, stack in model.stacks.items():
-        cfg, block = stack.cfg, stack.blocks[0]
+        cfg = stack.cfg
         kv = "" if not cfg.n_key_value_heads else f" ({cfg.n_key_value_heads} kv)"
-        attention = "attn, cross_attn" if block.has_cross_attn else "attn"
+        attention = ", ".join(filter(None, (_having(stack, kind) for kind in ("attn", "cross_attn"))))
         norm = "RMS" if cfg.normalization_type.startswith("RMS") else "LN"
         rows.append(
             (
@@ -84,10 +84,16 @@ def _stack_rows(model: Any) -> list[tuple[str, ...]]:
                 str(cfg.d_model),
                 str(cfg.d_mlp),
                 attention + (", causal" if stack.causal else ""),
-                f"{'post' if block.post_norm else 'pre'}-{norm}",
+                f"{'post' if stack.post_norm else 'pre'}-{norm}",
             )
         )
     return rows
+
+
+def _having(stack: Any, kind: str) -> str:
+    """A kind of attention, with the layers that have it where others do not."""
+    layers = [layer for layer, block in enumerate(stack.blocks) if block.has(kind)]
+    return kind if len(layers) == len(stack.blocks) else f"{kind} of layers {layers}" if layers else ""
 
 
 # --- inputs -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.hooks import OWN_POSITIONS
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
@@ -58,17 +59,20 @@ def lengths_of(model: Any, n_tokens: int) -> dict[str, int]:
     """Positions of each stack where the prompt has `n_tokens`; an answer decoder begins with one."""
     found = dict.fromkeys(model.stacks, 1)
     found[model.prompt_stack] = n_tokens
-    found["vision_encoder"] = model.stacks["vision_encoder"].cfg.n_ctx
-    return found
+    return found | {name: s.cfg.n_ctx for name, s in model.stacks.items() if isinstance(s, VisionStack)}
 
 
-def block_flop(cfg: Any, n_positions: int, keys: int, cross_keys: int = 0) -> float:
-    """Operations of one block for some positions of one row; keys and values of cross-attention are not counted."""
+def block_flop(cfg: Any, n_positions: int, keys: int) -> float:
+    """Operations of one block's self-attention and MLP for some positions of one row."""
     inner = cfg.d_head * cfg.n_heads
     attention = 2 * cfg.d_model * 2 * inner + keys_values_flop(cfg) + 4 * keys * inner
-    crossed = 2 * cfg.d_model * 2 * inner + 4 * cross_keys * inner if cross_keys else 0
     mlp = 2 * cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2)
-    return float(n_positions * (attention + crossed + mlp))
+    return float(n_positions * (attention + mlp))
+
+
+def cross_flop(cfg: Any, n_positions: int, keys: int) -> float:
+    """Operations of one block's cross-attention for some positions of one row; keys and values are not counted."""
+    return float(n_positions * 4 * cfg.d_head * cfg.n_heads * (cfg.d_model + keys))
 
 
 def keys_values_flop(cfg: Any) -> float:
@@ -85,11 +89,11 @@ def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | No
         if after is not None and i <= order.index(after):
             continue
         cfg, n = model.stacks[name].cfg, lengths[name]
-        source = order[i - 1] if crosses(model, name) else None
-        keys = lengths[source] if source else 0
-        flop += cfg.n_layers * block_flop(cfg, n, n, keys)
-        if source:
-            flop += cfg.n_layers * source_flop(cfg, model.stacks[source].cfg.d_model, n, keys)
+        flop += cfg.n_layers * block_flop(cfg, n, n)
+        if crossing := crosses(model, name):
+            source = order[i - 1]
+            keys, d_source = lengths[source], model.stacks[source].cfg.d_model
+            flop += crossing * (cross_flop(cfg, n, keys) + source_flop(cfg, d_source, n, keys))
     return flop
 
 
@@ -100,9 +104,9 @@ def source_flop(cfg: Any, d_source: int, n_positions: int, keys: int) -> float:
     return 4.0 * d_source * min(computed, absorbed)
 
 
-def crosses(model: Any, stack: str) -> bool:
-    """Whether the blocks of a stack cross-attend to the stack before it."""
-    return any(getattr(block, "has_cross_attn", False) for block in model.stacks[stack].blocks)
+def crosses(model: Any, stack: str) -> int:
+    """How many blocks of a stack cross-attend to the stack before it."""
+    return sum(block.has_cross_attn for block in model.stacks[stack].blocks)
 
 
 def sites_cost(
@@ -125,7 +129,9 @@ def sites_cost(
     layers = [own for own, runs in zip(sites.layers_of(sites.table), matters.tolist(), strict=True) if runs]
     layer, after_own = torch.tensor([own[0] for own in layers]), joins_after_its_block(stack, sites)
     own = torch.ones_like(left) if after_own else left
-    keys = lengths[order[order.index(name) - 1]] if crosses(model, name) else 0
+    crossing = crosses(model, name)
+    crossed = cross_flop(cfg, 1, lengths[order[order.index(name) - 1]]) if crossing else 0.0
+    block = block_flop(cfg, 1, n) + crossing / cfg.n_layers * crossed
     position_runs = float((own + (cfg.n_layers - 1 - layer) * left).sum())
     after = run_flop(model, lengths, after=name)
     attended_to = 0.0  # positions that the last block needs as keys and values alone
@@ -133,7 +139,7 @@ def sites_cost(
     if stack.causal and name == model.answer_stack and not patched_in_last:
         attended_to = float((left - 1)[layer < cfg.n_layers - 1].sum())
         position_runs -= attended_to
-    flop = position_runs * block_flop(cfg, 1, n, keys) + attended_to * keys_values_flop(cfg)
+    flop = position_runs * block + attended_to * keys_values_flop(cfg)
     flop += int(matters.sum()) * after
     return SitesCost(len(matters), int((~matters).sum()), int(position_runs), flop)
 
@@ -180,8 +186,8 @@ def state_numbers(model: Any, lengths: Lengths) -> int:
     for i, (name, stack) in enumerate(model.stacks.items()):
         cfg = stack.cfg
         kv = 2 * cfg.d_head * (cfg.n_key_value_heads or cfg.n_heads)
-        crossed = kv * lengths[order[i - 1]] if crosses(model, name) else 0
-        numbers += (cfg.n_layers + 1) * lengths[name] * cfg.d_model + cfg.n_layers * (lengths[name] * kv + crossed)
+        crossed = crosses(model, name) * kv * lengths[order[i - 1]]
+        numbers += (cfg.n_layers + 1) * lengths[name] * cfg.d_model + cfg.n_layers * lengths[name] * kv + crossed
     return numbers
 
 

@@ -17,6 +17,7 @@ from einops import reduce as einreduce
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import InputsError
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
@@ -191,7 +192,8 @@ def _averaged_gradients(
 
 
 def _embeds_text(model: Any, name: str) -> bool:
-    return name.endswith("hook_embed") and model.stack_of(name) != "vision_encoder" and "image" not in name
+    owner = model.stacks.get(model.stack_of(name))
+    return name.endswith("hook_embed") and "image" not in name and not isinstance(owner, VisionStack)
 
 
 # --- from activations to sites ----------------------------------------------------------------------

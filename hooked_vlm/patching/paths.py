@@ -164,8 +164,7 @@ def _held(model: Any, senders: Sites, through_mlps: bool) -> list[str]:
     for name in order[order.index(senders.stack) :]:
         for layer, block in enumerate(model.stacks[name].blocks):
             for kind, hook in SUBLAYERS.items():
-                exists = kind != "cross_attn" or getattr(block, "has_cross_attn", False)
-                if exists and not (kind == "mlp" and through_mlps):
+                if block.has(kind) and not (kind == "mlp" and through_mlps):
                     held.append(f"{model.stacks[name].prefix}blocks.{layer}.{hook}")
     return held
 

@@ -116,8 +116,11 @@ class SweepPlan:
         axis = self.sites.position_axis
         if not self.causal or axis is None or self.sites.axes[axis] not in OWN_POSITIONS:
             return torch.zeros_like(self._moving[1])  # a key of another stack is seen from every position
+        first = self._moving[1]
+        if self.state is not None and (mask := self.state.passes[str(self.sites.stack)].mask).groups is not None:
+            first = torch.tensor([mask.first_to_see(at) for at in first.tolist()], dtype=torch.long)
         last = int(self.base.last_each.min())
-        return self._moving[1].clamp(max=last) if self.reads_last and self.prompted else self._moving[1]
+        return first.clamp(max=last) if self.reads_last and self.prompted else first
 
     @cached_property
     def _moving(self) -> tuple[Tensor, Tensor]:
@@ -178,8 +181,8 @@ def prepared(
     plans = {}
     for kind, sites in kinds.items():
         closed = closed_sites(model, sites, found[sites.hooks[0]], base)
-        shared = not own_hooks and sites.stack is not None
-        shared = shared and all(_is_before(model, name, str(sites.stack)) for name, _ in base_hooks)
+        before = [isinstance(name, str) and model.runs_before(name, str(sites.stack)) for name, _ in base_hooks]
+        shared = not own_hooks and sites.stack is not None and all(before)
         given = state if shared else None
         plans[kind] = SweepPlan(
             model, base, closed, metrics, logits, given, found, moved[kind], base_hooks, intervention
@@ -263,17 +266,6 @@ def _refuse_unreached(
     if len(found) < len(set(names)):
         found.clear()
         model.run_with_hooks(inputs, fwd_hooks=hooks, return_type=None)  # raises it
-
-
-def _is_before(model: Any, name: Any, stack: str) -> bool:
-    """True if a hook acts before a stack's first block, so that resuming in the stack does without it."""
-    order, prefix = list(model.stacks), model.stacks[stack].prefix
-    if name in ("hook_pixel_values", f"{prefix}hook_embed", f"{prefix}hook_pos_embed"):
-        return True
-    if not isinstance(name, str) or order.index(stack) == 0:
-        return False
-    owner = None if name == "hook_image_features" else model.stack_of(name)
-    return owner is None or name.startswith("projector.") or order.index(owner) < order.index(stack)
 
 
 def asked(

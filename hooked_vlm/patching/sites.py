@@ -180,23 +180,21 @@ class Sites:
 
     @classmethod
     def _in_blocks(cls, model: Any, stack: str, hook: str, layers: Index, positions: Index) -> Sites:
-        prefix = f"{a_model(model).stacks[stack].prefix}blocks."
-        known = [name.removeprefix(f"{prefix}0.") for name in model.hook_dict if name.startswith(f"{prefix}0.")]
-        if hook not in known:
-            raise HookNameError(
-                f"the blocks of {stack} have no {hook!r}. The closest are {', '.join(closest(hook, known))}"
-            )
-        model.hook_names(f"{prefix}0.{hook}")  # raises where it is off
+        form = f"{a_model(model).stacks[stack].prefix}blocks.{{}}.{hook}"
         n_layers = model.stacks[stack].cfg.n_layers
+        there = tuple(layer for layer in range(n_layers) if form.format(layer) in model.hook_dict)
+        if not there:
+            start = form.partition("{}")[0]
+            known = [name.removeprefix(start).partition(".")[2] for name in model.hook_dict if name.startswith(start)]
+            near = closest(hook, list(dict.fromkeys(known)))
+            raise HookNameError(f"the blocks of {stack} have no {hook!r}. The closest are {', '.join(near)}")
+        model.hook_names(form.format(there[0]))  # raises where it is off
         chosen = _chosen(layers, n_layers, f"layers of {stack}")
-        chosen = tuple(range(n_layers)) if chosen == ALL else chosen
-        return cls(
-            stack,
-            f"{prefix}{{}}.{hook}",
-            model.hook_dict[f"{prefix}0.{hook}"].axes,
-            chosen,
-            _read(positions, "positions", by_row=True),
-        )
+        chosen = there if layers is None or chosen == ALL else chosen
+        if lacking := [layer for layer in chosen if layer not in there]:
+            raise HookNameError(f"layers {_shown(lacking)} of {stack} have no {hook!r}; layers {_shown(there)} have it")
+        axes = model.hook_dict[form.format(there[0])].axes
+        return cls(stack, form, axes, chosen, _read(positions, "positions", by_row=True))
 
     def windows(self, wanted: int | Iterable[Any]) -> Sites:
         """These sites in several layers at once: one site for each window of layers, where there was one a layer.

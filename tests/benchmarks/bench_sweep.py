@@ -22,7 +22,7 @@ import torch
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.patching import Sites, metrics, moving, sweep
-from hooked_vlm.patching.cost import block_flop, source_flop
+from hooked_vlm.patching.cost import block_flop, cross_flop, source_flop
 from hooked_vlm.patching.sweep import sweep_all
 from tests.benchmarks.bench_forward import blip, in_turn, llava, peak_bytes, seconds
 from tests.benchmarks.models import wide_llava
@@ -40,14 +40,15 @@ def blip_floor(model: Any, n_tokens: int) -> float:
     """The least that the sweep must compute: two images, two questions, and what each site changes."""
     vision, text, decoder = (model.stacks[n].cfg for n in ("vision_encoder", "text_encoder", "text_decoder"))
     n_patches = vision.n_ctx
-    question = block_flop(text, n_tokens, n_tokens, n_patches)
+    question = block_flop(text, n_tokens, n_tokens) + cross_flop(text, n_tokens, n_patches)
     keys_values = 2 * 2 * vision.d_model * text.d_model * n_patches * text.n_layers
     runs = 2 * (vision.n_layers * block_flop(vision, n_patches, n_patches) + text.n_layers * question + keys_values)
     n_sites = text.n_heads * n_tokens
     # A site at layer l changes one position of that block's MLP, then every position of the blocks after it.
     later = sum(n_sites * (text.n_layers - 1 - layer) * question for layer in range(text.n_layers))
     own = text.n_layers * n_sites * 2 * text.d_model * (text.d_model + 2 * text.d_mlp)
-    answer = decoder.n_layers * (block_flop(decoder, 1, 1, n_tokens) + source_flop(decoder, text.d_model, 1, n_tokens))
+    answer = block_flop(decoder, 1, 1) + cross_flop(decoder, 1, n_tokens)
+    answer = decoder.n_layers * (answer + source_flop(decoder, text.d_model, 1, n_tokens))
     unembed = 2 * decoder.d_model * (decoder.d_model + decoder.d_vocab)
     return runs + later + own + text.n_layers * n_sites * (answer + unembed)
 

@@ -85,7 +85,7 @@ def test_a_sources_weights_taken_to_few_queries_change_nothing(data: st.DataObje
     x = torch.randn(n_sources * n_rows, n_queries, d_model, dtype=torch.float64)
     mask = torch.rand(n_sources, 1, 1, n_keys) < 0.5
     mask[..., data.draw(st.integers(0, n_keys - 1))] = True
-    given = AttentionPass(mask=data.draw(st.sampled_from([None, mask])))
+    given = AttentionPass(mask=data.draw(st.sampled_from([None, mask])), rows_per_source=n_rows)
     found = []
     for absorbs in (True, False):
         with patch.object(HookedAttention, "_absorbs", lambda *given, absorbs=absorbs: absorbs):

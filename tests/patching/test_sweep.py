@@ -115,6 +115,31 @@ def kinds_of_sites(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> tupl
     return kind, at
 
 
+@pytest.mark.parametrize("lacking", [{0}, {1}, {0, 2}])
+def test_layers_are_asked_what_they_have(lacking: set[int]) -> None:
+    hf = drawn.blip(n_layers=3)
+    for layer in lacking:
+        del hf.text_encoder.encoder.layer[layer].crossattention
+    model = HookedVLM.from_hf(hf)
+    clean = drawn.inputs_for(hf, "vqa", [5, 5])
+    having = tuple(sorted({0, 1, 2} - lacking))
+    for kind, layers in (("cross_attn", having), ("attn", (0, 1, 2))):
+        sites = Sites.heads(model, "text_encoder", kind)
+        assert sites.layers == layers
+        for corrupt in (other(clean, True), other(clean, False)):
+            found = sweep(model, clean, corrupt, sites, metrics.logit_diff(1, 0), progress=False)
+            expected = by_hand(model, clean, corrupt, sites, metrics.logit_diff(1, 0))
+            assert torch.allclose(found.values.reshape(expected.shape), expected, atol=1e-4 * scale(expected))
+    first = min(lacking)
+    with pytest.raises(
+        HookNameError, match=f"layers {first} of text_encoder have no 'cross_attn.hook_z'; layers .* it"
+    ):
+        Sites.heads(model, "text_encoder", "cross_attn", layers=[first])
+    with pytest.raises(StackError, match=rf"the blocks \[{first}.*\] of text_encoder have no cross_attn.W_Q"):
+        model.stacks["text_encoder"].stacked("W_Q", "cross_attn")
+    assert f"cross_attn of layers {list(having)}" in repr(model)
+
+
 @st.composite
 def sites_of_one_activation(draw: st.DrawFn, model: HookedVLM, inputs: VLMInputs) -> Sites:
     """Any sites of a model at real positions, whose hook points fire once in a run; sets the flags that they need."""
