@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from hooked_vlm import __version__
 from hooked_vlm.errors import HookedVLMError, HookNameError, InputsError, quoted
-from hooked_vlm.notice.config import NoticeConfig, Option, options
+from hooked_vlm.notice.config import Flag, NoticeConfig, options
 from hooked_vlm.notice.vocabulary import CORRUPT
 
 app = typer.Typer(
@@ -129,24 +130,34 @@ def convert(
 
 def _taking_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes the options of a run besides its own: what `NoticeConfig` says of them."""
-    found = {name: _parameter(name, option) for name, option in options().items()}
-    required = [each for each in found.values() if each.default is inspect.Parameter.empty]
+    found = [_parameter(name, option) for name, option in options().items()]
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "asked"]
-    more = [each for each in found.values() if each not in required]
-    command.__signature__ = inspect.Signature([*required, *own, *more])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*found[:2], *own, *found[2:]])  # type: ignore[attr-defined]
     return command
 
 
-def _parameter(name: str, option: Option) -> inspect.Parameter:
-    """An option of a run as typer reads it; True and False are two flags where neither is the default."""
-    flag, kind, default = option.flag, option.type, option.default
-    how: Any = typer.Argument(help=option.help)
-    if name != "model":
-        how = typer.Option(f"{flag}/--no-{flag[2:]}" if kind == bool | None else flag, help=option.help)
+def _parameter(name: str, option: FieldInfo) -> inspect.Parameter:
+    """An option of a run as typer reads it; a switch that may be left open is two flags."""
+    kind, default = _plain(option.annotation), None if option.default == () else option.default
+    flag = next((mark for mark in option.metadata if isinstance(mark, Flag)), f"--{name.replace('_', '-')}")
     if name == "corrupt":
         kind, default = str, "both"
-    start = inspect.Parameter.empty if default is ... else default or None if kind == list[str] else default
+    said = " ".join(str(option.description).split())
+    how: Any = typer.Argument(help=said)
+    if name != "model":
+        how = typer.Option(f"{flag}/--no-{flag[2:]}" if kind == bool | None else flag, help=said)
+    start = inspect.Parameter.empty if option.is_required() else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=start, annotation=Annotated[kind, how])
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without what is said of it: a text for choices, a list for a tuple."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Literal, tuple):
+        return str if origin is Literal else list[str]
+    return _plain(parts[0]) | None if type(None) in parts else annotation
 
 
 @app.command()

@@ -7,14 +7,14 @@ gives as its help. Two runs with equal configurations give equal results. Costs 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from hooked_vlm.errors import InputsError, ResumeError, TextError, closest, cut, quoted
 from hooked_vlm.given import is_blank, unwritable
@@ -40,12 +40,8 @@ _EXPECTED: Final = {  # by pydantic's name of an error
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Flag:
+class Flag(str):
     """How the command line spells an option, where it does so otherwise than by its name."""
-
-    name: str
-    more: str = ""  # what its help adds
 
 
 def _text(given: Any, *, lines: bool = False) -> str:
@@ -105,10 +101,8 @@ class NoticeConfig:
 
     model: Text
     """A hub name, a directory, or "zoo:..." for a model that ships here."""
-    tasks: Annotated[
-        tuple[str, ...], Names, Field(min_length=1), Flag("--task", 'Again for more; "all" for the shapes world\'s.')
-    ]
-    """A task of `datasets.sources.TASKS`, or a parquet file."""
+    tasks: Annotated[tuple[str, ...], Names, Field(min_length=1), Flag("--task")]
+    """Of `datasets.sources.TASKS`, or parquet files; --task again for more, "all" for those of the shapes world."""
     corrupt: Annotated[tuple[Corrupt, ...], Names, Field(min_length=1)] = CORRUPT
     """What is corrupted, one at a time: image, text or both; a row is kept for those that it has."""
     kinds: Annotated[tuple[Kind, ...], Names, Flag("--sites")] = ()
@@ -261,48 +255,10 @@ class NoticeConfig:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """An option, for whoever offers it: a command line.
-
-    Args:
-        flag: how the command line spells it.
-        type: of its value; a list's where several are taken.
-        default: its value where it is left out; `...` where it cannot be.
-        help: what it is, in a sentence or two.
-    """
-
-    flag: str
-    type: Any
-    default: Any
-    help: str
-
-
-def options() -> dict[str, Option]:
-    """The options of a run, by name, as they stand in `NoticeConfig`.
-
-    >>> options()["random_draws"]
-    Option(flag='--random-draws', type=<class 'int'>, default=20, help='Random sets of heads to compare with.')
-    """
-    found = {}
-    for name, field in NoticeConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        flag = next((mark for mark in field.metadata if isinstance(mark, Flag)), Flag(f"--{name.replace('_', '-')}"))
-        default = ... if field.is_required() else field.default
-        said = " ".join(f"{field.description} {flag.more}".split())
-        found[name] = Option(flag.name, _plain(field.annotation), default, said)
+def options() -> dict[str, FieldInfo]:
+    """The options of a run by name: of each its `annotation`, `default`, `description`, and what else is said of it."""
+    found: dict[str, FieldInfo] = NoticeConfig.__pydantic_fields__  # type: ignore[attr-defined]
     return found
-
-
-def _plain(annotation: Any) -> Any:
-    """A type without what may be of it: text for choices, a list for a tuple."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _plain(parts[0])
-    if origin is Literal:
-        return str
-    if origin is tuple:
-        return list[str]
-    return _plain(parts[0]) | None if type(None) in parts else annotation
 
 
 def available(model: Any) -> tuple[Kind, ...]:
@@ -319,12 +275,11 @@ def file_name(task: str) -> str:
 
 def _refusal(found: list[Any]) -> InputsError:
     """What is wrong with the options that were given, in our words: the name, what was given, what was expected."""
-    options: Mapping[str, Any] = NoticeConfig.__pydantic_fields__  # type: ignore[attr-defined]
     kinds = [each["type"] for each in found]
     if "unexpected_keyword_argument" in kinds:
         name = found[kinds.index("unexpected_keyword_argument")]["loc"][0]
         return InputsError(
-            f"a run has no option {quoted(name)}: the closest are {', '.join(closest(str(name), options))}"
+            f"a run has no option {quoted(name)}: the closest are {', '.join(closest(str(name), options()))}"
         )
     if missing := [str(each["loc"][0]) for each in found if each["type"] == "missing"]:
         return InputsError(f"the configuration lacks {' and '.join(missing)}")
@@ -333,11 +288,12 @@ def _refusal(found: list[Any]) -> InputsError:
     if isinstance(why.get("error"), InputsError):  # of two options together
         return why["error"]
     name = str(wrong["loc"][0])
-    open_too = options[name].default is None
+    option = options()[name]
+    open_too = option.default is None
     if wrong["type"] == "literal_error":
         known = why["expected"].replace(" or ", ", ")
         return InputsError(f"{name} has no {quoted(given)}: expected {'None, ' * open_too}{known}")
-    marks = [*options[name].metadata, *_marks(options[name].annotation)]
+    marks = [*option.metadata, *_marks(option.annotation)]
     reach = {side: getattr(mark, side) for mark in marks for side in ("ge", "gt", "le") if hasattr(mark, side)}
     expected = str(why["error"]) if "error" in why else _EXPECTED.get(wrong["type"], wrong["msg"]).format(**reach)
     way = "; leave it out for what is decided without it" if open_too and expected == _SAYS_NOTHING else ""

@@ -71,10 +71,11 @@ def test_the_command_offers_every_option_with_the_configurations_words() -> None
     offered = {each.name: each for each in typer.main.get_command(app).commands["notice"].params}  # type: ignore[attr-defined]
     assert set(offered) == {*options(), "out", "plan", "accept_versions"}
     for name, option in options().items():
-        assert offered[name].help == option.help and option.flag in (*offered[name].opts, "--model")
-        assert offered[name].required == (option.default is ...)
+        assert offered[name].help == " ".join(str(option.description).split())
+        assert offered[name].required == option.is_required()
         if not offered[name].required and name != "corrupt":
             assert offered[name].default in (option.default, *([None] if option.default == () else []))
+    assert offered["kinds"].opts == ["--sites"] and offered["random_draws"].opts == ["--random-draws"]
     assert offered["every_position"].secondary_opts == ["--no-every-position"]
 
 

@@ -169,9 +169,8 @@ def test_a_stored_configuration_is_read_and_written_as_it_was() -> None:
 def test_every_option_says_once_what_it_is() -> None:
     found = options()
     assert list(found) == [field.name for field in dataclasses.fields(NoticeConfig)]
-    assert all(option.help.endswith(".") for option in found.values())
-    assert len({option.flag for option in found.values()}) == len(found)
-    given = {name: option.default for name, option in found.items() if option.default is not ...}
+    assert all(str(option.description).endswith(".") for option in found.values())
+    given = {name: option.default for name, option in found.items() if not option.is_required()}
     assert NoticeConfig(model="m", tasks=("colour",), **given) == NoticeConfig(model="m", tasks=("colour",))
 
 
