@@ -1,46 +1,7 @@
 """summary.json: every number that the report prints, made from a run directory's parquet files alone.
 
-Top-level keys; each is a list of flat records unless said. Intervals are 95 %, over examples: exact (Clopper-Pearson)
-of shares, percentile bootstrap of the rest unless said. What cannot be computed is null; so is the interval of numbers
-that are all equal.
-
-- ``counts``: task, seen, answered (rows that the model gave an answer to), accuracy (of those, answered rightly),
-  accuracy_low, accuracy_high, kept, kept_image, kept_text (those that have the corruption, where it was run), reasons
-  (dict, why rows were not kept: how many), lacking (dict, why kept ones have not a corruption that was asked for).
-- ``noted``, of the data while it was read, from sources.json: task, reason, n, names (the first few). Most concern rows
-  that were passed over before they were seen; those that begin "no corrupt prompt" or "no mask", rows without it.
-- ``behaviour``, of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt
-  logit difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong).
-- ``heads``, at the tokens where heads are selected: what `universal_heads.select` gives (corrupt, task, kind, layer,
-  head, n, mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio,
-  ratio_low, ratio_high, p, q, repeats, fdr; p_all, q_all, repeats_all, paper_all, fdr_all over all tasks),
-  restoration (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are
-  near 0). Where the selected token is several positions, an example's effect is their mean. And what
-  `places.best_places` gives: at (the role these effects are of), best_at (the role at which the head moves the answer
-  most), best, best_low, best_high, best_abs (effect and |effect| there), elsewhere (true where it is strong there and
-  not here).
-- ``strongest``: what `places.strongest` gives of them, by corrupt and task.
-- ``roles``: corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
-  |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
-- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "fdr"), tasks,
-  tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
-- ``functions``: what `head_labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
-  significant, q, and every score of `image_attention.SCORES` with _low and _high; all tasks together.
-  ``functions_by_task``: the same with task, since a head may look at the object in one task and away in another.
-- ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
-  and accuracy, each also with _low and _high (over examples), accuracy_random_mean, accuracy_random_low,
-  accuracy_random_high (2.5 and 97.5 % of random sets), the same for logit_diff, harm, harm_low, harm_high (mean logit
-  difference under random sets less that under the selection, interval over examples), p (share of sets, the selection
-  among them, whose mean logit difference is no higher than the selection's), worse (`claims.hurts_more`: true, false,
-  or null where that cannot be told).
-- ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads (those that either corruption
-  moves by more than rounding: heads that no corruption reaches would agree by being 0), spearman (of mean |effect| over
-  heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
-- ``figures``: file, kind, layer, head, example, caption. ``findings``: `claims.Verdict`s: about, claim, holds (true,
-  false, or null where the run cannot tell), told (a sentence), evidence, subject, parts (task: holds). ``cautions``:
-  sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as in run.json.
-
-Cost: some 10 ms an example to read, then seconds for the resamples. Knows no model.
+`schema.Summary` says what is in it. Cost: some 10 ms an example to read, then seconds for the resamples. Knows no
+model.
 """
 
 from __future__ import annotations
@@ -60,6 +21,7 @@ from hooked_vlm.notice import cautions, findings, places, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
+from hooked_vlm.notice.schema import VERSION, Records, Summary, checked
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
 
 NAMES = 3  # of what was noted of the data, named in the report
@@ -84,13 +46,11 @@ class Selected:
     tables: RunTables
     families: Any
     effects: pd.DataFrame
-    records: dict[str, list[dict[str, Any]]]
+    records: dict[str, Records]
     notes: list[str]
 
 
-def summarise(
-    directory: str | Path, *, config: Any = None, figures: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def summarise(directory: str | Path, *, config: Any = None, figures: Records | None = None) -> Summary:
     """Make summary.json, in one move, and give what is in it.
 
     Args:
@@ -130,7 +90,7 @@ def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
     return Selected(config, rule, data, families, effects, records, notes)
 
 
-def conclude(place: RunDirectory, selected: Selected, figures: list[dict[str, Any]]) -> dict[str, Any]:
+def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summary:
     """Make summary.json of a run whose heads are selected and ablated, and give what is in it.
 
     Args:
@@ -167,28 +127,31 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[dict[str, An
         "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
     verdicts = findings.findings(data, made_of, significant, rule)
-    summary: dict[str, Any] = _plain(
-        {
-            **made_of,
-            "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
-            "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
-            "findings": [verdict.to_record() for verdict in verdicts],
-            "cautions": [
-                *selected.notes,
-                *cautions.about_packages(place.record),
-                *cautions.cautions(data, made_of, config, rule),
-            ],
-            "select_at": dict.fromkeys(data.head_kinds, data.at),
-            "config": config,
-            "model": place.record["model"],
-            "figures": figures,
-        }
+    summary = checked(
+        _plain(
+            {
+                "version": VERSION,
+                **made_of,
+                "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
+                "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
+                "findings": [verdict.to_record() for verdict in verdicts],
+                "cautions": [
+                    *selected.notes,
+                    *cautions.about_packages(place.record),
+                    *cautions.cautions(data, made_of, config, rule),
+                ],
+                "select_at": dict.fromkeys(data.head_kinds, data.at),
+                "config": config,
+                "model": place.record["model"],
+                "figures": figures,
+            }
+        )
     )
     place.write_json(SUMMARY, summary)
     return summary
 
 
-def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
+def _as_asked(records: Records, tasks: list[str]) -> Records:
     """Records in the order in which tasks were asked for, else as they were."""
     places = {task: place for place, task in enumerate(tasks)}
     return sorted(records, key=lambda record: places.get(record["task"], len(places)))
@@ -209,7 +172,7 @@ def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
 # --- files ------------------------------------------------------------------------------------------
 
 
-def _noted(place: RunDirectory) -> list[dict[str, Any]]:
+def _noted(place: RunDirectory) -> Records:
     of_tasks = place.values(SOURCES) if place.lists(SOURCES) else {}
     return [
         {
@@ -223,7 +186,7 @@ def _noted(place: RunDirectory) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(place: RunDirectory) -> list[dict[str, Any]]:
+def _figures(place: RunDirectory) -> Records:
     """Figures that an earlier summary.json names and that are still there."""
     if not place.has(SUMMARY):
         return []
