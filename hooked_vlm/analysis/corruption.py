@@ -63,9 +63,11 @@ class SemanticImagePair:
         """
         if (self.image is None) == (self.pixel_values is None):
             raise InputsError("SemanticImagePair takes a picture or its pixel_values: give one of the two")
+        if inputs.pixel_values is None:
+            raise InputsError("the prompts have no image that another could take the place of")
         pixels = model.to_pixels(self.image) if self.pixel_values is None else self.pixel_values
         pixels = pixels.to(inputs.pixel_values)
-        if pixels.shape[1:] != inputs.pixel_values.shape[1:] or len(pixels) not in (1, len(inputs)):
+        if pixels.shape[1:] != inputs.pixel_values.shape[1:] or len(pixels) not in (1, len(inputs.pixel_values)):
             raise InputsError(
                 f"the corrupt pictures have shape {tuple(pixels.shape)} and the clean ones "
                 f"{tuple(inputs.pixel_values.shape)}: expected the same, or one for all"

@@ -136,9 +136,11 @@ def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str) -> _ImageKeys | 
     if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
-    if cross != (inputs.layout.patch_size is not None):  # cross-attention reads the image; self-attention the prompt
+    if cross != (inputs.layout.image_token_id is None):  # cross-attention reads the image; self-attention the prompt
         return None
     patch = model.vision_encoder.patch_size
+    if inputs.pixel_values is None or set(inputs.images_each) != {1}:
+        raise InputsError(f"the prompts have {inputs.images_each} images: expected one in each")
     height, width = (side // patch for side in inputs.pixel_values.shape[-2:])
     spans = inputs.image_spans
     n_before = 1 if cross and model.vision_encoder.has_class_token else 0

@@ -263,7 +263,7 @@ def direct_logit_attribution(
         DenseWeightError: if an attention's output weights are quantised.
     """
     found = _pre_norm(model, stack)
-    inputs = VLMInputs.of(inputs)
+    inputs = model.as_inputs(inputs)
     n = len(inputs)
     right = _for_each(_ids(model, token), n)
     wrong = None if against is None else _for_each(_ids(model, against), n)

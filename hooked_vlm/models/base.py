@@ -30,7 +30,8 @@ from hooked_vlm.models import checkpoint, loading, memory, placement
 from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
-from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.resuming import Resumes
 from hooked_vlm.models.run import Run, Stopped, stop_at
 from hooked_vlm.models.shown import Shown
@@ -266,7 +267,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
                 f"stream and has no logits. Leave it out, or return_type {return_type!r}, loss_per_token "
                 f"{loss_per_token} and logits_at {logits_at!r}"
             )
-        inputs = VLMInputs.of(inputs)
+        inputs = self.as_inputs(inputs)
         logits = self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, logits_at=at, stop_at=end))
         if return_type in ("logits", None):
             return logits if return_type else None

@@ -29,7 +29,9 @@ from hooked_vlm.components.weights import Projection, held
 from hooked_vlm.errors import InputsError, TextError
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
-from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.conversations import Prompt, one_each, plain
+from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.run import Run
 
 
@@ -169,6 +171,8 @@ class HookedBLIP(HookedVLM):
 
     def _check(self, inputs: VLMInputs, run: Run) -> None:
         stack = cast(TextStack, self.stacks[self.prompt_stack])
+        if inputs.pixel_values is None:
+            raise InputsError("BLIP reads an image with every text, and the inputs lack pixel_values")
         for name, ids in (("input_ids", inputs.input_ids), ("decoder_input_ids", inputs.decoder_input_ids)):
             if ids is None:
                 continue
@@ -176,13 +180,14 @@ class HookedBLIP(HookedVLM):
             if ids.shape[1] > stack.cfg.n_ctx:
                 raise InputsError(f"{name} has {ids.shape[1]} positions and the context is {stack.cfg.n_ctx}")
 
-    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
+    def _prepare(self, images: list[list[Image.Image]], texts: list[Prompt] | None) -> VLMInputs:
         if texts is None:
             raise TextError(f"{type(self).__name__} reads a text with every image: to_inputs(images, texts)")
-        encoded = self.processor(images=images, text=texts, padding=len(texts) > 1, return_tensors="pt")
+        pictures, words = one_each(images), plain(texts)
+        encoded = self.processor(images=pictures, text=words, padding=len(words) > 1, return_tensors="pt")
         inputs = VLMInputs.of({k: encoded.get(k) for k in ("pixel_values", "input_ids", "attention_mask")})
         lengths = [int(n) for n in (encoded["attention_mask"]).sum(1)]
-        self._refuse_long(texts, lengths, self.stacks[self.prompt_stack].cfg.n_ctx)
+        self._refuse_long(words, lengths, self.stacks[self.prompt_stack].cfg.n_ctx)
         return inputs
 
     # --- generation, in the classes that have a decoder ---------------------------------------------
@@ -266,13 +271,13 @@ class HookedBLIPForCaptioning(HookedBLIP):
     def _build_text(self, hf: Any) -> None:
         self._build_decoder(hf.text_decoder)
 
-    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
+    def _prepare(self, images: list[list[Image.Image]], texts: list[Prompt] | None) -> VLMInputs:
         tokenizer = self.processor.tokenizer
-        prompts = [""] * len(images) if texts is None else texts
+        prompts = [""] * len(images) if texts is None else plain(texts)
         rows = [[self._start_token, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in prompts]
         self._refuse_long(prompts, [len(row) for row in rows], self.text_decoder.cfg.n_ctx)
         padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        return VLMInputs(self.to_pixels(images).cpu(), padded["input_ids"], padded["attention_mask"])
+        return VLMInputs(self.to_pixels(one_each(images)).cpu(), padded["input_ids"], padded["attention_mask"])
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         image = self._image(inputs, run)
@@ -325,7 +330,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
         given = [f"{name}={value!r}" for name, value in options.items() if value is not None and value is not False]
         if given:
             raise InputsError(f"a similarity has no logits and ends at no layer: leave out {', '.join(given)}")
-        return self._checked_run(VLMInputs.of(inputs), run)
+        return self._checked_run(self.as_inputs(inputs), run)
 
     def _run(self, inputs: VLMInputs, run: Run) -> Tensor:
         hf = cast(Any, self.hf_model)

@@ -6,7 +6,7 @@ position at each later one; `hook.first_position` says which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Generates:
     if TYPE_CHECKING:
         stacks: ByStack[Stack]
         _need: Any
+        as_inputs: Callable[..., VLMInputs]
         _checked_run: Any
 
     def _embed_next(
@@ -94,7 +95,7 @@ class Generates:
             raise InputsError(f"return_type is {return_type!r}; expected 'str' or 'tokens'")
         warp = _warpers(temperature, top_k, top_p) if do_sample else None
         tokenizer = self._need("tokenizer") if return_type == "str" else None
-        inputs = VLMInputs.of(inputs)
+        inputs = self.as_inputs(inputs)
         answer = self._decode(inputs, max_new_tokens, warp, seed, stop_at_eos, interpolate_pos_encoding)
         if tokenizer is None:
             return answer

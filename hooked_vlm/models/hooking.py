@@ -56,6 +56,7 @@ class HasHooks(HookedRootModule):
     prompt_stack: ClassVar[str]  # the stack whose positions are those of `VLMInputs`
     answer_stack: str  # the stack that makes the logits
     main_stack: ClassVar[str | None] = None  # the stack whose names have no prefix
+    as_inputs: Callable[..., VLMInputs]
     stages: ClassVar[tuple[str, ...]] = ()  # stacks, and modules and hook points before them, in running order
     stacks: ByStack[Stack]
     outside: PositionOffset  # of hook points that belong to no stack
@@ -225,8 +226,8 @@ class HasHooks(HookedRootModule):
                 f"stop_at_layer is {kwargs['stop_at_layer']!r}: the run has no loss, of which incl_bwd keeps the "
                 "gradients. Leave one of them out"
             )
-        if remove_batch_dim and args and len(VLMInputs.of(args[0])) != 1:
-            raise InputsError(f"remove_batch_dim needs a batch of one, not {len(VLMInputs.of(args[0]))}")
+        if remove_batch_dim and args and len(self.as_inputs(args[0])) != 1:
+            raise InputsError(f"remove_batch_dim needs a batch of one, not {len(self.as_inputs(args[0]))}")
         kept, awaited = cut(pos_slice), [] if names_filter is None else self._awaited(names_filter)
         names = None if names_filter is None else [name for group in awaited for name in group]
         out, cached = super().run_with_cache(

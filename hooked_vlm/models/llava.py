@@ -28,7 +28,9 @@ from hooked_vlm.errors import CheckpointError, InputsError, TextError
 from hooked_vlm.given import told
 from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
-from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.conversations import Prompt, as_many, said, turns
+from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.run import Run
 
 ROTARY = "default"  # the one kind of rotary positions of these language models
@@ -189,7 +191,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     def layout(self) -> Layout:
         """Image patches stand in the prompt, where its image tokens are."""
         tokenizer, pictures = (getattr(self.processor, name, None) for name in ("tokenizer", "image_processor"))
-        return Layout(tokenizer, pictures, image_token_id=self._image_token)
+        return Layout(tokenizer, pictures, image_token_id=self._image_token, patch_size=self.vision_encoder.patch_size)
 
     @property
     def _image_token(self) -> int:
@@ -203,7 +205,8 @@ class HookedLLaVA(StackedWeights, HookedVLM):
 
     def _run(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
         features = self._image(inputs, run)
-        inputs = self._text_of_rows(inputs, features)
+        n_images = 0 if inputs.pixel_values is None else len(inputs.pixel_values)
+        inputs = self._text_of_rows(inputs, features, n_images)
         x, _ = self._through(
             "language_model",
             run,
@@ -218,7 +221,9 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         return logits
 
     def _image(self, inputs: VLMInputs, run: Run) -> Float[Tensor, "batch image_pos d_model"] | None:
-        """What takes the place of the image tokens; None if the run resumes after it."""
+        """What takes the place of the image tokens; None if there are none, or the run resumes after it."""
+        if inputs.pixel_values is None:
+            return None
         x, hidden = self._through(
             "vision_encoder",
             run,
@@ -250,8 +255,9 @@ class HookedLLaVA(StackedWeights, HookedVLM):
 
     def _merged(self, inputs: VLMInputs, features: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings with the image's features in place of its tokens."""
-        assert features is not None
         embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(inputs.input_ids))
+        if features is None:
+            return embeds
         places = (inputs.input_ids == self._image_token)[..., None]
         return embeds.masked_scatter(places.to(embeds.device), features.to(embeds))
 
@@ -306,24 +312,28 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             raise InputsError("LLaVA has no answer decoder: what it has answered so far stands at the end of input_ids")
         if inputs.input_ids.shape[1] > cfg.n_ctx:
             raise InputsError(f"input_ids has {inputs.input_ids.shape[1]} positions and the context is {cfg.n_ctx}")
+        counts = (inputs.input_ids == self._image_token).sum(1).tolist()
+        if inputs.pixel_values is None:
+            if any(counts):
+                raise InputsError(f"the prompts hold {counts} image tokens, and the inputs lack pixel_values")
+            return
         patch, (height, width) = self.vision_encoder.patch_size, inputs.pixel_values.shape[-2:]
         features = (height // patch) * (width // patch) + self.vision_encoder.has_class_token - self._drops_first
-        counts = (inputs.input_ids == self._image_token).sum(1).tolist()
-        if any(n != features for n in counts):
+        if sum(counts) != features * len(inputs.pixel_values) or any(n % features for n in counts):
             raise InputsError(
                 f"the prompts hold {counts} image tokens (id {self._image_token}) and each image gives {features} "
                 "features: make the inputs with model.to_inputs, or model.processor, which counts as the model does"
             )
 
-    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
+    def _prepare(self, images: list[list[Image.Image]], texts: list[Prompt] | None) -> VLMInputs:
         if texts is None:
             raise TextError("LLaVA reads a text with every image: to_inputs(images, texts)")
         self._fit_processor()
-        prompts = [self._prompt(i, text) for i, text in enumerate(texts)]
+        prompts = [self._prompt(i, text, len(own)) for i, (text, own) in enumerate(zip(texts, images, strict=True))]
         pixels, rows = self._encoded(images, prompts)
         self._refuse_long(prompts, [len(row) for row in rows], self.stacks["language_model"].cfg.n_ctx)
         padded = self.processor.tokenizer.pad({"input_ids": rows}, padding=len(rows) > 1, return_tensors="pt")
-        return VLMInputs(pixels, padded["input_ids"], padded["attention_mask"])
+        return VLMInputs(pixels, padded["input_ids"], padded["attention_mask"], layout=self.layout)
 
     def _fit_processor(self) -> None:
         """Let the processor count image tokens as the model makes features: what it was saved with may differ."""
@@ -331,56 +341,57 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
         self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
 
-    def _encoded(self, images: list[Image.Image], prompts: list[str]) -> tuple[Tensor, list[list[int]]]:
+    def _encoded(self, images: list[list[Image.Image]], prompts: list[str]) -> tuple[Tensor | None, list[list[int]]]:
         """Pixels, and the ids of each row, which begin with one BOS: the prompt's own, or the tokenizer's."""
         begin = self.processor.tokenizer.bos_token
-        written = [bool(begin) and prompt.startswith(begin) for prompt in prompts]
-        pixels, rows = dict[int, Tensor](), dict[int, list[int]]()
-        for has_own in set(written):
-            at = [i for i, own in enumerate(written) if own == has_own]
+        pixels, rows = list[Tensor](), list[list[int]]()
+        for own, prompt in zip(images, prompts, strict=True):
+            has_own = bool(begin) and prompt.startswith(begin)
             made = self.processor(
-                images=[images[i] for i in at],
-                text=[prompts[i] for i in at],
-                padding=len(at) > 1,
+                images=own or None,
+                text=[prompt],
                 add_special_tokens=not has_own,  # as Hugging Face's own templates are tokenized
                 return_tensors="pt",
             )
-            pixels |= dict(zip(at, made["pixel_values"], strict=True))
-            real = made["attention_mask"].bool()
-            rows |= {i: ids[real[row]].tolist() for row, (i, ids) in enumerate(zip(at, made["input_ids"], strict=True))}
-        order = range(len(prompts))
-        return torch.stack([pixels[i] for i in order]), [rows[i] for i in order]
+            pixels += [made["pixel_values"]] if own else []
+            rows.append(made["input_ids"][0].tolist())
+        return torch.cat(pixels) if pixels else None, rows
 
-    def _prompt(self, i: int, text: str) -> str:
-        """A text as the model is to read it: with its one image placeholder."""
+    def _prompt(self, i: int, text: Prompt, n_images: int) -> str:
+        """A prompt as the model is to read it: with a placeholder for each of its images."""
         token = self.processor.image_token
         if (id := self.processor.tokenizer.convert_tokens_to_ids(token)) != self._image_token:
             raise InputsError(
                 f"the processor's placeholder {token!r} is token {id} and the model's image token is "
                 f"{self._image_token}: pass the processor that belongs to the model"
             )
-        n_images = text.count(token)
-        if n_images > 1:
-            raise TextError(f"text {i} has {n_images} {token!r} placeholders; expected one, for its one image")
-        if n_images == 1:
+        if isinstance(text, str) and (n_written := text.count(token)):
+            if n_written != n_images:
+                raise TextError(f"text {i} has {n_written} {token!r} placeholders; expected {as_many(n_images)}")
             return text
-        written = f"USER: {token}\n{text[:40]} ASSISTANT:"
+        shown = (text if isinstance(text, str) else said(text)[0])[:40]
+        placeholders = f"{token}\n" * n_images
+        written = f"USER: {placeholders}{shown} ASSISTANT:"
         if getattr(self.processor, "chat_template", None) is None:
+            if isinstance(text, str) and not n_images:
+                return text
             raise TextError(
                 f"text {i} has no {token!r} and the processor has no chat template to place it: write the whole "
                 f"prompt, e.g. {written!r}"
             )
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         try:
-            prompt = str(self.processor.apply_chat_template([turn], add_generation_prompt=True))
+            prompt = str(self.processor.apply_chat_template(turns(i, text, n_images), add_generation_prompt=True))
+        except TextError:
+            raise
         except Exception as error:  # a template is a program, and raises what it likes
             raise TextError(
                 f"the processor's chat template cannot be applied to text {i}: {told(error)}. Mend the template "
                 f"(processor.chat_template), or write the whole prompt, e.g. {written!r}"
             ) from error
-        if (n_images := prompt.count(token)) != 1:
+        if (n_written := prompt.count(token)) != n_images:
             raise TextError(
-                f"the processor's chat template makes {n_images} {token!r} placeholders of text {i}; expected one. "
-                f"Mend the template (processor.chat_template), or write the whole prompt, e.g. {written!r}"
+                f"the processor's chat template makes {n_written} {token!r} placeholders of text {i}; expected "
+                f"{as_many(n_images)}. Mend the template (processor.chat_template), or write the whole prompt, e.g. "
+                f"{written!r}"
             )
         return prompt

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.components.hook_point import PositionOffset
 from hooked_vlm.components.stack import Stack, StackPass
 from hooked_vlm.errors import InputsError, StackError
@@ -32,6 +33,7 @@ class Resumes:
         outside: PositionOffset
         answer_stack: str
         prompt_stack: ClassVar[str]
+        as_inputs: Callable[..., VLMInputs]
         _checked_run: Any
         _run: Any
 
@@ -43,7 +45,7 @@ class Resumes:
         Returns:
             The logits, and the state: keys, values and a residual stream for every layer.
         """
-        inputs = VLMInputs.of(inputs)
+        inputs = self.as_inputs(inputs)
         state = RunState(inputs, interpolate_pos_encoding)
         return self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, keep=state)), state
 
@@ -85,6 +87,11 @@ class Resumes:
         if logits_at not in ("last", None):
             raise InputsError(f"logits_at is {logits_at!r}; expected 'last' or None in a resumed run")
         state.refuse_misfits(self.stacks[stack], injected, first_position)
+        if isinstance(self.stacks[stack], VisionStack) and set(state.inputs.images_each) != {1}:
+            raise StackError(
+                f"the rows of {stack} are images, and the prompts have {state.inputs.images_each} of them: resume "
+                "there with one image a prompt, or in a later stack"
+            )
         run = Run(
             interpolate=state.interpolate,
             logits_at=logits_at,
@@ -137,12 +144,19 @@ class Resumes:
         return stack(embed(), new, collect=collect)
 
     @staticmethod
-    def _text_of_rows(inputs: VLMInputs, x: Tensor | None) -> VLMInputs:
-        """The text of each example as often as `x` has rows of it; its pixels, which were read, are not repeated."""
-        rows = 1 if x is None else x.shape[0] // len(inputs)
+    def _text_of_rows(inputs: VLMInputs, x: Tensor | None, n_before: int | None = None) -> VLMInputs:
+        """The text of each example as often as `x` has rows of it; its pixels, which were read, are not repeated.
+
+        Args:
+            inputs: of the run.
+            x: what the text reads, or None where it was read before.
+            n_before: rows of `x` in a run from the start; one an example if None.
+        """
+        rows = 1 if x is None else x.shape[0] // (n_before or len(inputs))
         if rows == 1:
             return inputs
-        return inputs.replace(pixel_values=inputs.pixel_values[:, :, :1, :1]).repeat(rows)
+        pixels = inputs.pixel_values
+        return inputs.replace(pixel_values=None if pixels is None else pixels[:, :, :1, :1]).repeat(rows)
 
     @staticmethod
     def _select(x: Tensor, run: Run, inputs: VLMInputs | None = None) -> Tensor:

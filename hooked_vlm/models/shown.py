@@ -102,18 +102,24 @@ def _having(stack: Any, kind: str) -> str:
 def inputs(given: Any) -> str:
     """A `VLMInputs` in a line, and its first rows as tokens where a tokenizer is known."""
     answer = "" if given.decoder_input_ids is None else f", {given.decoder_input_ids.shape[1]} answer tokens"
-    channels, height, width = given.pixel_values.shape[1:]
-    pixels, where = given.pixel_values.dtype, given.input_ids.device
-    kind = "" if pixels == torch.float32 else f" {str(pixels).removeprefix('torch.')}"
+    where = given.input_ids.device
     place = "" if where.type == "cpu" else f" on {where}"
-    head = (
-        f"VLMInputs({len(given)} x [{channels} {height} {width}]{kind} pixels, "
-        f"{given.input_ids.shape[1]} tokens{answer}){place}"
-    )
+    head = f"VLMInputs({len(given)} x {_images(given)}, {given.input_ids.shape[1]} tokens{answer}){place}"
     if given.layout.tokenizer is None:
         return head
     lines = [f"  {i}: {_cut(' '.join(text for text, _ in _tokens(given, i)))}" for i in _first_rows(given)]
     return "\n".join([head, *lines, *_more(given)])
+
+
+def _images(given: Any) -> str:
+    """The images of each row in a few words."""
+    if given.pixel_values is None:
+        return "no image"
+    channels, height, width = given.pixel_values.shape[1:]
+    kind = "" if given.dtype == torch.float32 else f" {str(given.dtype).removeprefix('torch.')}"
+    each = given.images_each
+    several = "" if set(each) == {1} else f"{each[0] if len(set(each)) == 1 else each} "
+    return f"{several}[{channels} {height} {width}]{kind} pixels"
 
 
 def inputs_html(given: Any) -> str:
@@ -124,7 +130,7 @@ def inputs_html(given: Any) -> str:
             f'<span style="background:#8882;padding:0 3px;opacity:{1 if is_real else 0.4}">{escape(text)}</span>'
             for text, is_real in _tokens(given, i)
         )
-        rows.append(f"<tr><td>{i}</td><td>{_thumbnail(given, i)}</td><td style='{CELL}'>{tokens}</td></tr>")
+        rows.append(f"<tr><td>{i}</td><td>{_thumbnails(given, i)}</td><td style='{CELL}'>{tokens}</td></tr>")
     head = escape(inputs(given).partition("\n")[0])
     return f"<div><b>{head}</b><table>{''.join(rows)}</table>{''.join(_more(given))}</div>"
 
@@ -154,10 +160,15 @@ def _printable(token: str) -> str:
     return token if token.isprintable() else repr(token)[1:-1]
 
 
-def _thumbnail(given: Any, i: int) -> str:
-    """A row's picture as an HTML image; the processor's normalisation is undone where it is known."""
-    pixels: Tensor = given.pixel_values[i].detach().float().cpu().nan_to_num()
-    processor = given.layout.image_processor
+def _thumbnails(given: Any, i: int) -> str:
+    """A row's pictures as HTML images."""
+    pixels = given[i].pixel_values
+    return "" if pixels is None else "".join(_thumbnail(each, given.layout.image_processor) for each in pixels)
+
+
+def _thumbnail(pixels: Tensor, processor: Any) -> str:
+    """A picture as an HTML image; the processor's normalisation is undone where it is known."""
+    pixels = pixels.detach().float().cpu().nan_to_num()
     scale = [getattr(processor, name, None) for name in ("image_std", "image_mean")]
     if all(isinstance(part, list | tuple) and len(part) == len(pixels) for part in scale):
         std, mean = (torch.tensor(part)[:, None, None] for part in scale)

@@ -5,7 +5,7 @@ Cost: that of the Hugging Face processor. Which words surround a question is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,9 @@ from hooked_vlm.given import told
 from hooked_vlm.images import to_rgb_list
 from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
-from hooked_vlm.models.inputs import Layout, VLMInputs
+from hooked_vlm.models.conversations import Prompt, asked, said
+from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.prompts import listed, refuse_endless, refuse_huge, refuse_special_tokens, refuse_unread
 from hooked_vlm.models.turn import Turn
 
@@ -45,44 +47,48 @@ class PreparesInputs:
         def layout(self) -> Layout:
             """How the model lays out its sequences."""
 
-    def _prepare(self, images: list[Image.Image], texts: list[str] | None) -> VLMInputs:
-        """As many images as texts (None where the family can do without), through the processor."""
+    def _prepare(self, images: list[list[Image.Image]], texts: list[Prompt] | None) -> VLMInputs:
+        """The images of each text, and the texts (None where the family can do without), through the processor."""
         raise NotImplementedError
 
+    def as_inputs(self, given: VLMInputs | Mapping[str, Any]) -> VLMInputs:
+        """Inputs themselves, or those in a mapping as the model's Hugging Face processor returns it.
+
+        Raises:
+            InputsError: if it is neither, or a part is missing.
+        """
+        return VLMInputs.of(given, self.layout)
+
     def to_inputs(
-        self, images: Any, texts: str | Sequence[str] | None = None, *, allow_special_tokens: bool = False
+        self, images: Any, texts: Prompt | Sequence[Prompt] | None = None, *, allow_special_tokens: bool = False
     ) -> VLMInputs:
         """Images and texts as the model reads them, on its device.
 
         Args:
-            images: a PIL image, a path, an array or a tensor (see `images.to_rgb`), or a list of them.
+            images: a PIL image, a path, an array or a tensor (see `images.to_rgb`), or a list of them, one for each
+                text. LLaVA also takes a list of lists, the images of each text, of which there may be none; None in
+                place of all is no image, or those that conversations hold.
             texts: a text or a list. One image is asked every text, one text is asked of every image.
-                LLaVA: a text without "<image>" goes through the chat template; one that has it is taken as
-                it stands.
+                LLaVA: a text without "<image>" goes through the chat template, after its images; one that has it is
+                taken as it stands. A conversation, a list of messages ``{"role": ..., "content": ...}`` as Hugging
+                Face's templates take them, stands in a text's place.
             allow_special_tokens: take control tokens in a text ("</s>", "[SEP]") for what they are. Prompts that are
                 written out whole, turn by turn, may need it; in a question they are mostly an accident.
 
         Raises:
             ImageError: if an image cannot be read.
-            TextError: if a text is empty, beyond the context, holds a control token, or has not exactly one image
-                placeholder.
+            TextError: if a text is empty, beyond the context, holds a control token, or has another number of image
+                placeholders than images; or a message is none.
             InputsError: if there are different numbers of images and texts, no processor, or one that fails on them.
         """
         self._need("processor")
-        pictures = to_rgb_list(images)
-        words = None if texts is None else listed(texts)
-        if words is not None:
-            self.refuse_unfit(words, allow_special_tokens=allow_special_tokens)
-            if len(pictures) == 1:
-                pictures = pictures * len(words)
-            if len(words) == 1:
-                words = words * len(pictures)
-            if len(words) != len(pictures):
-                raise InputsError(
-                    f"{len(pictures)} images and {len(words)} texts: give as many of each, or one of either"
-                )
+        prompts, pictures = asked(images, texts)
+        if prompts is not None:
+            self.refuse_unfit(
+                [text for prompt in prompts for text in said(prompt)], allow_special_tokens=allow_special_tokens
+            )
         with self._reads():
-            inputs = self._prepare(pictures, words)
+            inputs = self._prepare(pictures, prompts)
         return inputs.to(self.device).replace(layout=self.layout)
 
     def refuse_unfit(self, texts: str | Sequence[str], *, allow_special_tokens: bool = False) -> None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import InputsError, PositionError
 from hooked_vlm.hooks import OWN_POSITIONS, HookFunction
 from hooked_vlm.models.hooking import pairs
@@ -309,6 +310,7 @@ def asked(
     named = _by_name(metrics, direction, reduce)
     expected = "VLMInputs: model.to_inputs(image, 'a question?')"
     of_type(clean, "clean", VLMInputs, expected)
+    _refuse_images_of_one_prompt(model, kinds, clean)
     if intervention is None:
         of_type(corrupt, "corrupt", VLMInputs, expected)
         assert corrupt is not None
@@ -344,6 +346,19 @@ def _by_name(metrics: Mapping[str, Measure] | Measure, direction: str, reduce: s
 
 def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
     return dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
+
+
+def _refuse_images_of_one_prompt(model: Any, kinds: Mapping[str, Sites], inputs: VLMInputs) -> None:
+    """Raise InputsError if sites are in images, whose rows are no examples where a prompt has not exactly one."""
+    if set(inputs.replace(layout=model.layout).images_each) == {1}:
+        return
+    for sites in kinds.values():
+        of_images = isinstance(model.stacks.get(sites.stack or ""), VisionStack)
+        if of_images or {"image_pos", "channel"} & set(sites.axes):
+            raise InputsError(
+                f"{sites!r} lie in images, and the prompts have {inputs.images_each} of them: sweep there with one "
+                "image a prompt, or patch in the prompt's stack"
+            )
 
 
 def _refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:

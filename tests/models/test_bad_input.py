@@ -102,7 +102,7 @@ def test_every_way_to_hold_an_image_gives_the_same_inputs(model: HookedVLM, tmp_
     assert torch.equal(model.to_inputs(held, QUESTION).pixel_values, expected.expand(len(held), -1, -1, -1))
 
 
-@pytest.mark.parametrize("images", [[], None, 3, np.zeros((4, 4), np.int64), [picture(), "absent.png"]])
+@pytest.mark.parametrize("images", [[], [None], 3, np.zeros((4, 4), np.int64), [picture(), "absent.png"]])
 def test_what_is_no_image_is_refused(model: HookedVLM, images: Any) -> None:
     with pytest.raises(ImageError, match=r"expected|check the path"):
         model.to_inputs(images, QUESTION)

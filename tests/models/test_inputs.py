@@ -82,10 +82,18 @@ def test_what_is_neither_inputs_nor_a_mapping_is_refused(given: object) -> None:
 
 
 def test_a_mapping_that_lacks_a_part_is_refused_by_its_name() -> None:
-    with pytest.raises(InputsError, match=r"lack pixel_values; model.to_inputs"):
-        VLMInputs.of({"input_ids": IDS})
-    with pytest.raises(InputsError, match="lack pixel_values and input_ids"):
-        VLMInputs.of({"attention_mask": MASK, "pixel_values": None})
+    with pytest.raises(InputsError, match=r"lack input_ids; model\.to_inputs"):
+        VLMInputs.of({"attention_mask": MASK, "pixel_values": PIXELS})
+
+
+def test_a_model_that_needs_an_image_says_that_there_is_none(blip: HookedBLIP, word_llava: HookedLLaVA) -> None:
+    for model, asked, message in (
+        (blip, "is it red ?", "BLIP reads an image with every text, and the inputs lack pixel_values"),
+        (word_llava, "USER : <image> is it red ?", r"hold \[\d+\] image tokens, and the inputs lack pixel_values"),
+    ):
+        encoding = dict(model.processor(images=picture(), text=asked, return_tensors="pt"))
+        with pytest.raises(InputsError, match=message):
+            model(encoding | {"pixel_values": None})
 
 
 def test_the_encoding_of_a_hugging_face_processor_runs_as_it_is(blip: HookedBLIP, word_llava: HookedLLaVA) -> None:

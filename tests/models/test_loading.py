@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,16 @@ def test_an_offloaded_model_runs_caches_and_answers_as_one_in_memory(
     assert model.device.type == "cpu"
     logits, cache = model.run_with_cache(asked(model))
     expected, expected_cache = plain.run_with_cache(asked(plain))
-    assert torch.equal(logits, expected) and cache.keys() == expected_cache.keys()
+    # Only weights in memory can be taken to the queries of an answer decoder's cross-attention.
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    close(logits, expected)
+    assert cache.keys() == expected_cache.keys()
     for name in expected_cache:
         torch.testing.assert_close(cache[name], expected_cache[name])
     zeroed = [(next(name for name in model.hook_dict if name.endswith("1.attn.hook_z")), lambda z, hook: z * 0)]
     edited = model.run_with_hooks(asked(model), fwd_hooks=zeroed)
-    assert torch.equal(edited, plain.run_with_hooks(asked(plain), fwd_hooks=zeroed)) and not torch.equal(edited, logits)
+    close(edited, plain.run_with_hooks(asked(plain), fwd_hooks=zeroed))
+    assert (edited - logits).abs().max() > 1e-3
     if kind != "retrieval":
         assert model.generate(asked(model), 4) == plain.generate(asked(plain), 4)
 

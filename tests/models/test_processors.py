@@ -133,7 +133,7 @@ def test_an_occurrence_is_a_whole_number(blip: HookedBLIP, occurrence: Any) -> N
 
 def test_what_is_longer_than_the_prompt_is_not_looked_for(blip: HookedBLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = blip.to_inputs(picture(), "is it red ?")
-    monkeypatch.setattr("hooked_vlm.models.inputs._with_free_spaces", None)  # no pattern is made
+    monkeypatch.setattr("hooked_vlm.models.naming._with_free_spaces", None)  # no pattern is made
     with pytest.raises(PositionError, match="is not in row 0") as raised:
         inputs.find("red ( " * 10_000)
     assert len(str(raised.value)) < 900
