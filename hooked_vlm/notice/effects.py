@@ -23,6 +23,7 @@ from hooked_vlm.analysis.heads import module_of, of_heads
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, stacked
 from hooked_vlm.notice.parts import Parts, Swept
+from hooked_vlm.notice.schema import Kind
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
@@ -56,12 +57,12 @@ def resid_hook(model: Any) -> str:
     return "normalized_resid_post" if model.stacks[model.prompt_stack].post_norm else "resid_post"
 
 
-def sites_of(model: Any, kind: str, positions: Any) -> Sites:
+def sites_of(model: Any, kind: Kind, positions: Any) -> Sites:
     """The sites of a kind, in the prompt's stack.
 
     Args:
         model: a `HookedVLM`.
-        kind: one of `vocabulary.KINDS`.
+        kind: which.
         positions: as `Sites` takes them.
     """
     stack = model.prompt_stack

@@ -26,6 +26,7 @@ from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.roles import roles
+from hooked_vlm.notice.schema import Corrupt, Role
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching.metrics import with_answer
 
@@ -63,10 +64,10 @@ class Example:
     reason: str = ""
     generated: str = ""
     scored: Scored | None = None
-    roles: list[str] = field(default_factory=list)
+    roles: list[Role] = field(default_factory=list)
     positions: tuple[int, ...] = ()
     lacks: dict[str, str] = field(default_factory=dict)
-    corrupt: tuple[str, ...] = ()
+    corrupt: tuple[Corrupt, ...] = ()
     pixels: Tensor | None = None
     corrupt_ids: Tensor | None = None
 
@@ -198,7 +199,7 @@ def corruptions(config: NoticeConfig, examples: Sequence[Example]) -> dict[str, 
                 places = [noisy_places(e) for e in examples]
                 longest = max(map(len, places))
                 where = torch.tensor([each + each[-1:] * (longest - len(each)) for each in places])
-            made[f"{target}_noise"] = GaussianNoise(target, config.noise_scale, seeds, where)  # type: ignore[arg-type]
+            made[f"{target}_noise"] = GaussianNoise(target, config.noise_scale, seeds, where)
     return made
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hooked_vlm.analysis.answers import Scored
 from hooked_vlm.analysis.image_attention import score_batch
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models.base import HookedVLM
@@ -252,7 +253,8 @@ def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> li
 
 def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
     """An example's row of `examples/*.parquet`."""
-    row, scored = example.row, example.scored
+    row, scored, nan = example.row, example.scored or Scored(-1, -1), float("nan")
+    clean, corrupt = (nan, {}) if found is None else (found.clean, found.corrupt)
     record: dict[str, Any] = {
         "task": row["task"],
         "example": row["id"],
@@ -266,25 +268,15 @@ def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
         "generated": example.generated,
         "kept": example.kept,
         "reason": example.reason,
-        "right_token": -1 if scored is None else scored.right,
-        "wrong_token": -1 if scored is None else scored.wrong,
-        "shared_tokens": [] if scored is None else list(scored.shared),
-        "clean_logit_diff": float("nan") if found is None else found.clean,
+        "right_token": scored.right,
+        "wrong_token": scored.wrong,
+        "shared_tokens": list(scored.shared),
+        "clean_logit_diff": clean,
+        **{f"{name}_logit_diff": corrupt.get(name, nan) for name in CORRUPTIONS},
+        **{f"{name}_lacking": example.lacks.get(name, "") if example.kept else "" for name in CORRUPT},
     }
-    for name in CORRUPTIONS:
-        record[f"{name}_logit_diff"] = float("nan") if found is None else found.corrupt.get(name, float("nan"))
-    for name in CORRUPT:
-        record[f"{name}_lacking"] = example.lacks.get(name, "") if example.kept else ""
-    return pa.table({name: pa.array([value], _TYPES.get(name)) for name, value in record.items()})
-
-
-_TYPES = {
-    "number": pa.int64(),
-    "right_token": pa.int64(),
-    "wrong_token": pa.int64(),
-    "shared_tokens": pa.list_(pa.int64()),
-    "corrupt_prompt": pa.string(),
-}
+    types = {"shared_tokens": pa.list_(pa.int64()), "corrupt_prompt": pa.string()}  # which may hold nothing
+    return pa.table({name: pa.array([value], types.get(name)) for name, value in record.items()})
 
 
 # --- the end ----------------------------------------------------------------------------------------------
