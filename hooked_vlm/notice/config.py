@@ -91,7 +91,11 @@ def _refusing(made: C) -> C:
 
 
 @_refusing
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True))
+@dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, defer_build=True),
+)
 class NoticeConfig:
     """A NOTICE run: the options below, by name.
 

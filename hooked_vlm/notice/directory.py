@@ -392,7 +392,7 @@ class RunDirectory(ListedFiles):
                 before = self._read(*self._packed(kind, task, block))
             now = before | {n: table for n, table in tables.items() if n // self.record["block"] == block}
             about = self._about(kind, file_name(task), block) | {"given": given}
-            self._write(self._name(kind, task, block), packed(now, about))
+            self.write(self._name(kind, task, block), packed(now, about))
             of[block] = {"numbers": sorted(now), "given": given}
 
 

@@ -91,14 +91,9 @@ class Summary(TypedDict, total=False):
     """Of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt logit
     difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong)."""
     heads: Records
-    """At the tokens where heads are selected: what `universal_heads.select` gives (corrupt, task, kind, layer, head, n,
-    mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio,
-    ratio_low, ratio_high, p, q, repeats, fdr; p_all, q_all, repeats_all, paper_all, fdr_all over all tasks),
-    restoration (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are
-    near 0). Where the selected token is several positions, an example's effect is their mean. And what
-    `places.best_places` gives: at (the role these effects are of), best_at (the role at which the head moves the answer
-    most), best, best_low, best_high, best_abs (effect and |effect| there), elsewhere (true where it is strong there and
-    not here)."""
+    """At the tokens where heads are selected: what `universal_heads.select` and `places.best_places` give, restoration
+    (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are near 0).
+    Where the selected token is several positions, an example's effect is their mean."""
     roles: Records
     """corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
     |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,8 @@ def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
     data, notes = _gathered(place, str(config["select_at"]))
     families = data.families("effect")
     effects = universal_heads.select_matrices(families, rule)
-    records = {
-        "heads": tables.heads(data, effects),
-        "universal": universal_heads.universal(effects).to_dict("records"),
-    }
+    universal = universal_heads.universal(effects).to_dict("records")
+    records = {"heads": tables.heads(data, effects), "universal": universal}
     return Selected(config, rule, data, families, effects, records, notes)
 
 
@@ -108,11 +107,8 @@ def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summa
     if len(chosen):
         tested = chosen[chosen["corrupt"].isin(CORRUPT) & (chosen["q"] <= rule.alpha)]
         significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
-    functions = labels_of(data.attention, significant=significant, times=times, seed=seed)
-    by_task = [
-        labels_of(grids, significant=significant, times=times, seed=seed).assign(task=task)
-        for task, grids in data.attention_by_task().items()
-    ]
+    labels = partial(labels_of, significant=significant, times=times, seed=seed)
+    by_task = [labels(grids).assign(task=task) for task, grids in data.attention_by_task().items()]
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
     made_of = {
         "counts": _as_asked(tables.counts(data), asked),
@@ -121,7 +117,7 @@ def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summa
         "heads": selected.records["heads"],
         "roles": tables.roles(data, times, seed),
         "universal": selected.records["universal"],
-        "functions": functions.to_dict("records"),
+        "functions": labels(data.attention).to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
         "ablation": _as_asked(tables.ablation(data, times, seed), asked),
         "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
@@ -160,12 +156,8 @@ def _as_asked(records: Records, tasks: list[str]) -> Records:
 def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
     """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
     data = gather(place, at)
-    if data.n_effects and not data.heads and at != EVERY:
-        again = gather(place, EVERY)
-        if again.heads:
-            return again, [
-                f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."
-            ]
+    if data.n_effects and not data.heads and at != EVERY and (again := gather(place, EVERY)).heads:
+        return again, [f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."]
     return data, []
 
 
@@ -175,12 +167,7 @@ def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
 def _noted(place: RunDirectory) -> Records:
     of_tasks = place.values(SOURCES) if place.lists(SOURCES) else {}
     return [
-        {
-            "task": file_name(task),
-            "reason": reason,
-            "n": n,
-            "names": list(found.get("named", {}).get(reason, []))[:NAMES],
-        }
+        {"task": file_name(task), "reason": reason, "n": n, "names": found.get("named", {}).get(reason, [])[:NAMES]}
         for task, found in of_tasks.items()
         for reason, n in found.get("skipped", {}).items()
     ]
