@@ -94,7 +94,7 @@ def _refusing(made: C) -> C:
 @dataclass(
     frozen=True,
     kw_only=True,
-    config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, defer_build=True),
+    config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True),
 )
 class NoticeConfig:
     """A NOTICE run: the options below, by name.
