@@ -21,14 +21,16 @@ class HookedNorm(Declared, nn.Module):
     As in TransformerLens 4, `hook_normalized` stands before the weight and bias are applied.
 
     Args:
-        leaf: the Hugging Face norm: `nn.LayerNorm`, or an RMS norm with `weight` and `variance_epsilon`.
+        leaf: the Hugging Face norm: `nn.LayerNorm`, or an RMS norm with `weight` and `variance_epsilon` or `eps`.
+        adds_one: True for a leaf that scales by ``1 + weight`` (Gemma).
     """
 
-    def __init__(self, leaf: nn.Module) -> None:
+    def __init__(self, leaf: nn.Module, *, adds_one: bool = False) -> None:
         super().__init__()
         self._leaves = (leaf,)
         self.is_rms = not isinstance(leaf, nn.LayerNorm)
-        self.eps = float(leaf.variance_epsilon if self.is_rms else leaf.eps)  # type: ignore[arg-type]
+        self.adds_one = adds_one
+        self.eps = float(getattr(leaf, "variance_epsilon", None) or leaf.eps)  # type: ignore[arg-type]
         self.hook_scale = HookPoint("batch pos 1")
         self.hook_normalized = HookPoint("batch pos d_model")
 
@@ -48,9 +50,9 @@ class HookedNorm(Declared, nn.Module):
 
     @property
     def w(self) -> Float[Tensor, " d_model"]:
-        """The norm's weight; a view."""
+        """What the norm scales by: its weight itself, or one more than it."""
         weight: Tensor = self._leaves[0].weight  # type: ignore[assignment]
-        return weight
+        return 1 + weight if self.adds_one else weight
 
     @property
     def b(self) -> Float[Tensor, " d_model"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hooked_vlm.components.attention import AttentionLeaves, HookedAttention, Rotary
 from hooked_vlm.components.block import Block, Branch
-from hooked_vlm.components.embed import PatchLeaves, TextStack, Unembed, VisionStack
+from hooked_vlm.components.embed import TextStack, Unembed, VisionStack
 from hooked_vlm.components.head import TransformHead
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.masks import AttentionMask
@@ -33,48 +33,19 @@ from hooked_vlm.models.conversations import Prompt, one_each, plain
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.run import Run
+from hooked_vlm.models.vit import vision_stack
 
 
-def vision_stack(hf: Any) -> VisionStack:
+def vision_tower(hf: Any) -> VisionStack:
     """The vision tower of a `BlipVisionModel`: a pre-norm ViT with a class token and a norm at its end."""
-    c, e = hf.config, hf.embeddings
-    cfg = stack_config(
-        d_model=c.hidden_size,
-        n_heads=c.num_attention_heads,
-        n_layers=c.num_hidden_layers,
-        n_ctx=e.num_positions,
-        d_mlp=c.intermediate_size,
-        act_fn=str(c.hidden_act),
-        eps=c.layer_norm_eps,
-    )
-    d = cfg.d_model
+    d = hf.config.hidden_size
 
-    def block(layer: Any) -> Block:
-        qkv = layer.self_attn.qkv
-        q, k, v = (Projection(qkv, i * d, d) for i in range(3))
-        attn = HookedAttention(AttentionLeaves(q, k, v, Projection(layer.self_attn.projection)), cfg)
-        mlp = HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn)
-        return Block(
-            attn=Branch(attn, norm=HookedNorm(layer.layer_norm1)), mlp=Branch(mlp, norm=HookedNorm(layer.layer_norm2))
-        )
+    def attention(a: Any) -> AttentionLeaves:
+        q, k, v = (Projection(a.qkv, i * d, d) for i in range(3))
+        return AttentionLeaves(q, k, v, Projection(a.projection))
 
-    leaves = PatchLeaves(
-        patch=e.patch_embedding,
-        class_token=partial(held, e, "class_embedding"),
-        positions=partial(held, e, "position_embedding"),
-        interpolate=e.interpolate_pos_encoding,
-        image_size=(c.image_size, c.image_size),
-    )
-    blocks = [block(layer) for layer in hf.encoder.layers]
-    return VisionStack(
-        "vision_encoder",
-        "vision_encoder.",
-        cfg,
-        blocks,
-        leaves=leaves,
-        ln_pre=None,
-        ln_final=HookedNorm(hf.post_layernorm),
-    )
+    positions = partial(held, hf.embeddings, "position_embedding")
+    return vision_stack(hf, attention, positions, ln_final=HookedNorm(hf.post_layernorm))
 
 
 def text_stack(name: str, hf: Any, *, causal: bool) -> TextStack:
@@ -130,7 +101,7 @@ class HookedBLIP(HookedVLM):
 
     def _build(self) -> None:
         hf = cast(Any, self.hf_model)
-        self.vision_encoder = vision_stack(hf.vision_model)
+        self.vision_encoder = vision_tower(hf.vision_model)
         self.hook_image_features = HookPoint("batch image_pos d_vision")
         self.stacks["vision_encoder"] = self.vision_encoder
         self._build_text(hf)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from hooked_vlm.components.attention import AttentionLeaves, HookedAttention, Rotary
 from hooked_vlm.components.block import Block, Branch
-from hooked_vlm.components.embed import PatchLeaves, Unembed, VisionStack
+from hooked_vlm.components.embed import Unembed, VisionStack
 from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.components.masks import AttentionMask
 from hooked_vlm.components.mlp import HookedMLP
 from hooked_vlm.components.norm import HookedNorm
 from hooked_vlm.components.stack import Stack, StackedWeights, StackPass
-from hooked_vlm.components.weights import Projection, dense_weight, held
+from hooked_vlm.components.weights import Projection, dense_weight
 from hooked_vlm.errors import CheckpointError, InputsError, TextError
 from hooked_vlm.given import told
 from hooked_vlm.models.base import HookedVLM, register
@@ -32,42 +32,19 @@ from hooked_vlm.models.conversations import Prompt, as_many, said, turns
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.naming import Layout
 from hooked_vlm.models.run import Run
+from hooked_vlm.models.vit import vision_stack
 
 ROTARY = "default"  # the one kind of rotary positions of these language models
 
 
-def vision_stack(hf: Any, n_layers: int) -> VisionStack:
+def vision_tower(hf: Any, n_layers: int) -> VisionStack:
     """The first `n_layers` layers of a CLIP (class token, norm before them) or SigLIP (neither) tower."""
-    c, e = hf.config, hf.embeddings
-    cfg = stack_config(
-        d_model=c.hidden_size,
-        n_heads=c.num_attention_heads,
-        n_layers=n_layers,
-        n_ctx=e.num_positions,
-        d_mlp=c.intermediate_size,
-        act_fn=str(c.hidden_act),
-        eps=c.layer_norm_eps,
-    )
 
-    def block(layer: Any) -> Block:
-        a = layer.self_attn
-        attn = HookedAttention(AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.out_proj))), cfg)
-        mlp = HookedMLP(layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn)
-        return Block(
-            attn=Branch(attn, norm=HookedNorm(layer.layer_norm1)), mlp=Branch(mlp, norm=HookedNorm(layer.layer_norm2))
-        )
+    def attention(a: Any) -> AttentionLeaves:
+        return AttentionLeaves(*map(Projection, (a.q_proj, a.k_proj, a.v_proj, a.out_proj)))
 
-    has_class_token = hasattr(e, "class_embedding")
-    leaves = PatchLeaves(
-        patch=e.patch_embedding,
-        class_token=partial(held, e, "class_embedding") if has_class_token else None,
-        positions=partial(position_table, e),
-        interpolate=e.interpolate_pos_encoding,
-        image_size=(c.image_size, c.image_size),
-    )
     ln_pre = HookedNorm(hf.pre_layrnorm) if hasattr(hf, "pre_layrnorm") else None
-    blocks = [block(layer) for layer in hf.encoder.layers[:n_layers]]
-    return VisionStack("vision_encoder", "vision_encoder.", cfg, blocks, leaves=leaves, ln_pre=ln_pre, ln_final=None)
+    return vision_stack(hf, attention, partial(position_table, hf.embeddings), n_layers=n_layers, ln_pre=ln_pre)
 
 
 def position_table(embeddings: Any) -> Tensor:
@@ -166,7 +143,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         hf = cast(Any, self.hf_model).model
         config = cast(Any, self.hf_model).config
         self._feature_layers = feature_layers(config.vision_feature_layer, hf.vision_tower.config.num_hidden_layers)
-        self.vision_encoder = vision_stack(hf.vision_tower, max(self._feature_layers))
+        self.vision_encoder = vision_tower(hf.vision_tower, max(self._feature_layers))
         self.projector = HookedProjector(hf.multi_modal_projector)
         self.hook_image_features = HookPoint("batch image_pos d_model")
         self.hook_embed = HookPoint("batch pos d_model")

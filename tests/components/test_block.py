@@ -12,6 +12,8 @@ from einops import einsum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hooked_vlm.components.attention import AttentionLeaves, AttentionPass, HookedAttention
 from hooked_vlm.components.block import Block, Branch
@@ -275,6 +277,17 @@ def test_a_bias_is_added_to_the_scores(fused: bool) -> None:
     plain.hook_attn_scores.add_hook(lambda scores, hook: scores + bias)
     torch.testing.assert_close(found, plain(x, AttentionPass(causal=True)))
     assert fused or seen["scores"].shape == (3, 2, 5, 5)
+
+
+@pytest.mark.parametrize("adds_one", [False, True])
+def test_a_norm_that_is_looked_at_is_its_leaf(adds_one: bool) -> None:
+    leaf = Gemma3RMSNorm(5, eps=0.1) if adds_one else LlamaRMSNorm(5, eps=0.1)
+    nn.init.normal_(leaf.weight)
+    watched, x = HookedNorm(leaf, adds_one=adds_one), torch.randn(2, 3, 5)
+    seen = {}
+    watched.hook_normalized.add_hook(lambda y, hook: seen.update(y=y))
+    torch.testing.assert_close(watched(x), leaf(x))
+    torch.testing.assert_close(seen["y"] * watched.w, leaf(x))
 
 
 def test_the_first_to_see_a_change_is_where_its_group_begins() -> None:
