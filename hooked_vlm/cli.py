@@ -6,13 +6,18 @@ traceback.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from hooked_vlm import __version__
 from hooked_vlm.errors import HookedVLMError, HookNameError, InputsError, quoted
+from hooked_vlm.notice.config import Flag, NoticeConfig, options
+from hooked_vlm.notice.vocabulary import CORRUPT
 
 app = typer.Typer(
     name="hooked-vlm",
@@ -123,100 +128,62 @@ def convert(
         typer.echo(said)
 
 
+def _taking_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes the options of a run besides its own: what `NoticeConfig` says of them."""
+    found = [_parameter(name, option) for name, option in options().items()]
+    own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "asked"]
+    command.__signature__ = inspect.Signature([*found[:2], *own, *found[2:]])  # type: ignore[attr-defined]
+    return command
+
+
+def _parameter(name: str, option: FieldInfo) -> inspect.Parameter:
+    """An option of a run as typer reads it; a switch that may be left open is two flags."""
+    kind, default = _plain(option.annotation), None if option.default == () else option.default
+    flag = next((mark for mark in option.metadata if isinstance(mark, Flag)), f"--{name.replace('_', '-')}")
+    if name == "corrupt":
+        kind, default = str, "both"
+    said = " ".join(str(option.description).split())
+    how: Any = typer.Argument(help=said)
+    if name != "model":
+        how = typer.Option(f"{flag}/--no-{flag[2:]}" if kind == bool | None else flag, help=said)
+    start = inspect.Parameter.empty if option.is_required() else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=start, annotation=Annotated[kind, how])
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without what is said of it: a text for choices, a list for a tuple."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Literal, tuple):
+        return str if origin is Literal else list[str]
+    return _plain(parts[0]) | None if type(None) in parts else annotation
+
+
 @app.command()
+@_taking_options
 def notice(
-    model: Annotated[str, typer.Argument(help='A hub name, a directory, or "zoo:..." for a model that ships here.')],
-    task: Annotated[
-        list[str], typer.Option("--task", help='A task, again for more; "all" for those of the shapes world.')
-    ],
+    *,
     out: Annotated[
         str | None, typer.Option("--out", help="The run's directory; a run that was stopped goes on.")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what it would cost (sites, memory, time), and run nothing.")
     ] = False,
-    corrupt: Annotated[
-        str, typer.Option(help="image, text or both, one at a time; a row is kept for those that it has.")
-    ] = "both",
-    sites: Annotated[
-        list[str] | None,
-        typer.Option("--sites", help="cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all if left out."),
-    ] = None,
-    positions: Annotated[str, typer.Option(help="Where: text (all but the image's), answer, last or all.")] = "text",
-    select_at: Annotated[
-        str, typer.Option("--select-at", help="Where heads are selected: auto, answer, last or 'every position'.")
-    ] = "auto",
-    every_position: Annotated[
-        bool | None,
-        typer.Option(
-            "--every-position/--no-every-position",
-            help="Patch heads at every position at once, too; where it is affordable, if left out.",
-        ),
-    ] = None,
-    screen: Annotated[
-        int | None, typer.Option(help="Estimate every site, and measure the largest so many of each kind.")
-    ] = None,
-    examples: Annotated[int, typer.Option(help="Examples wanted of each task, answered rightly.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the rows, the noise and every draw.")] = 0,
-    data: Annotated[str | None, typer.Option(help="The data set's folder, for tasks that read one.")] = None,
-    noise: Annotated[bool, typer.Option("--noise", help="Also Gaussian noise, to compare with.")] = False,
-    noise_scale: Annotated[float, typer.Option("--noise-scale", help="Its SD, in those of the embeddings.")] = 3.0,
-    region: Annotated[
-        str | None, typer.Option(help="Corrupt the masked region instead: blur, mean or inpaint.")
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="A text with {prompt}; with <image> in it, in place of the model's own template, else inside it."
-        ),
-    ] = None,
-    random_draws: Annotated[int, typer.Option("--random-draws", help="Random sets of heads to compare with.")] = 20,
-    bootstrap: Annotated[int, typer.Option(help="Resamples for every interval.")] = 1000,
-    device: Annotated[
-        str | None, typer.Option(help='Such as cuda or cpu; "auto" or left out, the accelerator that is here.')
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help='Such as float16; "auto" or left out, the checkpoint\'s own half, float32 on a CPU.'),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Examples swept together; by the model's size if left out.")] = None,
     accept_versions: Annotated[
         bool, typer.Option("--accept-versions", help="Go on although packages have other versions; run.json notes it.")
     ] = False,
+    **asked: Any,
 ) -> None:
     """Run NOTICE: patch clean activations into corrupted runs, select heads, ablate them, and write a report.
 
     Press Ctrl-C to stop when the examples in flight are done; the same command goes on from there.
     """
-    from hooked_vlm.notice.config import NoticeConfig
-    from hooked_vlm.notice.vocabulary import CORRUPT
-
     if out is None and not plan:
         raise InputsError("where the run is to be written is missing: --out DIRECTORY, or --plan to run nothing")
-    config = NoticeConfig(
-        model=model,
-        tasks=tuple(name for each in task for name in (SHAPES_WORLD if each == "all" else (each,))),
-        corrupt=CORRUPT if corrupt == "both" else (corrupt,),
-        kinds=tuple(sites or ()),
-        positions=positions,
-        select_at=select_at,
-        every_position=every_position,
-        screen=screen,
-        examples=examples,
-        seed=seed,
-        data=data,
-        noise=noise,
-        noise_scale=noise_scale,
-        region=region,
-        prompt_template=template,
-        random_draws=random_draws,
-        bootstrap=bootstrap,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        batch=batch,
-    )
+    asked["tasks"] = [name for each in asked["tasks"] for name in (SHAPES_WORLD if each == "all" else (each,))]
+    asked["corrupt"] = CORRUPT if asked["corrupt"] == "both" else [asked["corrupt"]]
+    config = NoticeConfig(**{name: value for name, value in asked.items() if value is not None})
     console = _console()
     with console.status("Importing torch, transformers and transformer_lens"):
         import torch
@@ -225,7 +192,7 @@ def notice(
         from hooked_vlm.notice import terminal
         from hooked_vlm.notice.pipeline import run
         from hooked_vlm.notice.planning import plan as planned
-    if model.startswith("zoo:"):
+    if config.model.startswith("zoo:"):
         torch.set_num_threads(1)  # for matrices this small, a second thread costs more than it brings
     logging.disable_progress_bar()  # a checkpoint's loading is not the run's progress
     if out is None or plan:

@@ -253,6 +253,7 @@ def test_what_the_package_imports_is_declared():
 # --- what its source promises ---------------------------------------------------------------------------
 
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNIX_ALONE = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 UNSAFE_CALLS = {"torch.load", "eval", "exec", "pd.read_pickle", "pandas.read_pickle"}
 UNPICKLES = "unpickling.py"  # a program of its own, whose process holds nothing
 UNSAFE_OPTIONS = {("trust_remote_code", True), ("allow_pickle", True), ("use_safetensors", False)}
@@ -275,6 +276,12 @@ def unsafe(tree: ast.AST) -> list[str]:
 def test_nothing_is_unpickled_and_no_code_of_a_checkpoint_is_run(source):
     allowed = ["torch.load"] if named(source) == UNPICKLES else []
     assert unsafe(parsed(source)) == allowed
+
+
+def test_no_module_is_imported_that_one_operating_system_alone_has():
+    for source in SOURCES:
+        top = {name.partition(".")[0] for name in imports(parsed(source))}
+        assert not top & UNIX_ALONE, f"{named(source)} imports {top & UNIX_ALONE}"
 
 
 def test_the_one_program_that_unpickles_reads_weights_alone_and_nobody_imports_it():

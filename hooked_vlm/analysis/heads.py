@@ -5,12 +5,13 @@ Costs nothing; knows no model.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 Head = tuple[str, int, int]  # kind, layer, head
 HEAD: Final = ["kind", "layer", "head"]  # in which columns of a table
 
-HEAD_KINDS: Final = ("cross_attn-heads", "attn-heads")
+HeadKind = Literal["cross_attn-heads", "attn-heads"]
+HEAD_KINDS: Final = get_args(HeadKind)
 RULES: Final = {"fdr": "the FDR-controlled rule", "paper": "the paper's rule"}
 MODALITIES: Final = {"image": "vision-only", "text": "text-only"}  # of heads that matter under one corruption alone
 MULTIMODAL: Final = "multimodal"  # of heads that matter under both

@@ -14,7 +14,7 @@ from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
 from hooked_vlm.notice.findings import Records
-from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
 from hooked_vlm.notice.wording import percent, with_interval
 from hooked_vlm.patching.result import ROUNDING
@@ -23,7 +23,7 @@ ONE_WORD = "Answer with one word."
 OFTEN = 0.1  # of the answers: sentences that are more than this are worth another run
 
 
-def cautions(data: Gathered, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
+def cautions(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
     """What to be careful about in this run, in sentences; the weightiest first."""
     said = []
     kept = {row["task"]: row["kept"] for row in tables["counts"]}
@@ -126,7 +126,7 @@ def accepted(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> list[str]:
+def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> list[str]:
     said = []
     for kind in data.head_kinds:
         n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
@@ -159,7 +159,7 @@ def _about_heads(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> l
     return said
 
 
-def _about_scope(data: Gathered, tables: Mapping[str, Records], config: Mapping[str, Any]) -> list[str]:
+def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any]) -> list[str]:
     said = []
     if tables["ablation"]:
         said.append(

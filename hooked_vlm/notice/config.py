@@ -1,144 +1,155 @@
 """What a NOTICE run is: one frozen, typed, validated configuration, which goes to JSON and back.
 
-Two runs with equal configurations give equal results. Costs nothing; knows no model until `resolved` is given one.
+Each option stands here once: its type, values, range and default, and the sentence below it, which the command line
+gives as its help. Two runs with equal configurations give equal results. Costs nothing; knows no model until
+`resolved` is given one.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from hooked_vlm.errors import InputsError, ResumeError, TextError, closest, cut, quoted
-from hooked_vlm.given import is_blank
+from hooked_vlm.given import is_blank, unwritable
+from hooked_vlm.notice.schema import Corrupt, Kind
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
 
-POSITIONS = ("text", "answer", "last", "all")
-SELECT_AT = ("auto", "answer", "last", EVERY)
-REGIONS = ("blur", "mean", "inpaint")
 SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
 OPEN = (None, "auto")  # a device or dtype that is left to the machine and the checkpoint
-_OPEN: dict[str, tuple[Any, ...]] = {  # what leaves an option to the model, the machine or the plan
-    "kinds": ((),),
-    "select_at": ("auto",),
-    "every_position": (None,),
-    "batch": (None,),
-    "device": OPEN,
-    "dtype": OPEN,
+_LEFT: Final = ("kinds", "select_at", "every_position", "batch", "device", "dtype")  # what may be left to the model
+_SAYS_NOTHING: Final = "a text that says something"
+_ONCE: Final = "each name once, and at least one"
+_EXPECTED: Final = {  # by pydantic's name of an error
+    "bool_type": "True or False",
+    "int_type": "a whole number",
+    "greater_than_equal": "{ge} or more, and {le} at most",
+    "less_than_equal": "{ge} or more, and {le} at most",
+    "float_type": "a number above {gt}",
+    "finite_number": "a number above {gt}",
+    "greater_than": "a number above {gt}",
+    "too_short": _ONCE,
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {"corrupt": CORRUPT, "kinds": KINDS}
-_CHOICE: dict[str, tuple[str | None, ...]] = {
-    "positions": POSITIONS,
-    "select_at": SELECT_AT,
-    "region": (None, *REGIONS),
-}
-_WHOLE = {  # whole numbers, from and to: every row is looked through, and every draw of a table is in memory
-    "examples": (1, 100_000),
-    "seed": (0, 2**63 - 1),
-    "random_draws": (0, 10_000),
-    "bootstrap": (1, 100_000),
-    "batch": (1, 100_000),
-    "screen": (1, 1_000_000),
-}
-_LEFT_OUT = (
-    "batch",
-    "screen",
-    "data",
-    "region",
-    "prompt_template",
-    "device",
-    "dtype",
-    "revision",
-)  # None is a value of them
-_TEXTS = ("model", "positions", "select_at", "data", "region", "prompt_template", "device", "dtype", "revision")
+
+class Flag(str):
+    """How the command line spells an option, where it does so otherwise than by its name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+def _text(given: Any, *, lines: bool = False) -> str:
+    if not isinstance(given, str):
+        raise ValueError("a text")
+    if is_blank(given):
+        raise ValueError(_SAYS_NOTHING)
+    if not (lines or given.isprintable()) or unwritable(given):
+        raise ValueError("a text that can be written and read")
+    return given
+
+
+def _template(given: Any) -> str:
+    if "{prompt}" not in _text(given, lines=True):
+        raise ValueError("a text with {prompt} in it")
+    return str(given)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    names = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if names is None or not all(isinstance(each, str) and not unwritable(each) for each in names):
+        raise ValueError("a sequence of names")
+    if len(set(names)) < len(names):
+        raise ValueError(_ONCE)
+    return names
+
+
+SelectAt = Literal["auto", "answer", "last", "every position"]
+Text = Annotated[str, BeforeValidator(_text)]
+Names = BeforeValidator(_names)
+OneOf = BeforeValidator(_text)
+C = TypeVar("C", bound=type)
+
+
+def _refusing(made: C) -> C:
+    """A class whose instances raise InputsError where pydantic finds something else than was declared."""
+    begin = made.__init__  # type: ignore[misc]
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        try:
+            begin(self, *args, **options)
+        except ValidationError as error:
+            raise _refusal(error.errors(include_url=False)) from None
+
+    made.__init__ = __init__  # type: ignore[misc]
+    return made
+
+
+@_refusing
+@dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True),
+)
 class NoticeConfig:
-    """A NOTICE run.
-
-    Args:
-        model: a hub name, a directory, or "zoo:...".
-        tasks: names of `datasets.sources.TASKS`, or parquet files.
-        corrupt: what is corrupted, one at a time: "image", "text". A row is kept for those that it has.
-        kinds: what is patched, of `vocabulary.KINDS`; empty for all that the model's prompt stack has.
-        positions: where: "text" for every prompt position that is not the image's, "answer" for the right answer's
-            word, "last", or "all".
-        select_at: where heads are selected: "answer", "last", "every position", or "auto", the paper's choice: the
-            answer's word in BLIP, the last prompt token in LLaVA.
-        every_position: also patch heads at every position at once: True, False, or None for where the plan finds it
-            affordable, and not where single positions were asked for.
-        screen: estimate every site, and measure so many of each kind, those of the largest estimates, and as many
-            drawn at random; None measures every site.
-        examples: kept examples wanted of each task, 100,000 at most; four times as many rows are seen at most.
-        seed: of the rows, the noise and every random draw.
-        data: the folder of the data set, for tasks that read one.
-        noise: also run Gaussian noise, the method that NOTICE is compared with.
-        noise_scale: its standard deviation, in those of the embeddings.
-        region: corrupt the masked region of the image instead of taking the task's corrupt image: "blur", "mean",
-            "inpaint".
-        prompt_template: a text with {prompt}. Where it holds the image's placeholder ("<image>" in LLaVA) it stands in
-            place of the model's own template, else inside of it. Control tokens in it ("</s>") are read as such, those
-            in a row's prompt are refused.
-        random_draws: draws of random heads that the selected ones are compared with.
-        bootstrap: resamples for every interval.
-        device: where the model runs; None or "auto" for the accelerator that is here, else the CPU.
-        dtype: of the weights; None or "auto" for float32 on a CPU, else the checkpoint's own half precision.
-        revision: branch, tag or commit on the hub.
-        batch: examples that are swept together; None decides by the model's size.
+    """A NOTICE run: the options below, by name.
 
     Raises:
         InputsError: if an option has no such value, or two contradict each other.
     """
 
-    model: str
-    tasks: tuple[str, ...]
-    corrupt: tuple[str, ...] = CORRUPT
-    kinds: tuple[str, ...] = ()
-    positions: str = "text"
-    select_at: str = "auto"
+    model: Text
+    """A hub name, a directory, or "zoo:..." for a model that ships here."""
+    tasks: Annotated[tuple[str, ...], Names, Field(min_length=1), Flag("--task")]
+    """Of `datasets.sources.TASKS`, or parquet files; --task again for more, "all" for those of the shapes world."""
+    corrupt: Annotated[tuple[Corrupt, ...], Names, Field(min_length=1)] = CORRUPT
+    """What is corrupted, one at a time: image, text or both; a row is kept for those that it has."""
+    kinds: Annotated[tuple[Kind, ...], Names, Flag("--sites")] = ()
+    """What is patched: cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all that there are if left out."""
+    positions: Annotated[Literal["text", "answer", "last", "all"], OneOf] = "text"
+    """Where: text (all but the image's), answer (the right answer's word), last or all."""
+    select_at: Annotated[SelectAt, OneOf] = "auto"
+    """Where heads are selected: answer, last, 'every position', or auto, the paper's choice: answer in BLIP, last in
+    LLaVA."""
     every_position: bool | None = None
-    screen: int | None = None
-    examples: int = 50
-    seed: int = 0
-    data: str | None = None
+    """Patch heads at every position at once, too; if left out, where it is affordable and single positions were not
+    asked for."""
+    screen: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Estimate every site, and measure the largest so many of each kind, and as many drawn at random."""
+    examples: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Examples wanted of each task, answered rightly; four times as many rows are seen at most."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Of the rows, the noise and every draw."""
+    data: Text | None = None
+    """The data set's folder, for tasks that read one."""
     noise: bool = False
-    noise_scale: float = 3.0
-    region: str | None = None
-    prompt_template: str | None = None
-    random_draws: int = 20
-    bootstrap: int = 1000
-    device: str | None = None
-    dtype: str | None = None
-    revision: str | None = None
-    batch: int | None = None
+    """Also Gaussian noise, the method that NOTICE is compared with."""
+    noise_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    """Its standard deviation, in those of the embeddings."""
+    region: Annotated[Literal["blur", "mean", "inpaint"], OneOf] | None = None
+    """Corrupt the masked region of the image instead of taking the task's corrupt image: blur, mean or inpaint."""
+    prompt_template: Annotated[Annotated[str, BeforeValidator(_template)] | None, Flag("--template")] = None
+    """A text with {prompt}; with <image> in it, in place of the model's own template, else inside it. Control tokens in
+    it (</s>) are read as such, those in a row's prompt are refused."""
+    random_draws: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Random sets of heads to compare with."""
+    bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Resamples for every interval."""
+    device: Text | None = None
+    """Such as cuda or cpu; "auto" or left out, the accelerator that is here, else the CPU."""
+    dtype: Text | None = None
+    """Such as float16; "auto" or left out, the checkpoint's own half, float32 on a CPU."""
+    revision: Text | None = None
+    """Branch, tag or commit on the hub."""
+    batch: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Examples swept together; by the model's size if left out."""
 
     def __post_init__(self) -> None:
-        self._refuse_other_types()
-        for name in ("tasks", "corrupt", "kinds"):
-            given = getattr(self, name)
-            names = None if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-            if names is None or not all(isinstance(each, str) and _sayable(each) for each in names):
-                raise InputsError(f"{name} is {quoted(given)}; expected a sequence of names")
-            object.__setattr__(self, name, names)
-            if len(set(names)) < len(names) or (not names and name != "kinds"):
-                raise InputsError(f"{name} is {quoted(names)}; expected each name once, and at least one")
-        for name, known in _CHOICES.items():
-            for each in getattr(self, name):
-                _refuse_unknown(name, each, known)
-        for name, values in _CHOICE.items():
-            _refuse_unknown(name, getattr(self, name), values)
-        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
-            raise InputsError(
-                f"prompt_template is {quoted(self.prompt_template)}; expected a text with {{prompt}} in it"
-            )
         if self.positions in ("answer", "last") and self.select_at not in ("auto", self.positions, EVERY):
             raise InputsError(
                 f"heads cannot be selected at {self.select_at!r} where positions is {self.positions!r}: nothing is "
@@ -152,35 +163,8 @@ class NoticeConfig:
             raise InputsError(
                 f"region is {self.region!r}, and the image is not corrupted: leave it out, or corrupt 'image'"
             )
-        if len(set(stems := [file_name(task) for task in self.tasks])) < len(stems):
+        if len({file_name(task) for task in self.tasks}) < len(self.tasks):
             raise InputsError(f"tasks {quoted(self.tasks)} would be written to files of the same names: rename one")
-
-    def _refuse_other_types(self) -> None:
-        """Raise InputsError if an option is of another type than its values, or a number out of its range."""
-        for name in _TEXTS:
-            given = getattr(self, name)
-            if not isinstance(given, str) and not (given is None and name in _LEFT_OUT):
-                raise InputsError(f"{name} is {quoted(given)}; expected a text")
-            if given is not None and is_blank(given):
-                way = "; leave it out for what is decided without it" if name in _LEFT_OUT else ""
-                raise InputsError(f"{name} is {quoted(given)}; expected a text that says something{way}")
-            if given is not None and ((not given.isprintable() and name != "prompt_template") or not _sayable(given)):
-                raise InputsError(f"{name} is {quoted(given)}; expected a text that can be written and read")
-        for name in ("noise", "every_position"):
-            given = getattr(self, name)
-            if not isinstance(given, bool) and not (given is None and name == "every_position"):
-                raise InputsError(f"{name} is {quoted(given)}; expected True or False")
-        for name, (least, most) in _WHOLE.items():
-            given = getattr(self, name)
-            if given is None and name in _LEFT_OUT:
-                continue
-            if isinstance(given, bool) or not isinstance(given, int):
-                raise InputsError(f"{name} is {quoted(given)}; expected a whole number")
-            if not least <= given <= most:
-                raise InputsError(f"{name} is {quoted(given)}; expected {least} or more, and {most} at most")
-        scale = self.noise_scale
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise InputsError(f"noise_scale is {quoted(scale)}; expected a number above 0")
 
     def resolved(self, model: Any) -> NoticeConfig:
         """The same with "auto" and empty choices decided by a model.
@@ -209,16 +193,16 @@ class NoticeConfig:
 
             mask = Image.new("L", (8, 8))
             mask.paste(255, (2, 2, 6, 6))
-            RegionCorruption(picture, mask, self.region).pictures()  # type: ignore[arg-type]
+            RegionCorruption(picture, mask, self.region).pictures()
         there = available(model)
         for kind in self.kinds:
             if kind not in there:
                 raise InputsError(
                     f"{type(model).__name__} has no {kind!r} in its {model.prompt_stack}: it has {', '.join(there)}"
                 )
-        at = self.select_at
+        at: SelectAt = self.select_at
         if at == "auto":
-            own = "last" if model.layout.image_token_id is not None else "answer"
+            own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
             at = self.positions if self.positions in ("answer", "last") else own
         every = self.every_position
         if every is None and self.positions in ("answer", "last"):
@@ -226,7 +210,7 @@ class NoticeConfig:
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)
         device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
-        return dataclasses.replace(
+        return replace(
             self,
             kinds=self.kinds or there,
             select_at=at,
@@ -243,7 +227,7 @@ class NoticeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = TypeAdapter(NoticeConfig).dump_python(self, mode="json")
         return plain
 
     @classmethod
@@ -253,17 +237,9 @@ class NoticeConfig:
         Raises:
             InputsError: if an option is missing, unknown, or of another type.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise InputsError(f"the configuration is {quoted(given)}; expected options by name, as to_json gives them")
-        if unknown := [name for name in given if name not in fields]:
-            raise InputsError(
-                f"a run has no option {quoted(unknown[0])}: the closest are {', '.join(closest(unknown[0], fields))}"
-            )
-        if missing := [name for name in ("model", "tasks") if name not in given]:
-            raise InputsError(f"the configuration lacks {' and '.join(missing)}")
-        options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
-        return cls(**options)
+        return cls(**given)
 
     def differences(self, other: NoticeConfig) -> list[str]:
         """What differs in another configuration, in words: "seed was 0 and is 1"; what it leaves open does not."""
@@ -271,7 +247,7 @@ class NoticeConfig:
         return [
             f"{name} was {quoted(mine[name])} and is {quoted(theirs[name])}"
             for name in mine
-            if mine[name] != theirs[name] and getattr(other, name) not in _OPEN.get(name, ())
+            if mine[name] != theirs[name] and not (name in _LEFT and theirs[name] in ([], *OPEN))
         ]
 
     def refuse_another(self, other: NoticeConfig, directory: Path) -> None:
@@ -283,7 +259,13 @@ class NoticeConfig:
             )
 
 
-def available(model: Any) -> tuple[str, ...]:
+def options() -> dict[str, FieldInfo]:
+    """The options of a run by name: of each its `annotation`, `default`, `description`, and what else is said of it."""
+    found: dict[str, FieldInfo] = NoticeConfig.__pydantic_fields__  # type: ignore[attr-defined]
+    return found
+
+
+def available(model: Any) -> tuple[Kind, ...]:
     """The kinds that a model's prompt stack has, in the order of `vocabulary.KINDS`."""
     crossed = getattr(model.stacks[model.prompt_stack].blocks[0], "has_cross_attn", False)
     return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))
@@ -295,15 +277,34 @@ def file_name(task: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in stem)
 
 
-def _sayable(text: str) -> bool:
-    """Whether a text has no half of a character, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _refusal(found: list[Any]) -> InputsError:
+    """What is wrong with the options that were given, in our words: the name, what was given, what was expected."""
+    kinds = [each["type"] for each in found]
+    if "unexpected_keyword_argument" in kinds:
+        name = found[kinds.index("unexpected_keyword_argument")]["loc"][0]
+        return InputsError(
+            f"a run has no option {quoted(name)}: the closest are {', '.join(closest(str(name), options()))}"
+        )
+    if missing := [str(each["loc"][0]) for each in found if each["type"] == "missing"]:
+        return InputsError(f"the configuration lacks {' and '.join(missing)}")
+    wrong = found[0]
+    given, why = wrong["input"], wrong.get("ctx", {})
+    if isinstance(why.get("error"), InputsError):  # of two options together
+        return why["error"]
+    name = str(wrong["loc"][0])
+    option = options()[name]
+    open_too = option.default is None
+    if wrong["type"] == "literal_error":
+        known = why["expected"].replace(" or ", ", ")
+        return InputsError(f"{name} has no {quoted(given)}: expected {'None, ' * open_too}{known}")
+    marks = [*option.metadata, *_marks(option.annotation)]
+    reach = {side: getattr(mark, side) for mark in marks for side in ("ge", "gt", "le") if hasattr(mark, side)}
+    expected = str(why["error"]) if "error" in why else _EXPECTED.get(wrong["type"], wrong["msg"]).format(**reach)
+    way = "; leave it out for what is decided without it" if open_too and expected == _SAYS_NOTHING else ""
+    return InputsError(f"{name} is {quoted(given)}; expected {expected}{way}")
 
 
-def _refuse_unknown(name: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise InputsError(f"{name} has no {quoted(value)}: expected {', '.join(map(repr, known))}")
+def _marks(annotation: Any) -> list[Any]:
+    """What an annotation says besides a type, at any depth."""
+    found = [each for part in get_args(annotation) for each in (part, *_marks(part))]
+    return [mark for each in found for mark in getattr(each, "metadata", (each,))]

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 
 from hooked_vlm.errors import RunDirectoryError, cut, quoted
 from hooked_vlm.notice import storage
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.files import AGAIN, MANIFEST, ListedFiles, text_of
-from hooked_vlm.notice.storage import PART, Packed, digest, digest_of, packed, refuse_link, whole
+from hooked_vlm.notice.storage import PART, Packed, digest, digest_of, packed, refuse_link, refuse_odd, whole
 
 VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
@@ -73,25 +74,30 @@ class RunDirectory(ListedFiles):
             refuse_link(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
-            descriptor = storage.opened(self.path / _LOCK, os.O_RDWR)
-        import fcntl  # not on Windows, where finished runs can be reported and compared all the same
-
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as lock:
+            refuse_odd(self.path / _LOCK)
+            lock = FileLock(self.path / _LOCK, timeout=0, preserve_lock_file=True, on_acquired=_signed)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                lock.acquire()
+            except Timeout as error:
                 raise RunDirectoryError(
-                    f"{self.path} is being written by another process ({lock.read().strip() or 'unknown'}): wait for "
-                    "it, or take another directory"
+                    f"{self.path} is being written by another process ({self._holder() or 'unknown'}): wait for it, or "
+                    "take another directory"
                 ) from error
+        try:
             with self._reported("cannot be written"):
-                lock.truncate(0)
-                lock.write(f"pid {os.getpid()}")
-                lock.flush()
                 for folder in (self.path, *(self.path / name for name in (*RESULTS, FIGURES, ROWS, PARTS))):
                     for part in folder.glob(f"*{PART}") if folder.is_dir() else ():  # of a process that was killed
                         part.unlink()
             yield self
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        """The process that holds the lock, as it signed it; "" where that cannot be read, as on Windows."""
+        try:
+            return storage.read(self.path / _LOCK).decode().strip()
+        except (OSError, ValueError):
+            return ""
 
     def _refuse_strangers(self) -> None:
         entries = list(self.path.iterdir())
@@ -386,8 +392,14 @@ class RunDirectory(ListedFiles):
                 before = self._read(*self._packed(kind, task, block))
             now = before | {n: table for n, table in tables.items() if n // self.record["block"] == block}
             about = self._about(kind, file_name(task), block) | {"given": given}
-            self._write(self._name(kind, task, block), packed(now, about))
+            self.write(self._name(kind, task, block), packed(now, about))
             of[block] = {"numbers": sorted(now), "given": given}
+
+
+def _signed(descriptor: int) -> None:
+    """Write into a lock that was just taken whose it is."""
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"pid {os.getpid()}".encode())
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,28 +6,36 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from hooked_vlm.analysis.heads import RULES
+from hooked_vlm.errors import RunDirectoryError, quoted
+from hooked_vlm.notice.schema import VERSION, Summary, checked
 
 # The rule that controls the false discovery rate was "the sound rule".
 NAMES: Final = {"sound": "fdr", "sound_all": "fdr_all"}
 PHRASES: Final = {"the sound rule": RULES["fdr"], "the sound one": "the FDR-controlled one"}
 
 
-def as_now(summary: Mapping[str, Any]) -> dict[str, Any]:
+def as_now(summary: Mapping[str, Any]) -> Summary:
     """A summary.json in today's words, whichever version wrote it.
 
-    >>> as_now({"universal": [{"layer": 1, "rule": "sound"}], "cautions": ["Too few for the sound rule."]})
-    {'universal': [{'layer': 1, 'rule': 'fdr'}], 'cautions': ['Too few for the FDR-controlled rule.']}
+    Raises:
+        RunDirectoryError: if it is of a version that is not known, or no summary.
+
+    >>> as_now({"universal": [{"layer": 1, "rule": "sound"}], "cautions": ["Too few for the sound rule."]})["universal"]
+    [{'layer': 1, 'rule': 'fdr'}]
     """
-    found = dict(summary)
-    if heads := found.get("heads"):
-        found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in heads]
-    if universal := found.get("universal"):
-        found["universal"] = [{**row, "rule": NAMES.get(row["rule"], row["rule"])} for row in universal]
-    if findings := found.get("findings"):
-        found["findings"] = [{key: _said(value) for key, value in row.items()} for row in findings]
-    for name in ("disagreements", "cautions"):
-        if sentences := found.get(name):
-            found[name] = [_said(sentence) for sentence in sentences]
+    version = summary.get("version", 0)
+    if version not in range(VERSION + 1):
+        raise RunDirectoryError(
+            f"summary.json has version {quoted(version)} and this package reads {VERSION} and earlier ones: take the "
+            "hooked-vlm that wrote it, or run the same `hooked-vlm notice` command, which computes it again"
+        )
+    found = checked({**summary, "version": VERSION})
+    if version < 1:
+        found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
+        found["universal"] = [row | {"rule": NAMES.get(row["rule"], row["rule"])} for row in found.get("universal", [])]
+        found["findings"] = [{key: _said(value) for key, value in row.items()} for row in found.get("findings", [])]
+        found["disagreements"] = [_said(sentence) for sentence in found.get("disagreements", [])]
+        found["cautions"] = [_said(sentence) for sentence in found.get("cautions", [])]
     return found
 
 

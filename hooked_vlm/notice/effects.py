@@ -23,15 +23,14 @@ from hooked_vlm.analysis.heads import module_of, of_heads
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, stacked
 from hooked_vlm.notice.parts import Parts, Swept
+from hooked_vlm.notice.schema import Kind
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching import Sites
 from hooked_vlm.patching.metrics import logit_diff, probability
 from hooked_vlm.patching.result import SitesResult
 from hooked_vlm.patching.sweep import sweep_all
 
-_TEXT_COLUMNS = ("task", "example", "group", "corrupt", "kind", "stack", "role", "token")
 _PLACES = ("layer", "head", "position")
-_VALUES = ("effect", "restoration", "normalised")
 PIECE = 4  # layers of a kind of sites that are swept together, and kept together
 AT_ONCE = " at once"  # behind a kind's name: its sites at every position at once
 
@@ -58,12 +57,12 @@ def resid_hook(model: Any) -> str:
     return "normalized_resid_post" if model.stacks[model.prompt_stack].post_norm else "resid_post"
 
 
-def sites_of(model: Any, kind: str, positions: Any) -> Sites:
+def sites_of(model: Any, kind: Kind, positions: Any) -> Sites:
     """The sites of a kind, in the prompt's stack.
 
     Args:
         model: a `HookedVLM`.
-        kind: one of `vocabulary.KINDS`.
+        kind: which.
         positions: as `Sites` takes them.
     """
     stack = model.prompt_stack
@@ -81,7 +80,7 @@ def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) ->
         config: the run's, resolved.
         positions: where an example is patched.
     """
-    found = {}
+    found: dict[str, Sites] = {}
     for kind in config.kinds:
         found[kind] = sites_of(model, kind, list(positions))
         if of_heads(kind) and config.every_position is not False:
@@ -192,38 +191,29 @@ class _Skeleton:
             i: its place among the examples that were swept together.
             high: its clean logit difference.
         """
-        n_rows, names = len(self.columns["kind"]), list(found)
-        strings = example.clean.str_tokens
-        place = self.columns["position"]
-        roles = [*example.roles, EVERY]  # a position of -1 is the last entry
-        tokens = [*strings[: len(example.roles)], ""]
-        row = example.row
-        constant = {
-            "task": row["task"],
-            "example": row["id"],
-            "group": row["group"] or "",
-            "stack": self.model.prompt_stack,
-        }
-        columns: dict[str, Any] = {
-            name: _words([value], np.zeros(n_rows * len(names))) for name, value in constant.items()
-        }
-        columns["corrupt"] = _words(names, np.repeat(np.arange(len(names)), n_rows))
+        names, row = list(found), example.row
+        n = len(names) * len(self.columns["kind"])
+        place = self.columns["position"]  # -1 is the last entry of what follows
+        of_places = {"role": [*example.roles, EVERY], "token": [*example.clean.str_tokens[: len(example.roles)], ""]}
+        constant = {"task": row["task"], "example": row["id"], "group": row["group"] or ""}
+        columns: dict[str, Any] = {name: _words([value], np.zeros(n)) for name, value in constant.items()}
+        columns["corrupt"] = _words(names, np.repeat(np.arange(len(names)), n // len(names)))
         columns["kind"] = _words(list(self.kinds), np.tile(self.columns["kind"], len(names)))
-        for name, given in (("role", roles), ("token", tokens)):
+        columns["stack"] = _words([self.model.prompt_stack], np.zeros(n))
+        for name in _PLACES:
+            columns[name] = pa.array(np.tile(self.columns[name], len(names)))
+        for name, given in of_places.items():
             known = list(dict.fromkeys(given))
             codes = np.array([known.index(each) for each in given])
             columns[name] = _words(known, np.tile(codes[place], len(names)))
-        for name in _PLACES:
-            columns[name] = pa.array(np.tile(self.columns[name], len(names)))
-        effects = np.stack([found[name].effects[0, :, i] for name in names])
-        spans = np.array([high - found[name].baseline[i] for name in names])
+        effects, restored = (np.stack([each.effects[k, :, i] for each in found.values()]) for k in (0, 1))
+        spans = np.array([high - each.baseline[i] for each in found.values()])
         spans[spans == 0] = np.nan
-        columns["effect"] = pa.array(effects.ravel())
-        columns["restoration"] = pa.array(np.stack([found[name].effects[1, :, i] for name in names]).ravel())
-        columns["normalised"] = pa.array((effects / spans[:, None]).ravel())
-        columns["measured"] = pa.array(np.concatenate([found[name].measured for name in names]))
-        order = ("task", "example", "group", "corrupt", "kind", "stack", "layer", "head", "position", "role", "token")
-        return pa.table({name: columns[name] for name in (*order, *_VALUES, *(["measured"] if self.screened else []))})
+        measures = {"effect": effects, "restoration": restored, "normalised": effects / spans[:, None]}
+        columns |= {name: pa.array(values.ravel()) for name, values in measures.items()}
+        if self.screened:
+            columns["measured"] = pa.array(np.concatenate([each.measured for each in found.values()]))
+        return pa.table(columns)
 
 
 def _words(known: list[str], codes: NDArray[Any]) -> pa.DictionaryArray:

@@ -26,6 +26,8 @@ from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.roles import roles
+from hooked_vlm.notice.schema import Corrupt, Role
+from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching.metrics import with_answer
 
 NO_CORRUPT_IMAGE = "the row has no corrupt image"
@@ -62,10 +64,10 @@ class Example:
     reason: str = ""
     generated: str = ""
     scored: Scored | None = None
-    roles: list[str] = field(default_factory=list)
+    roles: list[Role] = field(default_factory=list)
     positions: tuple[int, ...] = ()
     lacks: dict[str, str] = field(default_factory=dict)
-    corrupt: tuple[str, ...] = ()
+    corrupt: tuple[Corrupt, ...] = ()
     pixels: Tensor | None = None
     corrupt_ids: Tensor | None = None
 
@@ -197,7 +199,7 @@ def corruptions(config: NoticeConfig, examples: Sequence[Example]) -> dict[str, 
                 places = [noisy_places(e) for e in examples]
                 longest = max(map(len, places))
                 where = torch.tensor([each + each[-1:] * (longest - len(each)) for each in places])
-            made[f"{target}_noise"] = GaussianNoise(target, config.noise_scale, seeds, where)  # type: ignore[arg-type]
+            made[f"{target}_noise"] = GaussianNoise(target, config.noise_scale, seeds, where)
     return made
 
 
@@ -222,6 +224,13 @@ def first_changed(example: Example) -> list[int]:
     assert example.corrupt_ids is not None
     changed: list[int] = (example.corrupt_ids[0] != example.clean.input_ids[0]).nonzero()[:, 0].tolist()
     return changed
+
+
+def query(config: NoticeConfig, example: Example) -> list[int]:
+    """The positions from which an example's heads are watched: where they are selected."""
+    if config.select_at == EVERY:
+        return [place for place, role in enumerate(example.roles) if role != "image"]
+    return example.where(config.select_at)
 
 
 def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
@@ -312,7 +321,7 @@ def _corrupt_image(model: Any, config: NoticeConfig, example: Example) -> str:
         if row.get("mask") is None:
             return NO_MASK
         try:
-            (picture,) = RegionCorruption(row["image"], row["mask"], config.region).pictures()  # type: ignore[arg-type]
+            (picture,) = RegionCorruption(row["image"], row["mask"], config.region).pictures()
         except HookedVLMError as error:
             if isinstance(error, ImportError):
                 raise

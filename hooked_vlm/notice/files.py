@@ -98,7 +98,7 @@ class ListedFiles:
         Raises:
             RunDirectoryError: if the disk is full or refuses; it says what was kept.
         """
-        return self._write(name, text_of(values))
+        return self.write(name, text_of(values))
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text.
@@ -106,15 +106,7 @@ class ListedFiles:
         Raises:
             RunDirectoryError: as `write_json`.
         """
-        return self._write(name, text.encode())
-
-    def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write a file as it is.
-
-        Raises:
-            RunDirectoryError: as `write_json`.
-        """
-        return self._write(name, data)
+        return self.write(name, text.encode())
 
     def remove(self, name: str) -> None:
         """Remove a file of the run.
@@ -135,10 +127,14 @@ class ListedFiles:
         """
         picture = BytesIO()
         figure.savefig(picture, format="png", dpi=100, bbox_inches="tight")
-        return self._write(name, picture.getvalue())
+        return self.write(name, picture.getvalue())
 
-    def _write(self, name: str, data: bytes) -> Path:
-        """Put a file in place; its digest is on the list before it is."""
+    def write(self, name: str, data: bytes) -> Path:
+        """Put a file in place; its digest is on the list before it is.
+
+        Raises:
+            RunDirectoryError: as `write_json`.
+        """
         path = self.path / name
         with self._reported("cannot be written", path):
             refuse_link(path.parent)

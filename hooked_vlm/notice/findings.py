@@ -18,7 +18,7 @@ from hooked_vlm.analysis.heads import RULES, Head, head_name, module_of, of_head
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import selections
 from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewest, smallest_p, told
-from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
 from hooked_vlm.notice.wording import counted, interval, percent, two, with_interval
@@ -30,7 +30,7 @@ Records = list[dict[str, Any]]
 
 
 def findings(
-    data: Gathered, tables: Mapping[str, Records], significant: Iterable[Head] | None, rule: Rule
+    data: RunTables, tables: Mapping[str, Records], significant: Iterable[Head] | None, rule: Rule
 ) -> list[Verdict]:
     """The verdicts of a run.
 
@@ -59,7 +59,7 @@ def _percent(found: Mapping[str, float]) -> str:
     return f"{percent(found['mean'])} {interval(found['low'], found['high'], percent)}".strip()
 
 
-def _concentration(data: Gathered, kind: str, times: int, seed: int) -> Verdict:
+def _concentration(data: RunTables, kind: str, times: int, seed: int) -> Verdict:
     """Whether |effect| under image corruption is larger at the tokens that should carry it."""
     expected = ("last",) if data.at == "last" else CONTENT
     what = module_of(kind)
@@ -104,7 +104,7 @@ def _rowwise_mean(columns: list[np.ndarray]) -> np.ndarray:
     return statistics.means(np.array(columns))  # NaN where an example has none of them
 
 
-def _detection(data: Gathered, significant: Any, times: int, seed: int) -> Verdict:
+def _detection(data: RunTables, significant: Any, times: int, seed: int) -> Verdict:
     """Heads are labelled on one half of the examples and measured on the other, so that the choice cannot help."""
     claim = "Object-detection heads look at the object: their attention overlaps its mask more than evenly"
     parts: dict[str, list[np.ndarray]] = {"lift": [], "auc": [], "pointing": []}
@@ -142,7 +142,7 @@ def _detection(data: Gathered, significant: Any, times: int, seed: int) -> Verdi
     return Verdict("detection", claim, holds, "", evidence)
 
 
-def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Verdict:
+def _universal(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> Verdict:
     """Undecided where no head is selected and a task has too few examples for the FDR-controlled rule."""
     claim = "Some heads matter in every task, by the FDR-controlled rule"
     if not tables["heads"]:

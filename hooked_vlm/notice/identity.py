@@ -14,7 +14,7 @@ from hooked_vlm.notice import directory, fingerprint
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory, block_size
 from hooked_vlm.notice.examples import refuse_unreadable
-from hooked_vlm.notice.rows import Survey, survey
+from hooked_vlm.notice.rows import TaskRows
 from hooked_vlm.notice.storage import digest_of
 
 
@@ -34,14 +34,15 @@ def begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
 
 
 def started(
-    place: RunDirectory, config: NoticeConfig, model: Any, *, accept_versions: bool
-) -> tuple[NoticeConfig, dict[str, Survey]]:
-    """The configuration, decided, and every row that may be used, looked through; all of it as when the run began.
+    place: RunDirectory, config: NoticeConfig, model: Any, rows: Mapping[str, TaskRows], *, accept_versions: bool
+) -> NoticeConfig:
+    """The configuration, decided, once every row that may be used is looked through; all of it as when the run began.
 
     Args:
         place: the run's directory, locked.
         config: what was asked for.
         model: a `HookedVLM`.
+        rows: of each task.
         accept_versions: go on with packages of other versions.
 
     Raises:
@@ -51,12 +52,12 @@ def started(
         RunDirectoryError: if a file in the directory is another run's, or it cannot be written.
     """
     config = config.resolved(model)
-    surveys = {task: survey(config, model, task) for task in config.tasks}
-    for task, rows in surveys.items():
-        refuse_unreadable(model, config, task, rows.again(config, model, range(len(rows))))
+    for task, each in rows.items():
+        each.survey(model)
+        refuse_unreadable(model, config, task, each.again(model, range(len(each))))
     now = {
         "fingerprints": fingerprint.of_model(model),
-        "rows": {task: {"n": len(rows), "digest": rows.digest} for task, rows in surveys.items()},
+        "rows": {task: {"n": len(each), "digest": each.digest} for task, each in rows.items()},
         "packages": fingerprint.packages(),
     }
     stored = place.stored()
@@ -64,14 +65,13 @@ def started(
         place.begin(_record(config, model, now))
     else:
         place.record = stored
-        _refuse_another(place, model, now, surveys, accept_versions=accept_versions)
+        _refuse_another(place, model, now, rows, accept_versions=accept_versions)
     place.verify(config.tasks)
-    for task, rows in surveys.items():
+    for task, each in rows.items():
         if not place.has(_rows_file(task)):
-            place.write_json(_rows_file(task), {"ids": list(rows.ids), "fingerprints": list(rows.prints)})
-    noted = {task: {"rows": len(rows), "skipped": rows.skipped, "named": rows.named} for task, rows in surveys.items()}
-    place.write_json(directory.SOURCES, noted)
-    return config, surveys
+            place.write_json(_rows_file(task), {"ids": each.ids, "fingerprints": each.prints})
+    place.write_json(directory.SOURCES, {task: each.noted for task, each in rows.items()})
+    return config
 
 
 def _record(config: NoticeConfig, model: Any, now: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _record(config: NoticeConfig, model: Any, now: Mapping[str, Any]) -> dict[st
 
 
 def _refuse_another(
-    place: RunDirectory, model: Any, now: Mapping[str, Any], surveys: Mapping[str, Survey], *, accept_versions: bool
+    place: RunDirectory, model: Any, now: Mapping[str, Any], rows: Mapping[str, TaskRows], *, accept_versions: bool
 ) -> None:
     """Refuse to go on with another model, other rows, or other packages than the run began with, by name."""
     stored = place.record
@@ -111,13 +111,13 @@ def _refuse_another(
             f"{place.path} holds a run of a model with other {', '.join(differ)}{of}: take another directory, or the "
             "model that the run began with"
         )
-    for task, rows in surveys.items():
+    for task, each in rows.items():
         if stored["rows"].get(task) != now["rows"][task]:
             place.read_list()
             told = ["they differ from those that the run began with"]
             if place.has(_rows_file(task)):
                 before = place.values(_rows_file(task))
-                told = rows.changes(before["ids"], before["fingerprints"]) or told
+                told = each.changes(before["ids"], before["fingerprints"]) or told
             raise ResumeError(
                 f"{place.path} holds a run on other rows of {task} ({'; '.join(told)}): take another directory, or the "
                 "data that the run began with"

@@ -88,7 +88,7 @@ class Parts:
                 }
             )
             about = {"is": self._about(of), "baseline": part.baseline.tolist(), "skipped": part.skipped}
-            self._place.write_bytes(name, packed({0: table}, about))
+            self._place.write(name, packed({0: table}, about))
             self._names.add(name)
         self._waiting.clear()
         self._last = time.monotonic()

@@ -1,10 +1,11 @@
 """A NOTICE run from a configuration to a report, which goes on where it was stopped.
 
-Steps: answer the clean questions and keep what is answered rightly; sweep each corruption over each kind of site;
-score what each head attends to; select heads; ablate them; summarise; draw; report. Everything an example gives is
-on disk before the next block of examples begins, and nothing of it is kept in memory: 1,000 examples take no more
-than 50. A run that is killed at any moment goes on with the same command, without doing an example twice; blocks of
-examples depend on the rows' numbers alone, so that its numbers are those of a run that was never stopped.
+Stages, each once: answer the clean questions, and of what is answered rightly sweep each corruption over each kind of
+site and score what each head attends to; select heads; ablate them; draw where they look; summarise; report. Everything
+an example gives is on disk before the next block of examples begins, and nothing of it is kept in memory: 1,000
+examples take no more than 50. A run that is killed at any moment goes on with the same command, without doing an
+example twice; blocks of examples depend on the rows' numbers alone, so that its numbers are those of a run that was
+never stopped.
 
 Costs two forwards and a sweep an example and corruption, and a look at every row first. Knows no model but through
 its public face.
@@ -24,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hooked_vlm.analysis.answers import Scored
 from hooked_vlm.analysis.image_attention import score_batch
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models.base import HookedVLM
@@ -32,15 +34,14 @@ from hooked_vlm.notice import conclusion, directory, report, selections, summary
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory
 from hooked_vlm.notice.effects import Effects, measured
-from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, stacked
+from hooked_vlm.notice.examples import Example, grouped, own_rows, prepared, query, stacked
 from hooked_vlm.notice.identity import begun, started
 from hooked_vlm.notice.parts import Parts
 from hooked_vlm.notice.planning import plan as planned
-from hooked_vlm.notice.rows import Survey
+from hooked_vlm.notice.rows import Row, TaskRows
+from hooked_vlm.notice.running import Run
 from hooked_vlm.notice.terminal import Progress
-from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY
-
-Rows = Sequence[tuple[int, dict[str, Any]]]
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 
 def run(
@@ -75,19 +76,20 @@ def run(
     place = RunDirectory(out)
     with place.locked(), _interruptible() as stop:
         config = begun(place, config)
+        rows = {task: TaskRows(config, task) for task in config.tasks}
         if model is None:
-            planned(config, timed=False).refuse_unfit()
+            planned(config, timed=False, rows=rows).refuse_unfit()
             model = load(config)
         bar = Progress(len(config.tasks), config.examples, shown=progress)
         with bar, _fitting(place, model, bar):
             bar.say("reading the rows")
-            foretold = planned(config, model=model, timed=bar.shown)
-            config, surveys = started(place, foretold.config, model, accept_versions=accept_versions)
+            foretold = planned(config, model=model, timed=bar.shown, rows=rows)
+            config = started(place, foretold.config, model, rows, accept_versions=accept_versions)
             bar.tell(str(foretold))
+            under_way = Run(place, config, model, rows, bar, stop)
             for task in config.tasks:
-                _task(place, config, model, surveys[task], bar, stop)
-            bar.say("summarising")
-            _conclude(place, config, model, surveys, bar, lambda: refuse_to_go_on(place, stop))
+                _sweep(under_way, task)
+            _conclude(under_way)
     return place.path
 
 
@@ -134,44 +136,31 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def refuse_to_go_on(place: RunDirectory, stop: Callable[[], bool]) -> None:
-    """Raise KeyboardInterrupt, which says what is kept, if Ctrl-C was pressed."""
-    if stop():
-        n = place.n_examples
-        done = "1 example is" if n == 1 else f"{n} examples are"
-        raise KeyboardInterrupt(f"stopped; {done} in {place.path}, and the same command goes on from there")
-
-
 # --- examples ---------------------------------------------------------------------------------------------
 
 
-def _task(
-    place: RunDirectory, config: NoticeConfig, model: Any, rows: Survey, bar: Progress, stop: Callable[[], bool]
-) -> None:
+def _sweep(run: Run, task: str) -> None:
     """Run one task's examples until as many are kept as were asked for, or its rows are at an end.
 
     Which examples are done is what the directory's files prove, and nothing else.
     """
-    done = _done(place, rows)
-    assert config.batch is not None
-    bar.begin(rows.task, sum(done.values()))
-    batches = [range(start, min(start + config.batch, len(rows))) for start in range(0, len(rows), config.batch)]
-    drawn = rows.again(config, model, range(len(rows)))
-    kept = 0
+    rows, wanted = run.rows[task], run.config.examples
+    done = _done(run.place, rows)
+    run.bar.begin(task, sum(done.values()))
+    batches = [range(start, min(start + run.batch, len(rows))) for start in range(0, len(rows), run.batch)]
+    drawn = rows.again(run.model, range(len(rows)))
     for numbers in batches:
-        if kept >= config.examples:
+        if not wanted:
             break
-        if not _whole(numbers, done, config.examples - kept):
-            batch = _of(drawn, numbers)
-            done |= _batch(place, config, model, rows, batch, config.examples - kept, done, bar)
+        if not _whole(numbers, done, wanted):
+            done |= _batch(run, rows, _of(drawn, numbers), wanted, done)
         for number in numbers:
-            if kept < config.examples:
-                kept += done[number]
-        refuse_to_go_on(place, stop)
-    bar.end(rows.task)
+            wanted -= bool(wanted) and done[number]
+        run.go_on()
+    run.bar.end(task)
 
 
-def _of(drawn: Iterator[tuple[int, dict[str, Any]]], numbers: range) -> list[tuple[int, dict[str, Any]]]:
+def _of(drawn: Iterator[tuple[int, Row]], numbers: range) -> list[tuple[int, Row]]:
     """The rows of some numbers, out of a stream that stands before them."""
     found = []
     for number, row in drawn:
@@ -182,7 +171,7 @@ def _of(drawn: Iterator[tuple[int, dict[str, Any]]], numbers: range) -> list[tup
     return found
 
 
-def _done(place: RunDirectory, rows: Survey) -> dict[int, bool]:
+def _done(place: RunDirectory, rows: TaskRows) -> dict[int, bool]:
     """Of each example that is done, whether it was kept: its row is this one, and every table of it is there."""
     measured_too = set(place.numbers(directory.EFFECTS, rows.task)) & set(place.numbers(directory.ATTENTION, rows.task))
     found = {}
@@ -206,21 +195,14 @@ def _whole(numbers: Sequence[int], done: Mapping[int, bool], wanted: int) -> boo
 
 
 def _batch(
-    place: RunDirectory,
-    config: NoticeConfig,
-    model: Any,
-    surveyed: Survey,
-    rows: Rows,
-    wanted: int,
-    done: Mapping[int, bool],
-    bar: Progress,
+    run: Run, surveyed: TaskRows, rows: Sequence[tuple[int, Row]], wanted: int, done: Mapping[int, bool]
 ) -> dict[int, bool]:
     """Run a batch of rows and write what is not written yet; which of them are kept.
 
     What is computed together depends on the rows alone and not on what is done: so an example has the same numbers
     whenever it is run. Its row is written last, behind what was measured of it.
     """
-    task = surveyed.task
+    place, config, model, task = run.place, run.config, run.model, surveyed.task
     examples = prepared(model, config, [(number, {**row, "task": file_name(task)}) for number, row in rows])
     kept_so_far = list(accumulate(example.kept for example in examples))
     examples = [each for each, n in zip(examples, kept_so_far, strict=True) if n - each.kept < wanted]
@@ -248,7 +230,7 @@ def _batch(
         each.clear()
     for example in examples:
         if example.number in found and example.number not in done:
-            bar.advance(len(found[example.number].table))
+            run.bar.advance(len(found[example.number].table))
     return {example.number: example.kept for example in examples}
 
 
@@ -269,16 +251,10 @@ def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> li
     return [own_rows(table, i, each) for i, each in enumerate(about)]
 
 
-def query(config: NoticeConfig, example: Example) -> list[int]:
-    """The positions from which an example's heads are watched: where they are selected."""
-    if config.select_at == EVERY:
-        return [place for place, role in enumerate(example.roles) if role != "image"]
-    return example.where(config.select_at)
-
-
 def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
     """An example's row of `examples/*.parquet`."""
-    row, scored = example.row, example.scored
+    row, scored, nan = example.row, example.scored or Scored(-1, -1), float("nan")
+    clean, corrupt = (nan, {}) if found is None else (found.clean, found.corrupt)
     record: dict[str, Any] = {
         "task": row["task"],
         "example": row["id"],
@@ -292,51 +268,32 @@ def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
         "generated": example.generated,
         "kept": example.kept,
         "reason": example.reason,
-        "right_token": -1 if scored is None else scored.right,
-        "wrong_token": -1 if scored is None else scored.wrong,
-        "shared_tokens": [] if scored is None else list(scored.shared),
-        "clean_logit_diff": float("nan") if found is None else found.clean,
+        "right_token": scored.right,
+        "wrong_token": scored.wrong,
+        "shared_tokens": list(scored.shared),
+        "clean_logit_diff": clean,
+        **{f"{name}_logit_diff": corrupt.get(name, nan) for name in CORRUPTIONS},
+        **{f"{name}_lacking": example.lacks.get(name, "") if example.kept else "" for name in CORRUPT},
     }
-    for name in CORRUPTIONS:
-        record[f"{name}_logit_diff"] = float("nan") if found is None else found.corrupt.get(name, float("nan"))
-    for name in CORRUPT:
-        record[f"{name}_lacking"] = example.lacks.get(name, "") if example.kept else ""
-    return pa.table({name: pa.array([value], _TYPES.get(name)) for name, value in record.items()})
-
-
-_TYPES = {
-    "number": pa.int64(),
-    "right_token": pa.int64(),
-    "wrong_token": pa.int64(),
-    "shared_tokens": pa.list_(pa.int64()),
-    "corrupt_prompt": pa.string(),
-}
+    types = {"shared_tokens": pa.list_(pa.int64()), "corrupt_prompt": pa.string()}  # which may hold nothing
+    return pa.table({name: pa.array([value], types.get(name)) for name, value in record.items()})
 
 
 # --- the end ----------------------------------------------------------------------------------------------
 
 
-def _conclude(
-    place: RunDirectory,
-    config: NoticeConfig,
-    model: Any,
-    surveys: Mapping[str, Survey],
-    bar: Progress,
-    go_on: Callable[[], None],
-) -> None:
-    """Select heads, ablate them, summarise, draw, and write the report.
+def _conclude(run: Run) -> None:
+    """Select heads, ablate them, draw where they look, summarise, and write the report.
 
     A model that answers nothing rightly has nothing to restore: the report then says so, and why each row went.
     """
-    place.forget_parts()
-    found = summary.made(place, config.to_json(), place.record["model"])
-    bar.say("ablating")
-    conclusion.ablate_kept(place, config, model, surveys, selections.to_ablate(found), go_on)
-    bar.say("drawing")
-    heads = list(dict.fromkeys(head for c in config.corrupt for head in selections.strongest(found, c)))
-    figures = conclusion.draw_attention(
-        place, config, model, surveys, heads, lambda example: query(config, example), go_on
-    )
-    bar.say("summarising")
-    summary.summarise(place.path, config=config, figures=figures)
-    report.write(place.path)
+    run.bar.say("summarising")
+    run.place.forget_parts()
+    found = summary.select(run.place, run.config.to_json())
+    run.bar.say("ablating")
+    conclusion.ablate_kept(run, selections.to_ablate(found.records))
+    run.bar.say("drawing")
+    figures = conclusion.draw_attention(run, selections.to_draw(found.records))
+    run.bar.say("summarising")
+    summary.conclude(run.place, found, figures)
+    report.write(run.place.path)

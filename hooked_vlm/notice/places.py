@@ -14,7 +14,7 @@ import pandas as pd
 
 from hooked_vlm.analysis import statistics
 from hooked_vlm.analysis.heads import HEAD, head_name
-from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
 from hooked_vlm.notice.wording import known, two, with_interval
 
@@ -24,7 +24,7 @@ TIMES: Final = 2.0  # how many times its size where it is read makes a head stro
 CORRUPTED: Final = {"image": "image swapped", "text": "word replaced"}
 
 
-def best_places(data: Gathered) -> pd.DataFrame:
+def best_places(data: RunTables) -> pd.DataFrame:
     """For each head, corruption and task, the role at which patching it moves the answer most.
 
     Returns:
@@ -36,7 +36,7 @@ def best_places(data: Gathered) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*KEY, "at", "elsewhere"])
 
 
-def _of_family(corrupt: str, kind: str, task: str, data: Gathered) -> pd.DataFrame:
+def _of_family(corrupt: str, kind: str, task: str, data: RunTables) -> pd.DataFrame:
     table = data.places[corrupt, kind, task].table()
     table = table[table["n"] > 0]
     cells = pd.DataFrame(

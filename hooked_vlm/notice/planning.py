@@ -10,9 +10,8 @@ Costs the processor on a few rows, and a few seconds where seconds are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.effects import AT_ONCE
 from hooked_vlm.notice.examples import Example, stacked, unanswered
 from hooked_vlm.notice.foreseen import Foreseen, foreseen
-from hooked_vlm.notice.rows import rows_of
+from hooked_vlm.notice.rows import TaskRows
 from hooked_vlm.notice.timing import Rates, rates
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching import cost
@@ -137,13 +136,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: NoticeConfig, *, model: Any = None, timed: bool = True) -> Plan:
+def plan(
+    config: NoticeConfig, *, model: Any = None, timed: bool = True, rows: Mapping[str, TaskRows] | None = None
+) -> Plan:
     """What a run will cost.
 
     Args:
         config: the run's.
         model: a `HookedVLM`; None reads the config of `config.model`, and no weights.
         timed: time a few passes for the expected seconds.
+        rows: of each task, where they are opened already.
 
     Raises:
         DoesNotFitError: if seconds are wanted and a pass does not fit the memory.
@@ -153,7 +155,8 @@ def plan(config: NoticeConfig, *, model: Any = None, timed: bool = True) -> Plan
     loaded = model is not None
     config, model = (config.resolved(model), model) if loaded else _without_weights(config)
     device, dtype = torch.device(str(config.device)), placement.to_dtype(config.dtype)
-    examples = [example for task in config.tasks for example in looked_at(config, model, task)]
+    opened = rows or {task: TaskRows(config, task) for task in config.tasks}
+    examples = [example for each in opened.values() for example in looked_at(config, model, each)]
     config = decided(config, model, examples)
     found, batch = foreseen(config, model, examples), int(config.batch or 1)
     forwards = _n_forwards(config) * cost.run_flop(model, cost.lengths_of(model, found.n_tokens))
@@ -203,16 +206,16 @@ def decided(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> No
     return replace(config, every_position=at_once <= AFFORDABLE * rest)
 
 
-def looked_at(config: NoticeConfig, model: Any, task: str) -> list[Example]:
+def looked_at(config: NoticeConfig, model: Any, rows: TaskRows) -> list[Example]:
     """The first rows of a task that can be patched, as if the model answered them rightly.
 
     Args:
         config: the run's, resolved.
         model: a `HookedVLM`, its weights not needed.
-        task: as the configuration names it.
+        rows: of the task.
     """
-    rows = enumerate(islice(rows_of(config, model, task).rows, LOOKED_AT))
-    return unanswered(model, config, [(number, {**row, "task": task}) for number, row in rows])
+    first = enumerate(rows.first(model, LOOKED_AT))
+    return unanswered(model, config, [(number, {**row, "task": rows.task}) for number, row in first])
 
 
 def _without_weights(config: NoticeConfig) -> tuple[NoticeConfig, Any]:

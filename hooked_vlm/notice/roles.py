@@ -9,6 +9,7 @@ import itertools
 
 from hooked_vlm.errors import PositionError
 from hooked_vlm.models.inputs import VLMInputs
+from hooked_vlm.notice.schema import Role
 
 
 def roles(
@@ -17,7 +18,7 @@ def roles(
     answer: str,
     wrong_answer: str,
     corrupt: VLMInputs | None = None,
-) -> list[str]:
+) -> list[Role]:
     """The role of every position of one example's prompt.
 
     Args:
@@ -39,7 +40,7 @@ def roles(
     if len(inputs) != 1:
         raise PositionError(f"roles are of one example, and the inputs have {len(inputs)}: take inputs[i]")
     ids, n = inputs.input_ids[0].tolist(), inputs.input_ids.shape[1]
-    found = ["other"] * n
+    found: list[Role] = ["other"] * n
     spelled, spans = inputs._spelled(0)
     question = _question(inputs, prompt)
     for place, (start, stop) in enumerate(spans):
@@ -56,7 +57,8 @@ def roles(
             found[place] = "template"
     for place in _subject(inputs, corrupt, spelled, spans, question):
         found[place] = "subject"
-    for word, role in ((wrong_answer, "wrong answer"), (answer, "answer")):
+    words: dict[Role, str] = {"wrong answer": wrong_answer, "answer": answer}
+    for role, word in words.items():
         for place in occurrences(inputs, word):
             if place in question:
                 found[place] = role

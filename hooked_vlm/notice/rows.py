@@ -1,17 +1,18 @@
 """The rows that a run may use, looked through before anything is computed, and the same rows again.
 
-`survey` draws every row that a task may come to, checks it, and keeps its id and its fingerprint: what is wrong with a
-row is said before the first example, and not after the last. `Survey.again` draws them once more and refuses one that
-is not the row it was, so that an example is always the row that its number, id and fingerprint say.
+`TaskRows.survey` draws every row that a task may come to, checks it, and notes its id and its fingerprint: what is
+wrong with a row is said before the first example, and not after the last. The rows stay in memory while their pictures
+fit in it, and a source is opened once. Where they do not, `TaskRows.again` draws them anew and refuses one that is not
+the row it was, so that an example is always the row that its number, id and fingerprint say.
 
 Cost: every picture is decoded once before the run begins (some 5 ms a photograph, where patching an example takes
-seconds), and 200 bytes a row are kept. Knows no model but its tokenizer.
+seconds); `KEPT` bytes of pictures are kept at most, and 200 bytes of every row. Knows no model but its tokenizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -23,27 +24,29 @@ from hooked_vlm.notice import fingerprint
 from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
 from hooked_vlm.notice.storage import digest_of
 
+KEPT = 2**28  # bytes of pictures that a run keeps in memory
 NAMED = 3  # rows that differ, named in an error
 _NEEDED = ("id", "prompt", "answer", "wrong_answer")
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Survey:
+class TaskRows:
     """The rows of a task that a run may use.
 
     Args:
+        config: the run's; its task, data, seed and number of examples say which rows.
         task: as the configuration names it.
-        ids: of the rows, in order.
+
+    Attributes:
+        ids: of the rows, in order, once they were surveyed.
         prints: their fingerprints.
-        skipped: how many cases were passed over for which reason.
-        named: the first of each reason.
     """
 
-    task: str
-    ids: tuple[str, ...]
-    prints: tuple[str, ...]
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    named: Mapping[str, list[str]] = field(default_factory=dict)
+    def __init__(self, config: NoticeConfig, task: str) -> None:
+        self.task, self.ids, self.prints = task, list[str](), list[str]()
+        self._config, self._left = config, KEPT // len(config.tasks)
+        self._source: Source | None = None
+        self._kept: list[Row] | None = []  # from the first on; None where they are too large
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -54,7 +57,66 @@ class Survey:
         """Of all rows in their order."""
         return digest_of([self.ids, self.prints])
 
-    def again(self, config: NoticeConfig, model: Any, numbers: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    @property
+    def noted(self) -> dict[str, Any]:
+        """How many rows there are, how many cases were passed over for which reason, and the first of each."""
+        assert self._source is not None
+        return {"rows": len(self), "skipped": dict(self._source.skipped), "named": dict(self._source.named)}
+
+    def first(self, model: Any, n: int) -> list[Row]:
+        """The first rows, as they come.
+
+        Args:
+            model: a `HookedVLM`, its weights not needed.
+            n: how many.
+        """
+        assert self._kept is not None
+        self._kept += islice(self._opened(model).rows, max(0, n - len(self._kept)))
+        return self._kept[:n]
+
+    def survey(self, model: Any) -> None:
+        """Look through the rows.
+
+        Args:
+            model: a `HookedVLM`.
+
+        Raises:
+            TaskSchemaError: if a row is none of a task, or two have one id.
+            DataError, ...: as the task's source raises.
+        """
+        places: dict[str, int] = {}
+        for number, row in enumerate(self._every(model)):
+            name = f"row {number} of {self.task}"
+            check(row, name)
+            if row["id"] in places:
+                raise TaskSchemaError(
+                    f"rows {places[row['id']]} and {number} of {self.task} are both called {quoted(row['id'])}: ids "
+                    "differ in a task"
+                )
+            places[row["id"]] = number
+            self.prints.append(fingerprint.of_row(row))
+        self.ids += places
+
+    def _opened(self, model: Any) -> Source:
+        if self._source is None:
+            self._source = rows_of(self._config, model, self.task)
+        return self._source
+
+    def _every(self, model: Any) -> Iterator[Row]:
+        """Every row, those that were drawn already first; it is kept while there is room."""
+        rest = self._opened(model).rows
+        for row in self._kept or []:
+            self._left -= _size(row)
+            yield row
+        for row in rest:
+            self._left -= _size(row)
+            if self._left < 0:
+                self._kept = None
+            elif self._kept is not None:
+                self._kept.append(row)
+            yield row
+
+    def again(self, model: Any, numbers: Collection[int]) -> Iterator[tuple[int, Row]]:
         """The rows of some numbers once more, in order.
 
         Raises:
@@ -62,8 +124,11 @@ class Survey:
         """
         if not numbers:
             return
+        if self._kept is not None:
+            yield from ((number, self._kept[number]) for number in sorted(numbers))
+            return
         last, number = max(numbers), -1
-        for number, row in enumerate(rows_of(config, model, self.task).rows):
+        for number, row in enumerate(rows_of(self._config, model, self.task).rows):
             if number in numbers:
                 if (str(row["id"]), fingerprint.of_row(row)) != (self.ids[number], self.prints[number]):
                     raise ResumeError(
@@ -96,7 +161,7 @@ class Survey:
                 told.append(
                     f"{', '.join(map(quoted, names[:NAMED]))}{more} {'is' if len(names) == 1 else 'are'} {what}"
                 )
-        return told or (["they stand in another order"] if tuple(ids) != self.ids else [])
+        return told or (["they stand in another order"] if list(ids) != self.ids else [])
 
 
 def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
@@ -106,32 +171,10 @@ def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
     return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer, warn=False)
 
 
-def survey(config: NoticeConfig, model: Any, task: str) -> Survey:
-    """Look through the rows of a task.
-
-    Args:
-        config: the run's, resolved.
-        model: a `HookedVLM`.
-        task: as the configuration names it.
-
-    Raises:
-        TaskSchemaError: if a row is none of a task, or two have one id.
-        DataError, ...: as the task's source raises.
-    """
-    drawn = rows_of(config, model, task)
-    places: dict[str, int] = {}
-    prints = []
-    for number, row in enumerate(drawn.rows):
-        name = f"row {number} of {task}"
-        check(row, name)
-        if row["id"] in places:
-            raise TaskSchemaError(
-                f"rows {places[row['id']]} and {number} of {task} are both called {quoted(row['id'])}: ids differ in "
-                "a task"
-            )
-        places[row["id"]] = number
-        prints.append(fingerprint.of_row(row))
-    return Survey(task, tuple(places), tuple(prints), dict(drawn.skipped), dict(drawn.named))
+def _size(row: Mapping[str, Any]) -> int:
+    """Bytes of a row's pictures."""
+    pictures = [value for value in row.values() if isinstance(value, Image.Image)]
+    return sum(picture.width * picture.height * len(picture.getbands()) for picture in pictures)
 
 
 def check(row: Mapping[str, Any], name: str) -> None:

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -84,25 +83,6 @@ def whole(path: Path, data: bytes) -> Path:
     return path
 
 
-def opened(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, made if need be; no symbolic link is followed.
-
-    Raises:
-        RunDirectoryError: if the place holds a symbolic link, a pipe or a device.
-        OSError: if it cannot be opened.
-    """
-    refuse_link(path)
-    descriptor = os.open(path, flags | os.O_CREAT | _NO_LINKS | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _odd(path)
-    return descriptor
-
-
-def _odd(path: Path) -> RunDirectoryError:
-    return RunDirectoryError(f"{cut(path)} is no ordinary file: remove it, and the same command goes on")
-
-
 def refuse_link(path: Path) -> None:
     """Raise RunDirectoryError if a place holds a symbolic link: what is written there would land elsewhere."""
     if path.is_symlink():
@@ -112,6 +92,13 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_odd(path: Path) -> None:
+    """Raise RunDirectoryError if a place holds a symbolic link, a folder, a pipe or a device."""
+    refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise RunDirectoryError(f"{cut(path)} is no ordinary file: remove it, and the same command goes on")
+
+
 def read(path: Path) -> bytes:
     """What an ordinary file holds.
 
@@ -119,9 +106,7 @@ def read(path: Path) -> bytes:
         RunDirectoryError: if it is a symbolic link, a folder, a pipe or a device.
         OSError: if it cannot be read.
     """
-    refuse_link(path)
-    if path.exists() and not path.is_file():
-        raise _odd(path)
+    refuse_odd(path)
     return path.read_bytes()
 
 
@@ -179,7 +164,8 @@ class Manifest:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add an entry; it is on the disk when this returns."""
-        descriptor = opened(self.path, os.O_WRONLY | os.O_APPEND)
+        refuse_odd(self.path)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINKS, 0o666)
         try:
             left = memoryview(_line(entry))
             while left:

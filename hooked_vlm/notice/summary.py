@@ -1,77 +1,62 @@
 """summary.json: every number that the report prints, made from a run directory's parquet files alone.
 
-Top-level keys; each is a list of flat records unless said. Intervals are 95 %, over examples: exact (Clopper-Pearson)
-of shares, percentile bootstrap of the rest unless said. What cannot be computed is null; so is the interval of numbers
-that are all equal.
-
-- ``counts``: task, seen, answered (rows that the model gave an answer to), accuracy (of those, answered rightly),
-  accuracy_low, accuracy_high, kept, kept_image, kept_text (those that have the corruption, where it was run), reasons
-  (dict, why rows were not kept: how many), lacking (dict, why kept ones have not a corruption that was asked for).
-- ``noted``, of the data while it was read, from sources.json: task, reason, n, names (the first few). Most concern rows
-  that were passed over before they were seen; those that begin "no corrupt prompt" or "no mask", rows without it.
-- ``behaviour``, of kept examples: task, corrupt, n, clean_logit_diff, corrupt_logit_diff, flipped (share whose corrupt
-  logit difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong).
-- ``heads``, at the tokens where heads are selected: what `universal_heads.select` gives (corrupt, task, kind, layer,
-  head, n, mean, mean_abs, sd, ci_low and ci_high of mean, abs_low and abs_high of mean_abs, threshold, paper, ratio,
-  ratio_low, ratio_high, p, q, repeats, fdr; p_all, q_all, repeats_all, paper_all, fdr_all over all tasks),
-  restoration (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are
-  near 0). Where the selected token is several positions, an example's effect is their mean. And what
-  `places.best_places` gives: at (the role these effects are of), best_at (the role at which the head moves the answer
-  most), best, best_low, best_high, best_abs (effect and |effect| there), elsewhere (true where it is strong there and
-  not here).
-- ``strongest``: what `places.strongest` gives of them, by corrupt and task.
-- ``roles``: corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of
-  |effect|); an example's value is the mean over the positions of that role, and over heads where the kind has heads.
-- ``universal``: kind, layer, head, modality ("vision-only", "text-only", "multimodal"), rule ("paper", "fdr"), tasks,
-  tested (corruptions that were run), mean_abs, q, repeats. ``disagreements``: sentences.
-- ``functions``: what `head_labels.labels` gives: kind, layer, head, label, score, ci_low, ci_high, scored, n,
-  significant, q, and every score of `image_attention.SCORES` with _low and _high; all tasks together.
-  ``functions_by_task``: the same with task, since a head may look at the object in one task and away in another.
-- ``ablation``: task, selection, n_heads, n, draws, n_overlapping (random sets that hold selected heads), accuracy_full,
-  and accuracy, each also with _low and _high (over examples), accuracy_random_mean, accuracy_random_low,
-  accuracy_random_high (2.5 and 97.5 % of random sets), the same for logit_diff, harm, harm_low, harm_high (mean logit
-  difference under random sets less that under the selection, interval over examples), p (share of sets, the selection
-  among them, whose mean logit difference is no higher than the selection's), worse (`claims.hurts_more`: true, false,
-  or null where that cannot be told).
-- ``noise``, semantic pairs against Gaussian noise: task, modality, kind, n, n_heads (those that either corruption
-  moves by more than rounding: heads that no corruption reaches would agree by being 0), spearman (of mean |effect| over
-  heads), ci_low, ci_high, top_overlap (share of the top_k heads in common), top_k, top_chance (expected by chance).
-- ``figures``: file, kind, layer, head, example, caption. ``findings``: `claims.Verdict`s: about, claim, holds (true,
-  false, or null where the run cannot tell), told (a sentence), evidence, subject, parts (task: holds). ``cautions``:
-  sentences. ``select_at`` (dict): kind to token role. ``config``, ``model``: as in run.json.
-
-Cost: some 10 ms an example to read, then seconds for the resamples. Knows no model.
+`schema.Summary` says what is in it. Cost: some 10 ms an example to read, then seconds for the resamples. Knows no
+model.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
 from hooked_vlm.analysis.head_labels import labels_of
 from hooked_vlm.notice import cautions, findings, places, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
-from hooked_vlm.notice.gathered import Gathered, gather
+from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
+from hooked_vlm.notice.schema import VERSION, Records, Summary, checked
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
 
 NAMES = 3  # of what was noted of the data, named in the report
 
 
-def summarise(
-    directory: str | Path, *, config: Any = None, figures: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Selected:
+    """What selecting a run's heads gave, and what it was selected from.
+
+    Args:
+        config: the run's, as plain values.
+        rule: by which they were selected.
+        tables: the run's.
+        families: of effects, as `universal_heads.select_matrices` takes them.
+        effects: what that gave.
+        records: `heads` and `universal` of the summary.
+        notes: sentences on how it came to it.
+    """
+
+    config: dict[str, Any]
+    rule: universal_heads.Rule
+    tables: RunTables
+    families: Any
+    effects: pd.DataFrame
+    records: dict[str, Records]
+    notes: list[str]
+
+
+def summarise(directory: str | Path, *, config: Any = None, figures: Records | None = None) -> Summary:
     """Make summary.json, in one move, and give what is in it.
 
     Args:
         directory: of the run, with run.json and the parquet files.
-        config: the run's configuration (a mapping or a dataclass); None takes run.json's.
+        config: the run's configuration (a mapping or a `NoticeConfig`); None takes run.json's.
         figures: records of the figures; None keeps those of a summary.json that is there.
 
     Raises:
@@ -79,103 +64,116 @@ def summarise(
             written.
     """
     place = RunDirectory(directory).opened()
-    asked = _plain(config) if config is not None else dict(place.record["config"])
-    summary = made(place, asked, dict(place.record["model"]))
-    summary["figures"] = figures if figures is not None else _figures(place)
-    place.write_json(SUMMARY, summary)
-    return summary
+    plain = place.record["config"] if config is None else config.to_json() if hasattr(config, "to_json") else config
+    return conclude(place, select(place, dict(plain)), _figures(place) if figures is None else figures)
 
 
-def made(place: RunDirectory, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a run directory that is open, without its figures; nothing is written."""
+def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
+    """Select heads by what the examples of a run gave.
+
+    Args:
+        place: the run's directory, open.
+        config: the run's, as plain values.
+
+    Raises:
+        RunDirectoryError: if a file is missing, damaged or another run's, or lacks a column.
+    """
+    rule = universal_heads.Rule(
+        seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
+    )
     data, notes = _gathered(place, str(config["select_at"]))
-    rule = _rule(config)
-    seed, times = rule.seed, rule.bootstrap
     families = data.families("effect")
-    selection = universal_heads.select_matrices(families, rule)
-    chosen = universal_heads.universal(selection)
+    effects = universal_heads.select_matrices(families, rule)
+    universal = universal_heads.universal(effects).to_dict("records")
+    records = {"heads": tables.heads(data, effects), "universal": universal}
+    return Selected(config, rule, data, families, effects, records, notes)
+
+
+def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summary:
+    """Make summary.json of a run whose heads are selected and ablated, and give what is in it.
+
+    Args:
+        place: the run's directory, open.
+        selected: its heads.
+        figures: records of the figures.
+
+    Raises:
+        RunDirectoryError: as `select`, or if summary.json cannot be written.
+    """
+    data, rule, config = selected.tables, selected.rule, selected.config
+    gather_ablation(data, place)
+    seed, times, chosen = rule.seed, rule.bootstrap, selected.effects
     significant = None
-    if len(selection):
-        tested = selection[selection["corrupt"].isin(CORRUPT) & (selection["q"] <= rule.alpha)]
+    if len(chosen):
+        tested = chosen[chosen["corrupt"].isin(CORRUPT) & (chosen["q"] <= rule.alpha)]
         significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
-    functions = labels_of(data.attention, significant=significant, times=times, seed=seed)
-    by_task = [
-        labels_of(grids, significant=significant, times=times, seed=seed).assign(task=task)
-        for task, grids in data.attention_by_task().items()
-    ]
+    labels = partial(labels_of, significant=significant, times=times, seed=seed)
+    by_task = [labels(grids).assign(task=task) for task, grids in data.attention_by_task().items()]
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
     made_of = {
         "counts": _as_asked(tables.counts(data), asked),
         "noted": _as_asked(_noted(place), asked),
         "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
-        "heads": tables.heads(data, selection),
+        "heads": selected.records["heads"],
         "roles": tables.roles(data, times, seed),
-        "universal": chosen.to_dict("records"),
-        "functions": functions.to_dict("records"),
+        "universal": selected.records["universal"],
+        "functions": labels(data.attention).to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
         "ablation": _as_asked(tables.ablation(data, times, seed), asked),
-        "noise": _as_asked(tables.noise(families, data, times, seed), asked),
+        "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
     verdicts = findings.findings(data, made_of, significant, rule)
-    summary: dict[str, Any] = {
-        **made_of,
-        "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
-        "disagreements": universal_heads.disagreements(selection, rule, at=at_place(data.at)),
-        "findings": [verdict.to_record() for verdict in verdicts],
-        "cautions": [
-            *notes,
-            *cautions.about_packages(place.record),
-            *cautions.cautions(data, made_of, config, rule),
-        ],
-        "select_at": dict.fromkeys(data.head_kinds, data.at),
-        "config": dict(config),
-        "model": dict(model),
-    }
-    return _without_nan(summary)
+    summary = checked(
+        _plain(
+            {
+                "version": VERSION,
+                **made_of,
+                "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
+                "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
+                "findings": [verdict.to_record() for verdict in verdicts],
+                "cautions": [
+                    *selected.notes,
+                    *cautions.about_packages(place.record),
+                    *cautions.cautions(data, made_of, config, rule),
+                ],
+                "select_at": dict.fromkeys(data.head_kinds, data.at),
+                "config": config,
+                "model": place.record["model"],
+                "figures": figures,
+            }
+        )
+    )
+    place.write_json(SUMMARY, summary)
+    return summary
 
 
-def _as_asked(records: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
+def _as_asked(records: Records, tasks: list[str]) -> Records:
     """Records in the order in which tasks were asked for, else as they were."""
     places = {task: place for place, task in enumerate(tasks)}
     return sorted(records, key=lambda record: places.get(record["task"], len(places)))
 
 
-def _rule(config: Mapping[str, Any]) -> universal_heads.Rule:
-    return universal_heads.Rule(
-        seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
-    )
-
-
-def _gathered(place: RunDirectory, at: str) -> tuple[Gathered, list[str]]:
+def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
     """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
     data = gather(place, at)
-    if data.n_effects and not data.heads and at != EVERY:
-        again = gather(place, EVERY)
-        if again.heads:
-            return again, [
-                f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."
-            ]
+    if data.n_effects and not data.heads and at != EVERY and (again := gather(place, EVERY)).heads:
+        return again, [f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."]
     return data, []
 
 
 # --- files ------------------------------------------------------------------------------------------
 
 
-def _noted(place: RunDirectory) -> list[dict[str, Any]]:
+def _noted(place: RunDirectory) -> Records:
     of_tasks = place.values(SOURCES) if place.lists(SOURCES) else {}
     return [
-        {
-            "task": file_name(task),
-            "reason": reason,
-            "n": n,
-            "names": list(found.get("named", {}).get(reason, []))[:NAMES],
-        }
+        {"task": file_name(task), "reason": reason, "n": n, "names": found.get("named", {}).get(reason, [])[:NAMES]}
         for task, found in of_tasks.items()
         for reason, n in found.get("skipped", {}).items()
     ]
 
 
-def _figures(place: RunDirectory) -> list[dict[str, Any]]:
+def _figures(place: RunDirectory) -> Records:
     """Figures that an earlier summary.json names and that are still there."""
     if not place.has(SUMMARY):
         return []
@@ -183,18 +181,12 @@ def _figures(place: RunDirectory) -> list[dict[str, Any]]:
     return [record for record in before if place.has(str(record.get("file")))]
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    given = config.to_json() if hasattr(config, "to_json") else vars(config) if hasattr(config, "__dict__") else config
-    plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
-    return plain
-
-
-def _without_nan(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Plain Python values, null where a number is missing: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {str(key): _without_nan(each) for key, each in value.items()}
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,7 @@ from hooked_vlm.analysis import statistics
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
 from hooked_vlm.notice import claims, places
-from hooked_vlm.notice.gathered import Gathered
+from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
@@ -35,7 +35,7 @@ def _share(name: str, hits: np.ndarray) -> dict[str, float]:
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def counts(data: Gathered) -> list[dict[str, Any]]:
+def counts(data: RunTables) -> list[dict[str, Any]]:
     """Rows seen, answered rightly and kept, under which corruptions, and why others went, of each task."""
     records = []
     run = [name for name in CORRUPT if data.examples[f"{name}_logit_diff"].notna().any()]
@@ -79,7 +79,7 @@ def _lacking(rows: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+def behaviour(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     """Clean and corrupt logit differences of kept examples, and the share of answers that flip."""
     records = []
     kept = data.examples[data.examples["kept"].astype(bool)]
@@ -103,7 +103,7 @@ def behaviour(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def heads(data: Gathered, selection: pd.DataFrame) -> list[dict[str, Any]]:
+def heads(data: RunTables, selection: pd.DataFrame) -> list[dict[str, Any]]:
     """What `universal_heads.select` gives, with restoration and the place at which each head is strongest."""
     if selection.empty:
         return []
@@ -122,7 +122,7 @@ def heads(data: Gathered, selection: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def roles(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+def roles(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     """Effects by layer and token role, over heads where a kind has heads."""
     records = []
     for (corrupt, kind, task), grid in sorted(data.roles.items()):
@@ -135,7 +135,7 @@ def roles(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def ablation(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     """Accuracy and logit difference without each set of heads and without random ones, task by task."""
     records = []
     for task, grid in data.ablation.items():
@@ -172,7 +172,7 @@ def ablation(data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def noise(families: Any, data: Gathered, times: int, seed: int) -> list[dict[str, Any]]:
+def noise(families: Any, data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     """How alike semantic pairs and Gaussian noise rank the heads."""
     records = []
     for corrupt, kind in sorted(families):

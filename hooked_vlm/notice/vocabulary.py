@@ -6,11 +6,12 @@ They stand in configurations, parquet files, summary.json and reports. Costs not
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, get_args
 
 from hooked_vlm.analysis.heads import HEAD_KINDS, MULTIMODAL
+from hooked_vlm.notice.schema import Corrupt, Kind, Role
 
-CORRUPT: Final = ("image", "text")
+CORRUPT: Final[tuple[Corrupt, ...]] = get_args(Corrupt)
 NOISES: Final = ("image_noise", "text_noise")  # the same modalities under Gaussian noise
 CORRUPTIONS: Final = (*CORRUPT, *NOISES)
 MODALITY_NAME: Final = {
@@ -19,13 +20,11 @@ MODALITY_NAME: Final = {
     MULTIMODAL: "image and text",
 }  # what they carry
 
-MODULE_KINDS: Final = ("cross_attn", "attn", "mlp", "resid")
-KINDS: Final = (*HEAD_KINDS, *MODULE_KINDS)
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+MODULE_KINDS: Final = KINDS[len(HEAD_KINDS) :]
 
 EVERY: Final = "every position"  # the role of a site that is every position at once
-ROLES: Final = (
-    "subject", "answer", "wrong answer", "other", "punctuation", "last", "image", "template", "special", EVERY
-)  # fmt: skip
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 FEW: Final = 30  # examples of a task, below which intervals are wide and what they show is a hint
 

@@ -21,7 +21,7 @@ from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.heads import HEAD_KINDS
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import RUN, VERSION, RunDirectory, block_size
-from hooked_vlm.notice.gathered import ABLATION_COLUMNS, ATTENTION_COLUMNS
+from hooked_vlm.notice.run_tables import ABLATION_COLUMNS, ATTENTION_COLUMNS
 from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.vocabulary import MODULE_KINDS

@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 
+from hooked_vlm.cli import app
 from hooked_vlm.notice import files, pipeline, storage
-from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.config import NoticeConfig, options
 from hooked_vlm.notice.directory import RunDirectory
 from tests.models import checkpoints
 from tests.notice.models import answerable
@@ -62,6 +64,19 @@ def test_what_is_left_out_is_the_configurations_default(command: Any, recorded: 
     code, _, err = command("M", "--task", "all", "--out", "D")
     assert recorded == [(NoticeConfig(model="M", tasks=("colour", "shape", "place")), "D")]
     assert (code, err) == (130, "hooked-vlm: stopped; 3 examples are in DIR\n")
+
+
+def test_the_command_offers_every_option_with_the_configurations_words() -> None:
+    """Name, default and help: whoever adds an option to the configuration adds it to the command."""
+    offered = {each.name: each for each in typer.main.get_command(app).commands["notice"].params}  # type: ignore[attr-defined]
+    assert set(offered) == {*options(), "out", "plan", "accept_versions"}
+    for name, option in options().items():
+        assert offered[name].help == " ".join(str(option.description).split())
+        assert offered[name].required == option.is_required()
+        if not offered[name].required and name != "corrupt":
+            assert offered[name].default in (option.default, *([None] if option.default == () else []))
+    assert offered["kinds"].opts == ["--sites"] and offered["random_draws"].opts == ["--random-draws"]
+    assert offered["every_position"].secondary_opts == ["--no-every-position"]
 
 
 @pytest.mark.parametrize(

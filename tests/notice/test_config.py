@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_vlm.errors import InputsError, ResumeError
-from hooked_vlm.notice.config import BATCH, NoticeConfig, file_name
+from hooked_vlm.notice.config import BATCH, NoticeConfig, file_name, options
+from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.vocabulary import KINDS
 from tests.models.unchecked import unchecked
 from tests.notice.models import blip_shapes, untrained_llava
@@ -146,6 +147,36 @@ def test_what_is_left_open_is_decided_by_the_model() -> None:
     assert blip.differences(PLAIN) == [] and blip.resolved(blip_shapes()) == blip
     with pytest.raises(InputsError, match="HookedLLaVA has no 'cross_attn' in its language_model: it has attn-heads"):
         dataclasses.replace(PLAIN, kinds=("cross_attn",)).resolved(untrained_llava())
+
+
+# What run.json held before options were typed by pydantic, and its part of the run's id.
+STORED = """
+{"model": "zoo:blip-shapes", "tasks": ["colour"], "corrupt": ["image", "text"],
+"kinds": ["cross_attn-heads", "attn-heads", "cross_attn", "attn", "mlp", "resid"], "positions": "text",
+"select_at": "answer", "every_position": true, "screen": null, "examples": 6, "seed": 0, "data": null, "noise": true,
+"noise_scale": 3.0, "region": null, "prompt_template": null, "random_draws": 20, "bootstrap": 1000, "device": "cpu",
+"dtype": "float32", "revision": null, "batch": 16}"""
+ITS_DIGEST = "fe440cd8d331e1757d8a0b25d60f5954569d0330cc2add41aab5b546ad2132ae"
+
+
+def test_a_stored_configuration_is_read_and_written_as_it_was() -> None:
+    config = NoticeConfig.from_json(json.loads(STORED))
+    assert list(config.to_json().items()) == list(json.loads(STORED).items())
+    assert digest_of(config.to_json()) == ITS_DIGEST
+    config.refuse_another(dataclasses.replace(PLAIN, noise=True, examples=6), Path("runs/a"))
+
+
+def test_every_option_says_once_what_it_is() -> None:
+    found = options()
+    assert list(found) == [field.name for field in dataclasses.fields(NoticeConfig)]
+    assert all(str(option.description).endswith(".") for option in found.values())
+    given = {name: option.default for name, option in found.items() if not option.is_required()}
+    assert NoticeConfig(model="m", tasks=("colour",), **given) == NoticeConfig(model="m", tasks=("colour",))
+
+
+def test_an_option_that_no_run_has_is_refused_where_it_is_given() -> None:
+    with pytest.raises(InputsError, match=r"no option 'exampels': the closest are examples"):
+        NoticeConfig(model="m", tasks=("colour",), exampels=3)  # type: ignore[call-arg]
 
 
 def test_tasks_have_plain_file_names() -> None:

@@ -43,7 +43,7 @@ def test_a_run_out_of_memory_is_one_line_and_the_same_command_goes_on(
     task = answerable("blip", tmp_path / "anything.parquet", 8)
     out = tmp_path / "run"
     words = [checkpoint, "--task", task, "--out", str(out), *QUICK, "--random-draws", "1"]
-    where, name = (import_module("hooked_vlm.patching.sweep"), "swept") if inside else (pipeline, "_attention")
+    where, name = (import_module("hooked_vlm.patching.sweep"), "run_sweep") if inside else (pipeline, "_attention")
     with monkeypatch.context() as patched:
         patched.setattr(where, name, at_the_third(getattr(where, name)))
         code, printed, told = command(*words)

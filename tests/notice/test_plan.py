@@ -16,6 +16,7 @@ from hooked_vlm import HookedVLM
 from hooked_vlm.errors import DoesNotFitError, InputsError
 from hooked_vlm.notice import NoticeConfig, effects, plan, run
 from hooked_vlm.notice.planning import looked_at
+from hooked_vlm.notice.rows import TaskRows
 from hooked_vlm.patching import cost, engine
 from tests.notice.models import FAMILIES, answerable, blip_shapes, small, untrained_llava
 
@@ -70,7 +71,7 @@ def test_what_is_foreseen_is_what_is_run(name: str, changes: dict[str, Any], mon
         config = replace(config, kinds=("cross_attn-heads", "mlp"))
     foretold = plan(config, model=model, timed=False)
     config = foretold.config
-    examples = [example for task in config.tasks for example in looked_at(config, model, task)]
+    examples = [example for task in config.tasks for example in looked_at(config, model, TaskRows(config, task))]
     assert len(examples) == 2
     skipped, positions, sites = 0, 0, 0
     for example in examples:

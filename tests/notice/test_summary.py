@@ -368,7 +368,9 @@ def test_summary_json_is_written_in_one_move(tmp_path, monkeypatch):
 
 def test_no_number_is_kept_of_what_is_not_used(directory):
     """What is held grows by a few kilobytes an example: single heads elsewhere than where they are selected do not."""
-    data = summary.gather(directory, "answer")
+    place = RunDirectory(directory).opened()
+    data = summary.gather(place, "answer")
+    summary.gather_ablation(data, place)
     held = sum(
         values.nbytes
         for grids in (data.heads, data.roles, data.attention, data.ablation)
@@ -382,7 +384,7 @@ def test_no_number_is_kept_of_what_is_not_used(directory):
 
 def test_the_rules_numbers_reach_the_summary(directory, made):
     rule = Rule(seed=0, bootstrap=made["config"]["bootstrap"])
-    families = summary.gather(directory, "answer").families("effect")
+    families = summary.gather(RunDirectory(directory).opened(), "answer").families("effect")
     selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
     assert disagreements(selection, rule) == made["disagreements"]
@@ -392,6 +394,7 @@ def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made
     """It called the rule that controls the false discovery rate "sound"."""
     shutil.copytree(directory, tmp_path / "run")
     earlier = json.loads(json.dumps(made).replace("the FDR-controlled rule", "the sound rule"))
+    assert earlier.pop("version") == 1  # which had none
     before = {"fdr": "sound", "fdr_all": "sound_all"}
     earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
     earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
@@ -400,3 +403,21 @@ def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made
     assert any("the sound rule" in row["claim"] for row in earlier["findings"])
     RunDirectory(tmp_path / "run").opened().write_json("summary.json", earlier)
     assert Loaded.read(tmp_path / "run").summary == Loaded.read(directory).summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 2}, "summary.json has version 2 and this package reads 1 and earlier ones"),
+        ({"version": "1"}, "summary.json has version '1'"),
+        ({"heads": "all"}, r"summary.json is damaged \(heads is 'all'\): run the same `hooked-vlm notice` command"),
+        ({"counts": [3]}, r"summary.json is damaged \(counts.0 is 3\)"),
+        ({"cautions": [None]}, r"summary.json is damaged \(cautions.0 is None\)"),
+    ],
+)
+def test_a_summary_of_a_later_version_or_another_form_is_refused(changes, said, directory, made, tmp_path):
+    shutil.copytree(directory, tmp_path / "run")
+    RunDirectory(tmp_path / "run").opened().write_json("summary.json", made | changes)
+    with pytest.raises(RunDirectoryError, match=said):
+        Loaded.read(tmp_path / "run")
+    assert summary.summarise(tmp_path / "run", figures=made["figures"]) == made  # the way out

@@ -64,7 +64,7 @@ def _links(prepared: Path) -> Found:
         try:
             return same_command(folder / "run")
         finally:
-            held.close()
+            held.release()
 
     yield "locked-by-another", busy, refuses("another process")
     for file in ("run.json", "summary.json", "sources.json", "report.html"):

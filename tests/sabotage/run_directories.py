@@ -7,7 +7,6 @@ the same command makes a file anew once it is removed, it must. So too for a rep
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 
 from hooked_vlm.errors import HookedVLMError
 from hooked_vlm.notice import NoticeConfig, compare, report, run
@@ -321,8 +321,8 @@ def words(html: str) -> str:
     return " ".join(re.sub(r"(?s)<(script|style|figure).*?</\1>|<[^>]*>", " ", html).split())
 
 
-def locked(directory: Path) -> Any:
+def locked(directory: Path) -> FileLock:
     """The lock of a run, held as another process would hold it."""
-    lock = (directory / ".lock").open("a+")
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(directory / ".lock")
+    lock.acquire()
     return lock

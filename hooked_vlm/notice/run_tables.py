@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct"
 
 
 @dataclass
-class Gathered:
+class RunTables:
     """What the summary is made from.
 
     Args:
@@ -96,35 +95,45 @@ class Gathered:
         return families
 
 
-def gather(directory: Path | RunDirectory, at: str) -> Gathered:
-    """Read a run directory; an example counts once its row in examples/ is there.
+def gather(place: RunDirectory, at: str) -> RunTables:
+    """Read what the examples of a run gave; an example counts once its row in examples/ is there.
 
     Args:
-        directory: of the run; one that is open already is not looked through again.
+        place: the run's directory, open.
         at: role of the tokens at which heads are selected; `EVERY` takes the sites that are every position at once.
 
     Raises:
         RunDirectoryError: if a file is missing, damaged or another run's, or lacks a column.
     """
-    place = directory if isinstance(directory, RunDirectory) else RunDirectory(directory).opened()
     tables = [table for task in place.tasks for _, table in place.tables(EXAMPLES, task, EXAMPLE_COLUMNS, LACKING)]
     examples = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
     if len(examples):
         examples = examples.sort_values(["task", "number"], ignore_index=True, kind="stable")
         order = {task: i for i, task in enumerate(dict.fromkeys(examples["task"]))}
         examples = examples.sort_values("task", key=lambda each: each.map(order), kind="stable", ignore_index=True)
-    found = Gathered(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
+    found = RunTables(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
+    _read(found, place, EFFECTS, EFFECT_COLUMNS, _add_effects)
+    _read(found, place, ATTENTION, ATTENTION_COLUMNS, _add_attention)
+    return found
+
+
+def gather_ablation(found: RunTables, place: RunDirectory) -> None:
+    """Read what ablating heads gave, too.
+
+    Raises:
+        RunDirectoryError: as `gather`.
+    """
+    _read(found, place, ABLATION, ABLATION_COLUMNS, _add_ablation)
+
+
+def _read(
+    found: RunTables, place: RunDirectory, kind: str, columns: list[str], add: Callable[[RunTables, pa.Table], None]
+) -> None:
     for task in place.tasks:
         done = set(place.kept(task))
-        for kind, columns, add in (
-            (EFFECTS, EFFECT_COLUMNS, _add_effects),
-            (ATTENTION, ATTENTION_COLUMNS, _add_attention),
-            (ABLATION, ABLATION_COLUMNS, _add_ablation),
-        ):
-            for number, table in place.tables(kind, task, columns, optional=["overlap"]):
-                if number in done:
-                    add(found, table)
-    return found
+        for number, table in place.tables(kind, task, columns, optional=["overlap"]):
+            if number in done:
+                add(found, table)
 
 
 def _column(rows: pa.Table, name: str) -> np.ndarray:
@@ -150,7 +159,7 @@ def _means(cell: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return cells, sums / counts
 
 
-def _add_effects(found: Gathered, rows: pa.Table) -> None:
+def _add_effects(found: RunTables, rows: pa.Table) -> None:
     if not rows.num_rows:
         return
     task, example = str(rows.column("task")[0]), str(rows.column("example")[0])
@@ -178,7 +187,7 @@ def _add_effects(found: Gathered, rows: pa.Table) -> None:
             into.setdefault(key, made()).add(example, places, means[own])
 
 
-def _add_attention(found: Gathered, rows: pa.Table) -> None:
+def _add_attention(found: RunTables, rows: pa.Table) -> None:
     if not rows.num_rows:
         return
     kind, kinds = _words(rows, "kind")
@@ -193,7 +202,7 @@ def _add_attention(found: Gathered, rows: pa.Table) -> None:
     found.query_roles |= set(_words(rows, "query_role")[1])
 
 
-def _add_ablation(found: Gathered, rows: pa.Table) -> None:
+def _add_ablation(found: RunTables, rows: pa.Table) -> None:
     if not rows.num_rows:
         return
     task = str(rows.column("task")[0])
