@@ -21,7 +21,7 @@ from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewe
 from hooked_vlm.notice.gathered import Gathered
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
-from hooked_vlm.notice.wording import counted, interval, percent, two, with_interval
+from hooked_vlm.notice.wording import carriers, counted, first_of, interval, percent, two, with_interval
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
 AGREE = 0.5  # rank correlation above which two maps are said to agree
@@ -155,8 +155,7 @@ def _universal(data: Gathered, tables: Mapping[str, Records], rule: Rule) -> Ver
     holds = True if by_rule["fdr"] else None if few else False
     said = []
     for name, whose in (("fdr", RULES["fdr"]), ("paper", "the paper's")):
-        heads = [f"{_head(row)} ({row['modality']})" for row in by_rule[name]]
-        said.append(f"{whose}: {listed(heads) or 'none'}")
+        said.append(f"{whose}: {listed(carriers(by_rule[name])) or 'none'}")
     why = f"fewer than {rule.fewest_examples} examples of {listed(few)} are too few for {RULES['fdr']} to select any"
     evidence = f"By {'; by '.join(said)}; read {at_place(data.at)}.{f' Here {why}.' if holds is None else ''}"
     n = len({(row["kind"], row["layer"], row["head"]) for row in tables["heads"]})
@@ -186,13 +185,8 @@ def _who_stands_out(by_rule: Mapping[str, Records], holds: Holds, what: str, whe
     return f"None of {what} stands out {where}, by the paper's rule or by the FDR-controlled one."
 
 
-def _head(row: Mapping[str, Any]) -> str:
-    return head_name(row["kind"], row["layer"], row["head"])
-
-
-def _names(rows: Records, most: int = 4) -> str:
-    names = [_head(row) for row in rows[:most]]
-    return listed([*names, f"{len(rows) - most} more"] if len(rows) > most else names)
+def _names(rows: Records) -> str:
+    return first_of(head_name(row["kind"], row["layer"], row["head"]) for row in rows)
 
 
 def _everywhere(n: int) -> str:

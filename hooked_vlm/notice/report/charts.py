@@ -7,25 +7,39 @@ not imported, and the browser draws. Knows no model and no file.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.analysis.heads import RULES, head_at
+from hooked_vlm.analysis.heads import head_at
 from hooked_vlm.notice import places
-from hooked_vlm.notice.report.page import Chart
-from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
+from hooked_vlm.notice.report.text import BOTH, FDR, NEITHER, PAPER, rule_of
 from hooked_vlm.notice.vocabulary import ROLES, at_place
 from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent
 
+Chart = dict[str, Any]
+
+FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK: Final = "#1f2933"
+FAINT: Final = "#5f6c7b"
+LINE: Final = "#dde3ea"
+SHADES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a7a", "#a0522d")
+
+# ColorBrewer's RdBu turned round: blue below zero, red above (Harrower and Brewer 2003).
+DIVERGING: Final = (
+    "#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7",
+    "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f",
+)  # fmt: skip
+
 SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
-FDR, PAPER, BOTH, NEITHER = *RULES.values(), "both rules", "neither rule"
 MARKS = {BOTH: "\u25cf", FDR: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
 BARS = ("#b7c0ca", SHADES[0], SHADES[1])
 WRITTEN = 8  # cells a row, at most, in which there is room for a number
 ELSEWHERE = "\u25b8"  # a head that does little where heads are read, and much elsewhere
+LEGEND = {"both": MARKS[BOTH], "fdr": MARKS[FDR], "paper": MARKS[PAPER], "elsewhere": ELSEWHERE}
+NAMED = 3  # heads that do much more elsewhere, named under a map
 LOWEST = 160  # pixels of a map: plotly hides a label that is taller than its chart
 # What hovering over a head shows.
 HOVER = (
@@ -59,6 +73,14 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
 def strongest_place(row: Mapping[str, Any]) -> str:
     """Where patching a head does most, and how much."""
     return places.there(row) if known(row.get("best_abs")) else DASH
+
+
+def elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The line under a map: which of its heads do much more elsewhere, and where; "" for none."""
+    others = places.stronger_elsewhere(rows)
+    named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:NAMED]]
+    more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
+    return f"{ELSEWHERE} {'; '.join([*named, *more])}." if others else ""
 
 
 def layout(**more: Any) -> dict[str, Any]:
@@ -95,15 +117,6 @@ def limit(values: pd.Series) -> float:
     """The largest absolute value, so that the colour scale is centred at zero; 1 where there is nothing."""
     finite = values[np.isfinite(values)].abs()
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
-
-
-def rule_of(paper: object, fdr: object) -> str:
-    """Which rule selects a head, in words."""
-    if paper is True or fdr is True:
-        if paper is fdr:
-            return BOTH
-        return PAPER if paper is True else FDR
-    return NEITHER
 
 
 def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[Chart, int]:

@@ -12,10 +12,9 @@ import pytest
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
-from hooked_vlm.notice.report import writing
-from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, rule_of, strongest_place
+from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, strongest_place
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.words import corruption_name, scored
+from hooked_vlm.notice.report.text import corruption_name, rule_of, scored
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.wording import chance, interval, number, percent, two, with_interval
 from tests.notice import made
@@ -49,7 +48,7 @@ def copy(directory, tmp_path):
 
 
 def seen(path) -> Page:
-    return Page(writing.html_of(Loaded.read(path)))
+    return Page(report.html_of(Loaded.read(path)))
 
 
 def in_order(records: list[dict]) -> list[dict]:
@@ -438,7 +437,7 @@ def test_pictures_that_are_missing_elsewhere_or_no_png_are_named(copy, tmp_path)
 
 def test_pictures_stop_before_the_file_grows_too_large(copy, monkeypatch):
     size = (copy / "figures" / "head-0.png").stat().st_size
-    monkeypatch.setattr("hooked_vlm.notice.report.evidence.PICTURES", 2 * size + 1)
+    monkeypatch.setattr("hooked_vlm.notice.report.views.PICTURES", 2 * size + 1)
     page = seen(copy)
     assert sum(tag == "img" for tag, _ in page.elements) == 2
     assert "1 more picture" in page.sections["functions"]
