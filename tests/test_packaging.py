@@ -301,7 +301,7 @@ ROOMS = {
     "components": {"errors", "options"},
     "hooks": {"errors", "options", "positions"},
     "datasets": {"errors", "given", "images"},
-    "viz": {"errors"},
+    "viz": {"errors", "images"},
     # zoo: where a checkpoint that ships with the package lies
     "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
     "patching": {"errors", "options", "positions", "components", "hooks", "models"},

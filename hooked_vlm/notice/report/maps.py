@@ -18,6 +18,7 @@ from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.text import corruption_name, kind_name, read_at
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES, at_place
 from hooked_vlm.notice.wording import number, two
+from hooked_vlm.viz.scales import SHADES
 
 CROWDED: Final = 16  # heads a layer, above which a map needs more room
 
@@ -122,7 +123,7 @@ def _lines(
             here = of_task[of_task["role"] == role]
             series = {kind_name(kind): here[here["kind"] == kind] for kind in kinds}
             plots.append(chart(charts.lines(series, title, at_place(role)), f"{task}, {at_place(role)}", 230))
-        legend = zip(map(kind_name, kinds), charts.SHADES, strict=False)
+        legend = zip(map(kind_name, kinds), SHADES, strict=False)
         found.append(row(plots, text.heading(corruption_name(corrupt)), legend=legend))
     return found
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from hooked_vlm.notice.report.charts import DIVERGING, FAINT, FONT, INK, LINE
+from hooked_vlm.viz.scales import FAINT, FONT, INK, LINE, PALETTES
 
 HERE: Final = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def page(template: str, view: Mapping[str, Any]) -> str:
         view: all that it shows, plain, with its title and subtitle.
     """
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "report.js"))
-    look = {"font": FONT, "ink": INK, "faint": FAINT, "line": LINE, "diverging": DIVERGING}
+    look = {"font": FONT, "ink": INK, "faint": FAINT, "line": LINE, "diverging": PALETTES["diverging"].split()}
     return rendered(template, view=view, look=look, style=style, script=script, plotly=_plotly)
 
 
