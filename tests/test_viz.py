@@ -20,6 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hooked_vlm import HookedVLM, viz
 from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, PositionError
+from hooked_vlm.images import to_rgb
 from hooked_vlm.patching import Sites, sweep
 from hooked_vlm.patching.metrics import logit_diff
 from hooked_vlm.viz.interactive import _text
@@ -130,6 +131,11 @@ def test_a_turned_photograph_is_seen_upright():
 def test_what_a_picture_may_be(image):
     assert viz.picture(image).size == (6, 4)
     assert viz.picture(image).mode == "RGB"
+
+
+def test_a_picture_is_drawn_as_the_model_is_given_it():
+    deep = Image.fromarray(np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16))  # 16 bits a pixel
+    np.testing.assert_array_equal(np.asarray(viz.picture(deep)), np.asarray(to_rgb(deep)))
 
 
 def test_what_is_no_picture_is_refused(tmp_path):

@@ -20,8 +20,8 @@ from rich.text import Text
 from hooked_vlm.models import placement
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.earlier import as_now
+from hooked_vlm.notice.report import text
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.text import ending
 from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
@@ -103,16 +103,16 @@ def show_ending(console: Console, directory: Path) -> None:
     run = Loaded(directory, record, as_now(summary))
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
     for row in run.summary["counts"]:
-        reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
         accuracy = "" if row["accuracy"] is None else with_interval(row, "accuracy", percent)
-        counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, kept(row), reasons)))
+        cells = (row["task"], row["seen"], accuracy, kept(row), text.reasons(row["reasons"]))
+        counts.add_row(*(Text(str(cell)) for cell in cells))
     console.print(counts)
-    for line in ending(run):
+    for line in text.ending(run):
         console.print(Text(line), soft_wrap=True)
     found = Table("claim", "verdict", box=box.SIMPLE, pad_edge=False)
     for verdict in run.verdicts:
         found.add_row(Text(verdict.claim), Text(verdict.word, style=STYLE[verdict.holds]))
     console.print(found)
-    config = run.config
-    console.print(Text(f"{config['model']} ran {placement.told(config['device'], config['dtype'])}"), soft_wrap=True)
+    where = placement.told(run.config["device"], run.config["dtype"])
+    console.print(Text(f"{run.config['model']} ran {where}"), soft_wrap=True)
     console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)

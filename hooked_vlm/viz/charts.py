@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hooked_vlm.errors import InputsError
 from hooked_vlm.viz.forms import To, drawn
 from hooked_vlm.viz.geometry import Number, array
-from hooked_vlm.viz.panels import Drawing, Panel
+from hooked_vlm.viz.panels import Drawing, Panel, titles_of
 from hooked_vlm.viz.scales import Collapse, Kind, Scale, collapsed, readable
 
 IMAGE_TOKEN = "<image>"
@@ -81,7 +81,7 @@ def head_map(
         raise InputsError(f"a head map of shape {array(values).shape}: expected [layer head] or [map layer head]")
     scale = Scale.of(maps, kind, label=label, limit=limit)
     rows, cols = _labels(layers, maps.shape[1], "layers"), _labels(heads, maps.shape[2], "heads")
-    named = _titles(titles, len(maps))
+    named = titles_of(titles, len(maps))
     spelled, of_cells = _of_cells(words, maps.shape, "words"), _of_cells(customdata, (*maps.shape, -1), "customdata")
     if not hovertemplate:
         named_rows, named_columns = [f"{row_title} {r}" for r in rows], [f"{column_title} {c}" for c in cols]
@@ -266,12 +266,6 @@ def _of_cells(given: Any, shape: tuple[int, ...], what: str) -> list[Any]:
         return list(found.reshape(shape))
     except ValueError as error:
         raise InputsError(f"{what} of shape {found.shape}: expected one for each of {shape[:3]} cells") from error
-
-
-def _titles(titles: Sequence[str], n: int) -> list[str]:
-    if titles and len(titles) != n:
-        raise InputsError(f"{len(titles)} titles for {n} panels: expected as many")
-    return list(titles) or [""] * n
 
 
 def _hover(

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooked_vlm.errors import InputsError
-from hooked_vlm.viz.charts import _titles
 from hooked_vlm.viz.forms import To, drawn
 from hooked_vlm.viz.geometry import Geometry, Number, array, picture
-from hooked_vlm.viz.panels import Drawing, Panel
+from hooked_vlm.viz.panels import Drawing, Panel, titles_of
 from hooked_vlm.viz.scales import Kind, Scale, readable
 
 
@@ -64,7 +63,7 @@ def overlay(
     if maps.ndim != 3:
         raise InputsError(f"values of shape {array(values).shape}: expected [patch] or [map patch]")
     scale = Scale.of(maps, kind, label=label, limit=limit, over_picture=True)
-    named = _titles(titles, len(maps))
+    named = titles_of(titles, len(maps))
     spelled = None
     if words is not None:
         spelled = np.asarray(words, dtype=object).reshape(maps.shape)

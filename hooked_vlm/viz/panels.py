@@ -135,6 +135,13 @@ class Drawing:
         object.__setattr__(self, "rows", -(-len(self.panels) // self.columns))
 
 
+def titles_of(titles: Sequence[str], n: int) -> list[str]:
+    """A title a panel, of those that were given."""
+    if titles and len(titles) != n:
+        raise InputsError(f"{len(titles)} titles for {n} panels: expected as many")
+    return list(titles) or [""] * n
+
+
 @dataclass(frozen=True)
 class Series:
     """What one line, group of bars or cloud of points shows.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hooked_vlm.notice.claims import Verdict, headlines
+from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.report.blocks import table
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.render import rendered
-from hooked_vlm.notice.report.text import strongest
+from hooked_vlm.notice.report.text import headlines
 
 
 class Verdicts(list[Verdict]):
@@ -20,7 +20,7 @@ class Verdicts(list[Verdict]):
     def __init__(self, run: Loaded) -> None:
         super().__init__(run.verdicts)
         self.name = run.name
-        self.sentences = [*strongest(run), *(found.told for found in headlines(self))]
+        self.sentences = headlines(run)
 
     def __repr__(self) -> str:
         wide = max((len(found.word) for found in self), default=0)

@@ -38,7 +38,7 @@ def page(template: str, view: Mapping[str, Any]) -> str:
         view: all that it shows, plain, with its title and subtitle.
     """
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "report.js"))
-    look = {"font": FONT, "ink": INK, "faint": FAINT, "line": LINE, "diverging": PALETTES["diverging"].split()}
+    look = {"font": Markup(FONT), "ink": INK, "faint": FAINT, "line": LINE, "diverging": PALETTES["diverging"].split()}
     return rendered(template, view=view, look=look, style=style, script=script, plotly=_plotly)
 
 

@@ -154,10 +154,9 @@ def scored(function: Mapping[str, Any]) -> str:
 
 
 def reasons(of: object) -> str:
-    """Why examples of a task were not kept, the most frequent reason first."""
-    if not isinstance(of, Mapping) or not of:
-        return "none went"
-    return "; ".join(f"{reason}: {n}" for reason, n in sorted(of.items(), key=lambda entry: (-entry[1], entry[0])))
+    """Why examples of a task were not kept, the most frequent reason first; "" where all were."""
+    counts = of if isinstance(of, Mapping) else {}
+    return "; ".join(f"{reason}: {n}" for reason, n in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def setting(value: Any) -> str:
@@ -197,21 +196,16 @@ def command(config: Mapping[str, Any]) -> str:
 
 def headlines(run: Loaded) -> list[str]:
     """What a reader who sees nothing else is told: the headline verdicts, and the strongest heads after the first."""
+    if not run.seen:
+        return ["No example was seen, so there is nothing to say about this model yet."]
+    if not run.kept:
+        return [
+            f"Nothing could be patched: none of the {counted(run.seen, 'example')} could be kept, and patching asks "
+            "where a right answer comes from. The reasons are counted below."
+        ]
     found = {verdict.about: verdict.told for verdict in claims.headlines(run.verdicts)}
     told = [found.get("universal"), *strongest(run), found.get("harm"), *_labelled(run), found.get("noise")]
     return [sentence for sentence in told if sentence]
-
-
-def answer(run: Loaded) -> str:
-    """What was found, in plain words, or why nothing was."""
-    if run.kept:
-        return " ".join(headlines(run))
-    if not run.seen:
-        return "No example was seen, so there is nothing to say about this model yet."
-    return (
-        f"Nothing could be patched: none of the {counted(run.seen, 'example')} could be kept, and patching asks where "
-        "a right answer comes from. The reasons are counted below."
-    )
 
 
 def basis(run: Loaded) -> str:

@@ -44,7 +44,7 @@ def report(run: Loaded) -> View:
         "because": text.because_nothing_kept(run),
         "at": read_at(run),
         "marks": charts.LEGEND,
-        "answer": text.answer(run),
+        "answer": " ".join(text.headlines(run)),
         "basis": text.basis(run),
         "tiles": text.tiles(run),
         "findings": run.verdicts,
@@ -74,7 +74,7 @@ def what_was_run(run: Loaded) -> View:
     versions += [(str(name), str(version)) for name, version in (run.run.get("packages") or {}).items()]
     counts = [
         [str(one["task"]), number(one["seen"]), kept(one), with_interval(one, "accuracy", percent),
-         text.reasons(one["reasons"])]
+         text.reasons(one["reasons"]) or "none went"]
         for one in run.records("counts")
     ]  # fmt: skip
     noted = [

@@ -6,12 +6,18 @@ import html
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
+from hooked_vlm.notice.claims import Verdict
+from hooked_vlm.notice.report import render, views
 from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, strongest_place
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.text import corruption_name, rule_of, scored
@@ -312,6 +318,37 @@ def test_what_users_wrote_is_escaped_everywhere(copy):
     assert len([1 for tag, _ in page.elements if tag == "img"]) == 3
     for _, chart in page.charts:  # plotly reads a few tags in what it writes
         assert "<img" not in json.dumps([chart["layout"], [one.get("x") for one in chart["data"]]])
+
+
+def test_no_template_takes_text_for_markup():
+    """What is markup already is `Markup` where it is made, which is where it can be seen to be ours."""
+    templates = sorted((Path(report.__file__).parent / "templates").glob("*.j2"))
+    assert len(templates) >= 4
+    for template in templates:
+        assert not re.search(r"\bsafe\b|autoescape", template.read_text(encoding="utf-8")), template.name
+    assert render.ENVIRONMENT.autoescape is True
+    with pytest.raises(UndefinedError):
+        render.rendered("verdicts", sentences="")
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_what_a_page_shows_is_plain(tmp_path, kept):
+    """Text, numbers, lists and dictionaries, all the way down, but for verdicts and the bytes of charts."""
+    view = views.report(Loaded.read(made.run_directory(tmp_path / "run", kept=kept, tasks=["colour"])))
+
+    def plain(value, at="view"):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                assert isinstance(key, str), at
+                plain(inner, f"{at}.{key}")
+        elif isinstance(value, list | tuple):
+            for i, inner in enumerate(value):
+                plain(inner, f"{at}[{i}]")
+        else:
+            known = (str, int, float, bool, type(None), Verdict, np.ndarray, np.generic)
+            assert isinstance(value, known) and not isinstance(value, Markup), (at, type(value))
+
+    plain(view)
 
 
 # --- what is missing reads well -------------------------------------------------------------------------
