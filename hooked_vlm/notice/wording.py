@@ -50,6 +50,15 @@ def interval(low: Any, high: Any, written: Any = number) -> str:
     return f"[{written(low)},\N{NO-BREAK SPACE}{written(high)}]" if known(low) and known(high) else ""
 
 
+def estimate(value: Any, low: Any, high: Any, written: Callable[[Any], str] = number) -> str:
+    """A number followed by its interval, where there is one.
+
+    >>> estimate(0.5, 0.25, 0.75, two), estimate(0.5, None, None, two)
+    ('0.50 [0.25,\N{NO-BREAK SPACE}0.75]', '0.50')
+    """
+    return f"{written(value)} {interval(low, high, written) if known(value) else ''}".strip()
+
+
 def chance(p: Any) -> str:
     """A p-value (or q-value) as it is usually written.
 
@@ -83,9 +92,8 @@ def kept(row: Mapping[str, Any]) -> str:
 
 
 def with_interval(row: Mapping[str, Any], column: str, written: Callable[[Any], str] = number) -> str:
-    """A number followed by its interval, where summary.json has one."""
-    span = interval(row.get(f"{column}_low"), row.get(f"{column}_high"), written) if known(row.get(column)) else ""
-    return f"{written(row.get(column))} {span}".strip()
+    """A number of a row followed by its interval, where summary.json has one."""
+    return estimate(row.get(column), row.get(f"{column}_low"), row.get(f"{column}_high"), written)
 
 
 def two(value: Any) -> str:

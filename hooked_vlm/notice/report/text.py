@@ -25,8 +25,8 @@ from hooked_vlm.notice.wording import (
     UNIT,
     carriers,
     counted,
+    estimate,
     first_of,
-    interval,
     known,
     number,
     percent,
@@ -149,8 +149,8 @@ def scored(function: Mapping[str, Any]) -> str:
     """
     if not known(function.get("score")):
         return ""
-    span = interval(function.get("ci_low"), function.get("ci_high"), two)
-    return f"{function.get('scored') or ''} {two(function['score'])} {span}".strip()
+    value = estimate(function["score"], function.get("ci_low"), function.get("ci_high"), two)
+    return f"{function.get('scored') or ''} {value}".strip()
 
 
 def reasons(of: object) -> str:

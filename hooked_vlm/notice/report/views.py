@@ -24,7 +24,18 @@ from hooked_vlm.notice.report.published import PUBLISHED
 from hooked_vlm.notice.report.text import corruption_name, head_label, kind_name, read_at
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import CORRUPT, listed
-from hooked_vlm.notice.wording import chance, counted, interval, kept, known, number, percent, two, with_interval
+from hooked_vlm.notice.wording import (
+    chance,
+    counted,
+    estimate,
+    interval,
+    kept,
+    known,
+    number,
+    percent,
+    two,
+    with_interval,
+)
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
@@ -286,8 +297,8 @@ def _removed(one: Mapping[str, Any]) -> list[str]:
     """A row of the table of ablations."""
 
     def drawn(measure: str, written: Callable[[Any], str]) -> str:
-        span = interval(one[f"{measure}_random_low"], one[f"{measure}_random_high"], written)
-        return f"{written(one[f'{measure}_random_mean'])} {span}".strip()
+        mean, low, high = (one[f"{measure}_random_{name}"] for name in ("mean", "low", "high"))
+        return estimate(mean, low, high, written)
 
     return [
         selection_name(one["selection"]), str(one["task"]), number(one["n_heads"]),
