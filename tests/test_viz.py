@@ -290,12 +290,12 @@ def test_a_token_is_no_tag():
 def test_the_lens_is_written_into_the_cells(drawable):
     words = [["Ġred", "the"], ["blue", " "]]
     interactive = viz.word_map(words, [[0.1, 0.9], [0.5, 0.2]], ["a", "a"], layers=["embedding", 0])
-    (cells,) = cells_of(interactive)
-    assert cells.text.tolist() == [["▁red", "the"], ["blue", "▁"]] and cells.texttemplate == "%{text}"
-    assert "says ▁red" in cells.customdata[0][0]
+    (text,) = [trace for trace in interactive.data if trace.type == "scatter"]
+    assert list(text.text) == ["▁red", "the", "blue", "▁"]
+    assert list(text.textfont.color) == ["#111111", "#ffffff", "#111111", "#111111"]
+    assert "says ▁red" in cells_of(interactive)[0].customdata[0][0]
     paper = viz.word_map(words, [[0.1, 0.9], [0.5, 0.2]], ["a", "a"], to="matplotlib")
     assert [text.get_text() for text in paper.axes[0].texts] == ["▁red", "the", "blue", "▁"]
-    assert [text.get_color() for text in paper.axes[0].texts] == ["#111111", "#ffffff", "#111111", "#111111"]
 
 
 def test_words_over_a_picture_have_an_ink_that_can_be_read():

@@ -47,7 +47,7 @@ def draw(drawing: Drawing) -> go.Figure:
     )
     for i, panel in enumerate(panels):
         row, column = i // columns + 1, i % columns + 1
-        for trace in _traces(panel, {"coloraxis": f"coloraxis{scales.index(panel.scale) + 1}"}):
+        for trace in _traces(panel, f"coloraxis{scales.index(panel.scale) + 1}"):
             figure.add_trace(trace, row, column)
         for cell in panel.framed:
             x0, y0, x1, y1 = panel.cell(*cell)
@@ -111,9 +111,11 @@ def embedded(what: Drawing | Graph) -> dict[str, Any]:
         if len(what.panels) > 1 or what.panels[0].image is not None:
             raise InputsError("a page embeds one map without a picture at a time: draw each with to='page'")
         (panel,) = what.panels
-        scale = panel.scale
+        scale, axes = panel.scale, _panel_axes(panel, _few(panel.row_labels), _few(panel.column_labels))
         colours = {"zmin": scale.low, "zmax": scale.high, "colorscale": scale.stops, "showscale": False}
-        data, axes = _traces(panel, colours), _panel_axes(panel, _few(panel.row_labels), _few(panel.column_labels))
+        data = [_cells(panel, **colours)]
+        if panel.words is not None:  # plotly leaves out what has no room, since only it knows how wide the page is
+            data[0] |= {"text": np.vectorize(_text, otypes=[object])(panel.words), "texttemplate": "%{text}"}
         axes["xaxis"]["tickangle"] = -40 if panel.upright else 0
         axes["margin"] = {"l": 50, "r": 6, "t": 6, "b": 40}
     return {"data": data, "layout": _layout(**axes)}
@@ -215,25 +217,17 @@ def _gaps(drawing: Drawing) -> tuple[int, int, int, int]:
     return left, left + 8 if labelled else 18, above, below if any(p.column_labels for p in panels) else 8
 
 
-def _traces(panel: Panel, colours: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows, columns = panel.values.shape
-    x0, y0, x1, y1 = panel.edges
-    x = x0 + (np.arange(columns) + 0.5) * (x1 - x0) / columns
-    y = y0 + (np.arange(rows) + 0.5) * (y1 - y0) / rows
-    cells = {
-        "type": "heatmap",
-        "z": panel.values,
-        "x": x,
-        "y": y,
-        "hovertemplate": panel.template,
-        "hoverongaps": False,
-        "xgap": 1 if panel.image is None else 0,
-        "ygap": 1 if panel.image is None else 0,
-        **colours,
-    }
-    if panel.hover is not None:
-        cells["customdata"] = np.vectorize(_hovered, otypes=[object])(panel.hover)
-    traces: list[dict[str, Any]] = [cells]
+def _cells(panel: Panel, **colours: Any) -> dict[str, Any]:
+    """The cells of a panel as a trace, each at its place."""
+    x, y = panel.places
+    shown = {} if panel.hover is None else {"customdata": np.vectorize(_hovered, otypes=[object])(panel.hover)}
+    gap = 1 if panel.image is None else 0
+    about = {"type": "heatmap", "hovertemplate": panel.template, "hoverongaps": False, "xgap": gap, "ygap": gap}
+    return {**about, "z": panel.values, "x": x, "y": y, **shown, **colours}
+
+
+def _traces(panel: Panel, coloraxis: str) -> list[dict[str, Any]]:
+    traces = [_cells(panel, coloraxis=coloraxis)]
     if panel.image is not None:
         traces.insert(0, _picture(panel))
     if panel.outline is not None:
@@ -242,14 +236,10 @@ def _traces(panel: Panel, colours: Mapping[str, Any]) -> list[dict[str, Any]]:
             _edge(panel, {"color": "#ffffff", "width": 2, "dash": "dot"}),
         ]
     if panel.words is not None:
-        words = np.vectorize(_text, otypes=[object])(panel.words)
-        if panel.image is None:  # plotly takes the ink that can be read, and leaves out what has no room
-            cells |= {"text": words, "texttemplate": "%{text}"}
-        else:
-            inks = [panel.ink(*cell) for cell in np.ndindex(rows, columns)]
-            places = {"x": np.tile(x, rows), "y": np.repeat(y, columns)}
-            letters = {"text": words.reshape(-1), "textfont": {"size": 12, "color": inks}}
-            traces.append({"type": "scatter", "mode": "text", "hoverinfo": "skip", **places, **letters})
+        x, y = np.meshgrid(*panel.places)
+        inks = [panel.ink(*cell) for cell in np.ndindex(panel.values.shape)]
+        text = {"text": list(map(_text, panel.words.flat)), "textfont": {"size": 12, "color": inks}}
+        traces.append({"type": "scatter", "mode": "text", "hoverinfo": "skip", "x": x.ravel(), "y": y.ravel(), **text})
     return traces
 
 

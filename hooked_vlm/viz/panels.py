@@ -66,6 +66,14 @@ class Panel:
         rows, columns = self.values.shape
         return self.box if self.box is not None else (-0.5, -0.5, columns - 0.5, rows - 0.5)
 
+    @property
+    def places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the centres of columns and of rows lie."""
+        left, top, right, bottom = self.edges
+        rows, columns = self.values.shape
+        across, down = (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
+        return left + across * (right - left), top + down * (bottom - top)
+
     def cell(self, row: int, column: int) -> Box:
         """Left, top, right and bottom of one cell."""
         left, top, right, bottom = self.edges

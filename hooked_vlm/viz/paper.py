@@ -65,6 +65,7 @@ def draw_graph(graph: Graph) -> Any:
     """
     figure = _figure(5.6, 3.4)
     ax = figure.subplots()
+    ax.margins(0.08)
     n = len(graph.series)
     for i, one in enumerate(graph.series):
         colour, label, spans = graph.shades[i % len(graph.shades)], _text(one.name), one.spans
@@ -86,8 +87,10 @@ def draw_graph(graph: Graph) -> Any:
     ax.set_xlabel(_text(graph.x_title), color=INK)
     ax.set_ylabel(_text(graph.y_title), color=INK)
     ax.set_title(_text(graph.title), fontsize=12, color=INK)
+    for spine in ax.spines.values():
+        spine.set_color("#bbbbbb")
     if n > 1:
-        ax.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return figure
 
 
