@@ -132,7 +132,7 @@ def test_an_unknown_name_is_refused_with_those_there_are():
 # --- what it ships --------------------------------------------------------------------------------------
 
 
-def test_the_wheel_ships_code_types_and_checkpoints(tmp_path):
+def test_the_wheel_ships_code_types_checkpoints_and_pages(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(PACKAGE, tmp_path / "hooked_vlm", ignore=shutil.ignore_patterns("__pycache__"))
@@ -145,7 +145,9 @@ def test_the_wheel_ships_code_types_and_checkpoints(tmp_path):
     (tmp_path / "tests" / "test_nothing.py").write_text("")
     shipped = {Path(file.distribution_path).as_posix() for file in WheelBuilder(str(tmp_path)).recurse_included_files()}
     code = {f"hooked_vlm/{named(source)}" for source in SOURCES}
-    assert shipped >= code | {"hooked_vlm/py.typed"} | {f"hooked_vlm/zoo/a-checkpoint/{name}" for name in data}
+    pages = {f"hooked_vlm/{named(file)}" for end in ("j2", "css", "js") for file in PACKAGE.rglob(f"*.{end}")}
+    assert len(pages) > 4
+    assert shipped >= code | pages | {"hooked_vlm/py.typed"} | {f"hooked_vlm/zoo/a-checkpoint/{name}" for name in data}
     assert all(path.startswith("hooked_vlm/") for path in shipped)
 
 
@@ -350,7 +352,7 @@ ROOMS = {
     "components": {"errors", "options"},
     "hooks": {"errors", "options", "positions"},
     "datasets": {"errors", "given", "images"},
-    "viz": {"errors"},
+    "viz": {"errors", "images"},
     # zoo: where a checkpoint that ships with the package lies
     "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
     "patching": {"errors", "options", "positions", "components", "hooks", "models"},

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hooked_vlm import HookedVLM, viz
 from hooked_vlm.errors import ImageError, InputsError, MissingExtraError, PositionError
+from hooked_vlm.images import to_rgb
 from hooked_vlm.patching import Sites, sweep
 from hooked_vlm.patching.metrics import logit_diff
 from hooked_vlm.viz.interactive import _text
@@ -128,10 +133,15 @@ def test_what_a_picture_may_be(image):
     assert viz.picture(image).mode == "RGB"
 
 
+def test_a_picture_is_drawn_as_the_model_is_given_it():
+    deep = Image.fromarray(np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16))  # 16 bits a pixel
+    np.testing.assert_array_equal(np.asarray(viz.picture(deep)), np.asarray(to_rgb(deep)))
+
+
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     for bad in (tmp_path / "a.png", tmp_path / "missing.png", np.zeros(4), np.full((4, 4), 7.0)):
-        with pytest.raises(ImageError, match=r"a\.png|missing\.png|shape"):
+        with pytest.raises(ImageError, match=r"a\.png|missing\.png|shape|floats from 7 to 7"):
             viz.picture(bad)
 
 
@@ -288,6 +298,14 @@ def test_the_lens_is_written_into_the_cells(drawable):
     assert [text.get_text() for text in paper.axes[0].texts] == ["▁red", "the", "blue", "▁"]
 
 
+def test_words_over_a_picture_have_an_ink_that_can_be_read():
+    geometry = viz.Geometry(size=(60, 60), grid=(2, 2), box=(0, 0, 60, 60))
+    figure = viz.overlay([0, 0, 1, 1], Image.new("RGB", (60, 60)), geometry, words=["a", "<b>", "c", "d"])
+    (text,) = [trace for trace in figure.data if trace.type == "scatter"]
+    assert list(text.text) == ["a", "&lt;b&gt;", "c", "d"]
+    assert list(text.textfont.color) == ["#ffffff", "#ffffff", "#111111", "#111111"]  # dark below, yellow at the top
+
+
 # --- results of sweeps ------------------------------------------------------------------------------
 
 
@@ -373,6 +391,92 @@ def test_clean_stands_against_corrupt_and_the_change(to):
         assert [ax.get_title() for ax in figure.axes[:3]] == ["clean", "corrupt", "corrupt less clean"]
 
 
+# --- graphs -----------------------------------------------------------------------------------------
+
+
+def drawn_both_ways(draw, *given, **options):
+    """A chart as plotly draws it, checked against what a page embeds, and as matplotlib does."""
+    figure, page, paper = (draw(*given, **options, to=to) for to in ("plotly", "page", "matplotlib"))
+    assert [trace.type for trace in figure.data] == [trace["type"] for trace in page["data"]]
+    for trace, one in zip(go.Figure(page).data, figure.data, strict=True):
+        assert trace.hovertemplate == one.hovertemplate
+        np.testing.assert_array_equal(trace.y, one.y)
+    return figure, page, paper.axes[0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.integers(1, 3))
+def test_lines_hold_their_numbers_and_intervals_in_every_form(values, n):
+    ys = np.array(values)
+    series = {f"series <{i}>": ys + i for i in range(n)}
+    spans = {"series <0>": (ys - 1, ys + 2)}
+    figure, page, ax = drawn_both_ways(viz.lines, series, spans=spans, y_title="<effect>", title="$x$")
+    for i, line in enumerate(figure.data):
+        np.testing.assert_array_equal(line.y, ys + i)
+        np.testing.assert_array_equal(ax.containers[i].lines[0].get_ydata(), ys + i)
+    np.testing.assert_allclose(figure.data[0].error_y.array, 2)
+    np.testing.assert_allclose(figure.data[0].error_y.arrayminus, 1)
+    assert page["layout"]["yaxis"]["title"]["text"] == "&lt;effect&gt;" and ax.get_ylabel() == "<effect>"
+    assert figure.layout.showlegend is (n > 1) and page["layout"]["showlegend"] is False
+    assert len(page["layout"]["xaxis"]["tickvals"]) <= 12  # none is turned on its side
+
+
+def test_bars_leave_out_what_is_missing():
+    groups = {"whole": [1.0, 0.5], "without": [0.25, float("nan")]}
+    spans = {"without": ([0.125, float("nan")], [0.5, float("nan")])}
+    figure, _, ax = drawn_both_ways(viz.bars, ["<colour>", "place"], groups, spans=spans, y_title="accuracy")
+    assert list(figure.data[0].x) == ["&lt;colour&gt;", "place"]
+    np.testing.assert_array_equal(figure.data[1].y, [0.25, np.nan])
+    np.testing.assert_array_equal(figure.data[1].error_y.arrayminus, [0.125, np.nan])
+    assert [bar.get_height() for bar in ax.containers[0]] == [1.0, 0.5]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["<colour>", "place"]
+
+
+def test_a_scatter_names_the_points_that_are_farthest_out():
+    x, y = np.array([0.1, 3.0, -2.0, np.nan]), np.array([0.1, 0.0, -2.0, 1.0])
+    figure, _, ax = drawn_both_ways(viz.scatter, x, y, ["a", "b", "c<", "d"], labelled=2)
+    (points,) = figure.data
+    assert list(points.text) == ["", "b", "c&lt;", ""] and list(points.customdata) == ["a", "b", "c&lt;", "d"]
+    assert [text.get_text() for text in ax.texts] == ["b", "c<"]
+    np.testing.assert_array_equal(np.asarray(ax.collections[0].get_offsets())[:3], np.stack([x, y], 1)[:3])
+
+
+# --- what a page embeds -----------------------------------------------------------------------------
+
+
+def test_a_map_in_a_page_holds_the_numbers_labels_and_colours_of_the_map_alone():
+    values = np.random.default_rng(0).normal(size=(3, 20))
+    alone, page = viz.head_map(values, limit=2), viz.head_map(values, limit=2, to="page")
+    (cells,), (embedded,) = cells_of(alone), page["data"]
+    for name in ("z", "x", "y", "customdata"):
+        np.testing.assert_array_equal(embedded[name], cells[name])
+    axis = alone.layout.coloraxis
+    assert (embedded["zmin"], embedded["zmax"]) == (axis.cmin, axis.cmax)
+    assert tuple(map(tuple, embedded["colorscale"])) == axis.colorscale
+    assert page["layout"]["xaxis"]["ticktext"] == ["0", "4", "8", "12", "16"]
+    assert page["layout"]["yaxis"]["range"] == [2.5, -0.5]  # the first layer stands at the top
+    go.Figure(page)
+
+
+def test_what_the_mouse_shows_can_be_given_and_is_no_tag():
+    more = [[["<i>", "a"], ["b", "c"]]]
+    page = viz.head_map([[1.0, 2.0]], customdata=more, hovertemplate="%{customdata[0]}", words=[["<u>", ""]], to="page")
+    (cells,) = page["data"]
+    assert cells["customdata"].tolist() == [[["&lt;i&gt;", "a"], ["b", "c"]]]
+    assert cells["text"].tolist() == [["&lt;u&gt;", ""]] and cells["hovertemplate"] == "%{customdata[0]}"
+
+
+def test_rooms_of_pictures_import_one_another_one_way():
+    """Imports within functions count: a circle of those is a circle."""
+    package = Path(viz.__file__).parent
+    found = {
+        path.stem: set(re.findall(r"from hooked_vlm\.viz(?:\.(\w+))? import", path.read_text(encoding="utf-8")))
+        | set(re.findall(r"from hooked_vlm\.viz import (\w+)", path.read_text(encoding="utf-8"))) - {""}
+        for path in package.glob("*.py")
+        if path.stem != "__init__"
+    }
+    list(TopologicalSorter(found).static_order())  # raises CycleError
+
+
 # --- what is asked wrongly --------------------------------------------------------------------------
 
 
@@ -388,6 +492,14 @@ def test_clean_stands_against_corrupt_and_the_change(to):
         (lambda: viz.head_map(np.zeros((2, 2)), framed=[(2, 0)]), "2 rows and 2 columns"),
         (lambda: viz.head_map(np.zeros((2, 2)), to="gnuplot"), "'plotly' or 'matplotlib'"),
         (lambda: viz.head_map(np.zeros((2, 2)), columns=0), "0 columns"),
+        (lambda: viz.head_map(np.zeros((2, 2)), words=["a"]), r"words of shape \(1,\).*\(1, 2, 2\) cells"),
+        (lambda: viz.head_map(np.zeros((2, 2, 2)), to="page"), "one map without a picture at a time"),
+        (lambda: viz.lines({"a": [1, 2]}, x={"a": [1]}), r"a: numbers of shape \(2,\) beside others of shape \(1,\)"),
+        (lambda: viz.lines({"a": [[1, 2]]}), r"shape \(1, 2\)"),
+        (lambda: viz.bars(["one"], {"a": [1, 2]}), "expected as many of each"),
+        (lambda: viz.bars(["one"], {"a": [1]}, to="gnuplot"), "'plotly' or 'matplotlib'"),
+        (lambda: viz.scatter([1, 2], [1], ["a", "b"]), "a scatter: numbers"),
+        (lambda: viz.scatter([1, 2], [1, 2], ["a"]), "1 names for 2 points"),
         (lambda: viz.token_map(np.zeros((2, 2)), ["a"]), "1 tokens for 2 positions"),
         (lambda: viz.token_map(np.zeros((2, 1)), ["a"], collapse="median"), "'largest', 'mean'"),
         (lambda: viz.token_map(np.zeros(2), ["a", "b"]), r"expected \[layer pos\]"),

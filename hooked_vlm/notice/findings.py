@@ -22,7 +22,7 @@ from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.schema import Records
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
-from hooked_vlm.notice.wording import counted, interval, percent, two, with_interval
+from hooked_vlm.notice.wording import carriers, counted, estimate, first_of, percent, two, with_interval
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
 AGREE = 0.5  # rank correlation above which two maps are said to agree
@@ -34,7 +34,7 @@ def findings(
     """The verdicts of a run.
 
     Args:
-        data: from `gathered.gather`.
+        data: from `run_tables.gather`.
         tables: the tables of the summary.
         significant: heads whose patching has an effect, as `head_labels.labels` takes them.
         rule: the numbers of the rules; its resamples and seed are used.
@@ -52,10 +52,6 @@ def _shown(found: Mapping[str, float], digits: int = 3) -> str:
     if math.isnan(found["low"]):
         return f"{found['mean']:.{digits}g}"
     return f"{found['mean']:.{digits}g} [{found['low']:.{digits}g}, {found['high']:.{digits}g}]"
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{percent(found['mean'])} {interval(found['low'], found['high'], percent)}".strip()
 
 
 def _concentration(data: RunTables, kind: str, times: int, seed: int) -> Verdict:
@@ -131,11 +127,12 @@ def _detection(data: RunTables, significant: Any, times: int, seed: int) -> Verd
         score: statistics.mean_with_interval(np.concatenate(each), times, seed, scores=score in SHARES)
         for score, each in parts.items()
     }
+    mean, low, high = (seen["pointing"][name] for name in ("mean", "low", "high"))
     evidence = (
         f"{listed(heads)}, labelled on half of the examples, on the other half ({seen['lift']['n']}) with "
         f"a lift of {_shown(seen['lift'])} (1 is even attention; the average head of the kind has "
         f"{np.nanmean(np.concatenate(usual)):.3g}), an AUC of {_shown(seen['auc'])} (0.5 is even) and the largest "
-        f"attention on the object in {_percent(seen['pointing'])}."
+        f"attention on the object in {estimate(mean, low, high, percent)}."
     )
     holds = every(above(seen[score]["low"], seen[score]["high"], even) for score, even in (("lift", 1.0), ("auc", 0.5)))
     return Verdict("detection", claim, holds, "", evidence)
@@ -154,8 +151,7 @@ def _universal(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> Ve
     holds = True if by_rule["fdr"] else None if few else False
     said = []
     for name, whose in (("fdr", RULES["fdr"]), ("paper", "the paper's")):
-        heads = [f"{_head(row)} ({row['modality']})" for row in by_rule[name]]
-        said.append(f"{whose}: {listed(heads) or 'none'}")
+        said.append(f"{whose}: {listed(carriers(by_rule[name])) or 'none'}")
     why = f"fewer than {rule.fewest_examples} examples of {listed(few)} are too few for {RULES['fdr']} to select any"
     evidence = f"By {'; by '.join(said)}; read {at_place(data.at)}.{f' Here {why}.' if holds is None else ''}"
     n = len({(row["kind"], row["layer"], row["head"]) for row in tables["heads"]})
@@ -185,13 +181,8 @@ def _who_stands_out(by_rule: Mapping[str, Records], holds: Holds, what: str, whe
     return f"None of {what} stands out {where}, by the paper's rule or by the FDR-controlled one."
 
 
-def _head(row: Mapping[str, Any]) -> str:
-    return head_name(row["kind"], row["layer"], row["head"])
-
-
-def _names(rows: Records, most: int = 4) -> str:
-    names = [_head(row) for row in rows[:most]]
-    return listed([*names, f"{len(rows) - most} more"] if len(rows) > most else names)
+def _names(rows: Records) -> str:
+    return first_of(head_name(row["kind"], row["layer"], row["head"]) for row in rows)
 
 
 def _everywhere(n: int) -> str:
@@ -264,7 +255,8 @@ def _noise(rows: Records, at: str) -> Verdict:
     if not known:
         return Verdict("noise", claim, None, "", "The run has no Gaussian noise.")
     evidence = "; ".join(
-        f"{row['task']}, {row['modality']}, {module_of(row['kind'])}: {_correlation(row, 'spearman')}, "
+        f"{row['task']}, {row['modality']}, {module_of(row['kind'])}: "
+        f"{estimate(row['spearman'], row['ci_low'], row['ci_high'], two)}, "
         f"top {row['top_k']} heads in common {percent(row['top_overlap'])}"
         for row in known
     )
@@ -283,8 +275,3 @@ def _noise(rows: Records, at: str) -> Verdict:
     rho = " to ".join(dict.fromkeys(ends))
     said = f"{sentence}{by_task(parts)}: Spearman {rho} {at_place(at)}."
     return Verdict("noise", claim, holds, said, f"Effects {at_place(at)}. {evidence}.", parts=parts)
-
-
-def _correlation(row: Mapping[str, Any], column: str) -> str:
-    """A correlation with its interval, where it has one."""
-    return f"{two(row[column])} {interval(row['ci_low'], row['ci_high'], two)}".strip()

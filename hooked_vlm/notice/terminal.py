@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -18,15 +17,11 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from hooked_vlm.analysis.heads import RULES, Head, head_name
 from hooked_vlm.models import placement
-from hooked_vlm.notice import places
-from hooked_vlm.notice.cautions import about_sentences
-from hooked_vlm.notice.claims import verdicts_of
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
 from hooked_vlm.notice.earlier import as_now
-from hooked_vlm.notice.selections import strongest
-from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
+from hooked_vlm.notice.report import text
+from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.wording import kept, percent, with_interval
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
@@ -104,41 +99,20 @@ def show_ending(console: Console, directory: Path) -> None:
         console: where.
         directory: of the finished run.
     """
-    summary = as_now(json.loads((directory / SUMMARY).read_text(encoding="utf-8")))
+    record, summary = (json.loads((directory / name).read_text(encoding="utf-8")) for name in (RUN, SUMMARY))
+    run = Loaded(directory, record, as_now(summary))
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
-    for row in summary["counts"]:
-        reasons = "; ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
+    for row in run.summary["counts"]:
         accuracy = "" if row["accuracy"] is None else with_interval(row, "accuracy", percent)
-        counts.add_row(*(Text(str(cell)) for cell in (row["task"], row["seen"], accuracy, kept(row), reasons)))
+        cells = (row["task"], row["seen"], accuracy, kept(row), text.reasons(row["reasons"]))
+        counts.add_row(*(Text(str(cell)) for cell in cells))
     console.print(counts)
-    for row in summary["noted"]:
-        names = [*row["names"], *(["..."] if row["n"] > len(row["names"]) else [])]
-        line = f"Noted in the data of {row['task']}, {row['n']} times: {row['reason']} ({'; '.join(names)})"
+    for line in text.ending(run):
         console.print(Text(line), soft_wrap=True)
-    for line in about_sentences(summary["counts"], summary["config"]):
-        console.print(Text(line), soft_wrap=True)
-    if not any(row["kept"] for row in summary["counts"]):
-        console.print(Text("Nothing was patched: no example was kept, for the reasons above"))
-    for corrupt in CORRUPT:
-        heads = strongest(summary, corrupt)
-        if heads:
-            read = listed(at_place(role) for role in dict.fromkeys(summary["select_at"].values()))
-            console.print(Text(f"Strongest under {corrupt} corruption, {read}: {_listed(heads)}"), soft_wrap=True)
-            for sentence in places.told(summary["strongest"], corrupt):
-                console.print(Text(f"  {sentence}"), soft_wrap=True)
-    for rule in RULES if summary["heads"] else ():
-        rows = [row for row in summary["universal"] if row["rule"] == rule]
-        told = [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]
-        alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""
-        console.print(Text(f"Universal by {RULES[rule]}{alone}: {', '.join(told) or 'none'}"))
     found = Table("claim", "verdict", box=box.SIMPLE, pad_edge=False)
-    for verdict in verdicts_of(summary):
+    for verdict in run.verdicts:
         found.add_row(Text(verdict.claim), Text(verdict.word, style=STYLE[verdict.holds]))
     console.print(found)
-    config = json.loads((directory / RUN).read_text(encoding="utf-8"))["config"]
-    console.print(Text(f"{config['model']} ran {placement.told(config['device'], config['dtype'])}"), soft_wrap=True)
+    where = placement.told(run.config["device"], run.config["dtype"])
+    console.print(Text(f"{run.config['model']} ran {where}"), soft_wrap=True)
     console.print(Text(f"Report: {directory / REPORT}"), soft_wrap=True)
-
-
-def _listed(heads: Sequence[Head]) -> str:
-    return ", ".join(head_name(*head) for head in heads)

@@ -1,4 +1,4 @@
-"""Numbers in words, as report, terminal, notebook and findings write them: shares, p-values, intervals, counts.
+"""Numbers and heads in words, as report, terminal, notebook and findings write them: shares, p-values, intervals.
 
 Costs nothing; knows no run.
 """
@@ -6,10 +6,11 @@ Costs nothing; knows no run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from hooked_vlm.notice.vocabulary import CORRUPT
+from hooked_vlm.analysis.heads import head_name
+from hooked_vlm.notice.vocabulary import CORRUPT, listed
 
 DASH: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -49,6 +50,15 @@ def interval(low: Any, high: Any, written: Any = number) -> str:
     return f"[{written(low)},\N{NO-BREAK SPACE}{written(high)}]" if known(low) and known(high) else ""
 
 
+def estimate(value: Any, low: Any, high: Any, written: Callable[[Any], str] = number) -> str:
+    """A number followed by its interval, where there is one.
+
+    >>> estimate(0.5, 0.25, 0.75, two), estimate(0.5, None, None, two)
+    ('0.50 [0.25,\N{NO-BREAK SPACE}0.75]', '0.50')
+    """
+    return f"{written(value)} {interval(low, high, written) if known(value) else ''}".strip()
+
+
 def chance(p: Any) -> str:
     """A p-value (or q-value) as it is usually written.
 
@@ -82,11 +92,29 @@ def kept(row: Mapping[str, Any]) -> str:
 
 
 def with_interval(row: Mapping[str, Any], column: str, written: Callable[[Any], str] = number) -> str:
-    """A number followed by its interval, where summary.json has one."""
-    span = interval(row.get(f"{column}_low"), row.get(f"{column}_high"), written) if known(row.get(column)) else ""
-    return f"{written(row.get(column))} {span}".strip()
+    """A number of a row followed by its interval, where summary.json has one."""
+    return estimate(row.get(column), row.get(f"{column}_low"), row.get(f"{column}_high"), written)
 
 
 def two(value: Any) -> str:
     """A number with two decimals."""
     return number(value, 2)
+
+
+def first_of(names: Iterable[str], most: int = 4) -> str:
+    """Names as English lists them, the first few and how many more there are.
+
+    >>> first_of("abc"), first_of("abcdef")
+    ('a, b and c', 'a, b, c, d and 2 more')
+    """
+    every = list(names)
+    return listed([*every[:most], f"{len(every) - most} more"] if len(every) > most else every)
+
+
+def carriers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Heads of the summary's table of universal heads, each with what it carries.
+
+    >>> carriers([{"kind": "attn-heads", "layer": 1, "head": 2, "modality": "text-only"}])
+    ['attn L1.H2 (text-only)']
+    """
+    return [f"{head_name(row['kind'], row['layer'], row['head'])} ({row['modality']})" for row in rows]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.hooks import OWN_POSITIONS
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.patching.sites import Sites
 from hooked_vlm.positions import Places
 
@@ -55,7 +56,7 @@ def total(costs: Iterable[SitesCost]) -> SitesCost:
     return sum(costs, SitesCost())
 
 
-def lengths_of(model: Any, n_tokens: int) -> dict[str, int]:
+def lengths_of(model: HookedVLM, n_tokens: int) -> dict[str, int]:
     """Positions of each stack where the prompt has `n_tokens`; an answer decoder begins with one."""
     found = dict.fromkeys(model.stacks, 1)
     found[model.prompt_stack] = n_tokens
@@ -80,7 +81,7 @@ def keys_values_flop(cfg: Any) -> float:
     return 4.0 * cfg.d_model * cfg.d_head * (cfg.n_key_value_heads or cfg.n_heads)
 
 
-def run_flop(model: Any, lengths: Lengths, *, n_logits: int = 1, after: str | None = None) -> float:
+def run_flop(model: HookedVLM, lengths: Lengths, *, n_logits: int = 1, after: str | None = None) -> float:
     """Operations of one row through every stack, or through those after one; `n_logits` positions are unembedded."""
     order = list(model.stacks)
     answering = model.stacks[model.answer_stack].cfg
@@ -104,13 +105,13 @@ def source_flop(cfg: Any, d_source: int, n_positions: int, keys: int) -> float:
     return 4.0 * d_source * min(computed, absorbed)
 
 
-def crosses(model: Any, stack: str) -> int:
+def crosses(model: HookedVLM, stack: str) -> int:
     """How many blocks of a stack cross-attend to the stack before it."""
     return sum(block.has_cross_attn for block in model.stacks[stack].blocks)
 
 
 def sites_cost(
-    model: Any, sites: Sites, matters: Bool[Tensor, " site"], first: Int[Tensor, " site"], lengths: Lengths
+    model: HookedVLM, sites: Sites, matters: Bool[Tensor, " site"], first: Int[Tensor, " site"], lengths: Lengths
 ) -> SitesCost:
     """What sites cost whose positions are spelled out, one metric read at the last position.
 
@@ -149,7 +150,7 @@ def joins_after_its_block(stack: Any, sites: Sites) -> bool:
     return isinstance(sites.positions, Places) and bool(stack.is_position_local(sites.hook.partition("{}.")[2]))
 
 
-def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_logits: int, shared: bool) -> int:
+def row_numbers(model: HookedVLM, sites: Sites, lengths: Lengths, first: int, *, n_logits: int, shared: bool) -> int:
     """Roughly how many numbers one row of a sweep holds at once: streams, MLP, attention; or its logits.
 
     Args:
@@ -180,7 +181,7 @@ def row_numbers(model: Any, sites: Sites, lengths: Lengths, first: int, *, n_log
     return int(largest)
 
 
-def state_numbers(model: Any, lengths: Lengths) -> int:
+def state_numbers(model: HookedVLM, lengths: Lengths) -> int:
     """How many numbers a kept run holds of one example: keys, values and a residual stream for every layer."""
     order, numbers = list(model.stacks), 0
     for i, (name, stack) in enumerate(model.stacks.items()):
@@ -191,10 +192,14 @@ def state_numbers(model: Any, lengths: Lengths) -> int:
     return numbers
 
 
-def source_numbers(model: Any, sites: Sites, lengths: Lengths) -> int:
+def source_numbers(model: HookedVLM, sites: Sites, lengths: Lengths) -> int:
     """How many numbers of one example are held to be patched in at the sites."""
-    cfg = model.stacks[sites.stack].cfg
-    of = {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads or cfg.n_heads, "d_head": cfg.d_head}
+    cfg = model.stacks[str(sites.stack)].cfg
+    of: dict[str, int | None] = {
+        "head": cfg.n_heads,
+        "kv_head": cfg.n_key_value_heads or cfg.n_heads,
+        "d_head": cfg.d_head,
+    }
     of |= {"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "key_pos": max(lengths.values())}
     of |= dict.fromkeys(OWN_POSITIONS, lengths[str(sites.stack)])
     return len(sites.layers) * prod(int(of.get(axis) or 1) for axis in sites.axes[1:])

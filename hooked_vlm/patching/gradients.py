@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import InputsError
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.patching.metrics import Metric, answer_logits, values_of
@@ -30,7 +31,7 @@ Activations = dict[str, Tensor]
 
 
 def estimated(
-    model: Any,
+    model: HookedVLM,
     source: VLMInputs | None,
     base: VLMInputs,
     sites: Sites,
@@ -99,7 +100,7 @@ def _product(change: Tensor, grad: Tensor) -> Tensor:
 
 
 def _measured(
-    model: Any, inputs: VLMInputs, metric: Measure, sites: Sites, hooks: Sequence[tuple[str, Any]] = ()
+    model: HookedVLM, inputs: VLMInputs, metric: Measure, sites: Sites, hooks: Sequence[tuple[str, Any]] = ()
 ) -> Float[Tensor, " batch"]:
     """The metric of a run. Raises InputsError if it has no gradient though the hooks began a graph."""
     at_last = isinstance(metric, Metric) and metric.n_last == 1
@@ -115,7 +116,7 @@ def _measured(
 
 
 @contextmanager
-def _frozen(model: Any) -> Iterator[None]:
+def _frozen(model: HookedVLM) -> Iterator[None]:
     """No gradients to weights while it is open: the graph begins at the first site, and no `.grad` is written."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in trained:
@@ -129,7 +130,7 @@ def _frozen(model: Any) -> Iterator[None]:
 
 
 def _gradients(
-    model: Any,
+    model: HookedVLM,
     inputs: VLMInputs,
     metric: Measure,
     names: Sequence[str],
@@ -158,7 +159,7 @@ def _gradients(
 
 
 def _averaged_gradients(
-    model: Any,
+    model: HookedVLM,
     source: VLMInputs,
     base: VLMInputs,
     metric: Measure,
@@ -191,8 +192,8 @@ def _averaged_gradients(
     return total
 
 
-def _embeds_text(model: Any, name: str) -> bool:
-    owner = model.stacks.get(model.stack_of(name))
+def _embeds_text(model: HookedVLM, name: str) -> bool:
+    owner = model.stacks.get(model.stack_of(name) or "")
     return name.endswith("hook_embed") and "image" not in name and not isinstance(owner, VisionStack)
 
 
@@ -285,7 +286,7 @@ def _one_key_at_a_time(pattern: Tensor, change: Tensor, grad: Tensor) -> Float[T
     return torch.where(pattern > 0, w * grad + (1 - w) * others - mean, 0.0)
 
 
-def _softmax_fix(model: Any, sites: Sites) -> _SoftmaxFix | None:
+def _softmax_fix(model: HookedVLM, sites: Sites) -> _SoftmaxFix | None:
     """The fix, if the sites are queries or keys."""
     attention, _, point = sites.hook.rpartition(".")
     if point not in ("hook_q", "hook_k", "hook_rot_q", "hook_rot_k"):

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, NonFiniteError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import refuse_non_finite
 from hooked_vlm.options import told
@@ -155,7 +156,7 @@ def answer_log_probability(answer: Int[Tensor, " n_tokens"] | Int[Tensor, "batch
 
 
 def answer_logits(
-    model: Any, inputs: VLMInputs, logits: Float[Tensor, "batch pos d_vocab"]
+    model: HookedVLM, inputs: VLMInputs, logits: Float[Tensor, "batch pos d_vocab"]
 ) -> Float[Tensor, "batch 1 d_vocab"]:
     """The logits that score the next answer token.
 
@@ -175,7 +176,7 @@ def answer_logits(
     return logits[torch.arange(len(logits)), inputs.last_each.to(logits.device)][:, None]
 
 
-def with_answer(model: Any, inputs: VLMInputs, answer: Tensor | list[int]) -> VLMInputs:
+def with_answer(model: HookedVLM, inputs: VLMInputs, answer: Tensor | list[int]) -> VLMInputs:
     """Inputs that end in an answer's tokens but the last, so that the last positions score all of them.
 
     Args:

@@ -195,7 +195,8 @@ def _received(
         else:
             first = int(sending.first[int(cell.name)])
             resid = sending.state.resid_pre(sites.stack, layer)[:, first:]
-            at = "last" if sending.reads_last and receivers.stack is not None else None  # or its norm sees no more
+            ends = sending.reads_last and receivers.stack is not None  # or its norm sees no more
+            at: Literal["last"] | None = "last" if ends else None
             model.resume(sending.state, sites.stack, {layer: resid}, first_position=first, logits_at=at)
     return {one: _whole(seen.get(one), base[one], receivers) for one in receivers.hooks}
 

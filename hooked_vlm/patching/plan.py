@@ -19,6 +19,7 @@ from torch import Tensor
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.errors import InputsError, PositionError
 from hooked_vlm.hooks import OWN_POSITIONS, HookFunction
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.run import RunState
@@ -51,7 +52,7 @@ class SweepPlan:
         intervention: what is done to the sites' activations, a hook function; None to patch `source` in.
     """
 
-    model: Any
+    model: HookedVLM
     base: VLMInputs
     sites: Sites
     metrics: dict[str, Measure]
@@ -139,7 +140,7 @@ class SweepPlan:
 
 
 def prepared(
-    model: Any,
+    model: HookedVLM,
     source: VLMInputs | None,
     base: VLMInputs,
     kinds: Mapping[str, Sites],
@@ -191,7 +192,7 @@ def prepared(
     return plans
 
 
-def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> Sites:
+def closed_sites(model: HookedVLM, sites: Sites, seen: Tensor, inputs: VLMInputs) -> Sites:
     """Sites with their positions spelled out.
 
     Args:
@@ -222,7 +223,9 @@ def closed_sites(model: Any, sites: Sites, seen: Tensor, inputs: VLMInputs) -> S
     return closed
 
 
-def activations(model: Any, inputs: VLMInputs, names: Sequence[str], hooks: Sequence[Any] = ()) -> dict[str, Tensor]:
+def activations(
+    model: HookedVLM, inputs: VLMInputs, names: Sequence[str], hooks: Sequence[Any] = ()
+) -> dict[str, Tensor]:
     """The activations of a run at some hook points, by name.
 
     Args:
@@ -261,7 +264,7 @@ def _keeping(
 
 
 def _refuse_unreached(
-    model: Any, inputs: VLMInputs, found: dict[str, Tensor], hooks: Sequence[Any], names: Sequence[str]
+    model: HookedVLM, inputs: VLMInputs, found: dict[str, Tensor], hooks: Sequence[Any], names: Sequence[str]
 ) -> None:
     """Raise SilentHookError if a run that wrote into `found` did not reach some of the hook points."""
     if len(found) < len(set(names)):
@@ -348,7 +351,7 @@ def _named(metrics: Mapping[str, Measure] | Measure) -> dict[str, Measure]:
     return dict(metrics) if isinstance(metrics, Mapping) else {getattr(metrics, "name", "metric"): metrics}
 
 
-def _refuse_images_of_one_prompt(model: Any, kinds: Mapping[str, Sites], inputs: VLMInputs) -> None:
+def _refuse_images_of_one_prompt(model: HookedVLM, kinds: Mapping[str, Sites], inputs: VLMInputs) -> None:
     """Raise InputsError if sites are in images, whose rows are no examples where a prompt has not exactly one."""
     if set(inputs.replace(layout=model.layout).images_each) == {1}:
         return
@@ -361,7 +364,7 @@ def _refuse_images_of_one_prompt(model: Any, kinds: Mapping[str, Sites], inputs:
             )
 
 
-def _refuse_different(model: Any, clean: VLMInputs, corrupt: VLMInputs) -> None:
+def _refuse_different(model: HookedVLM, clean: VLMInputs, corrupt: VLMInputs) -> None:
     """Raise InputsError if clean and corrupt differ in shape, or in where a row's tokens or image stand."""
     for name in ("pixel_values", "input_ids", "decoder_input_ids"):
         a, b = (None if getattr(x, name) is None else tuple(getattr(x, name).shape) for x in (clean, corrupt))

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooked_vlm.errors import InputsError
+from hooked_vlm.viz.forms import To, drawn
 from hooked_vlm.viz.geometry import Number, array
-from hooked_vlm.viz.panels import Drawing, Panel, To
+from hooked_vlm.viz.panels import Drawing, Panel, titles_of
 from hooked_vlm.viz.scales import Collapse, Kind, Scale, collapsed, readable
 
 IMAGE_TOKEN = "<image>"
@@ -36,6 +37,9 @@ def head_map(
     metric: str | None = None,
     limit: Number | None = None,
     columns: int = 4,
+    words: Any = None,
+    customdata: Any = None,
+    hovertemplate: str = "",
     to: To = "plotly",
 ) -> Any:
     """A layer x head map, or several on one scale.
@@ -56,7 +60,11 @@ def head_map(
         metric: which metric of a `PatchingResult` with several.
         limit: where the colours end; None at the largest number.
         columns: how many maps side by side.
-        to: "plotly" or "matplotlib".
+        words: [layer head] or [map layer head], written into the cells, or None.
+        customdata: [layer head field] or [map layer head field], texts for `hovertemplate`, or None.
+        hovertemplate: what plotly shows under the mouse, where `%{x}` and `%{y}` are the cell's labels and `%{z}` its
+            number; "" for these three.
+        to: "plotly" or "matplotlib"; or "page", for one map that a page embeds.
 
     Raises:
         InputsError: if the values are no such map, or labels are not as many as rows or columns.
@@ -73,7 +81,11 @@ def head_map(
         raise InputsError(f"a head map of shape {array(values).shape}: expected [layer head] or [map layer head]")
     scale = Scale.of(maps, kind, label=label, limit=limit)
     rows, cols = _labels(layers, maps.shape[1], "layers"), _labels(heads, maps.shape[2], "heads")
-    named = _titles(titles, len(maps))
+    named = titles_of(titles, len(maps))
+    spelled, of_cells = _of_cells(words, maps.shape, "words"), _of_cells(customdata, (*maps.shape, -1), "customdata")
+    if not hovertemplate:
+        named_rows, named_columns = [f"{row_title} {r}" for r in rows], [f"{column_title} {c}" for c in cols]
+        of_cells = [_hover(one, named_rows, named_columns, label) for one in maps]
     panels = [
         Panel(
             one,
@@ -83,12 +95,14 @@ def head_map(
             cols,
             row_title,
             column_title,
-            hover=_hover(one, [f"{row_title} {r}" for r in rows], [f"{column_title} {c}" for c in cols], label),
+            hover=hover,
+            words=says,
             framed=tuple(framed),
+            template=hovertemplate or Panel.template,
         )
-        for one, name in zip(maps, named, strict=True)
+        for one, name, hover, says in zip(maps, named, of_cells, spelled, strict=True)
     ]
-    return Drawing(panels, title, columns).to(to)
+    return drawn(Drawing(panels, title, columns), to)
 
 
 def token_map(
@@ -150,7 +164,7 @@ def token_map(
     )
     scale = Scale.of(cells, kind, label=label, limit=limit)
     panel = Panel(cells, scale, "", rows, labels, row_title, "token", hover=hover, framed=tuple(framed))
-    return Drawing([panel], title).to(to)
+    return drawn(Drawing([panel], title), to)
 
 
 def word_map(
@@ -198,7 +212,7 @@ def word_map(
     )
     scale = Scale.of(cells, kind, label=label, limit=limit)
     panel = Panel(cells, scale, "", rows, labels, "layer", "token", hover=hover, words=spelled)
-    return Drawing([panel], title).to(to)
+    return drawn(Drawing([panel], title), to)
 
 
 # --- what they share --------------------------------------------------------------------------------
@@ -243,10 +257,15 @@ def _labels(labels: Sequence[Any] | None, n: int, what: str) -> list[str]:
     return [str(label) for label in labels]
 
 
-def _titles(titles: Sequence[str], n: int) -> list[str]:
-    if titles and len(titles) != n:
-        raise InputsError(f"{len(titles)} titles for {n} panels: expected as many")
-    return list(titles) or [""] * n
+def _of_cells(given: Any, shape: tuple[int, ...], what: str) -> list[Any]:
+    """Texts for every cell, or None, of each map; of a single map, its axis may be left out."""
+    if given is None:
+        return [None] * shape[0]
+    found = np.asarray(given, dtype=object)
+    try:
+        return list(found.reshape(shape))
+    except ValueError as error:
+        raise InputsError(f"{what} of shape {found.shape}: expected one for each of {shape[:3]} cells") from error
 
 
 def _hover(

@@ -8,16 +8,16 @@ Knows no model: it reads the settings of the image processor.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from hooked_vlm.errors import ImageError, InputsError, PositionError
+from hooked_vlm.errors import InputsError, PositionError
+from hooked_vlm.images import to_rgb
 
 Number = float | int
 Box = tuple[Number, Number, Number, Number]
@@ -171,26 +171,7 @@ def picture(image: Any) -> Image.Image:
     Raises:
         ImageError: if it is none of these, or the file cannot be read.
     """
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            with Image.open(image) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise ImageError(f"{os.fspath(image)!r} cannot be read as an image ({error}): check the path") from error
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    found = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
-    if found.ndim == 3 and found.shape[0] in (1, 3) and found.shape[2] not in (1, 3, 4):
-        found = found.transpose(1, 2, 0)
-    found = found[:, :, 0] if found.ndim == 3 and found.shape[2] == 1 else found
-    if found.dtype != np.uint8 and np.issubdtype(found.dtype, np.floating) and 0 <= found.min() <= found.max() <= 1:
-        found = np.round(found * 255).astype(np.uint8)
-    if found.dtype != np.uint8 or found.ndim not in (2, 3):
-        raise ImageError(
-            f"a picture of shape {found.shape} and dtype {found.dtype}: expected a PIL image, a path, or "
-            "[height width channel] of uint8 or of floats in 0..1"
-        )
-    return Image.fromarray(found).convert("RGB")
+    return to_rgb(image, "the picture")
 
 
 def array(values: Any) -> NDArray[np.float64]:

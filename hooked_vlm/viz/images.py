@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooked_vlm.errors import InputsError
-from hooked_vlm.viz.charts import _titles
+from hooked_vlm.viz.forms import To, drawn
 from hooked_vlm.viz.geometry import Geometry, Number, array, picture
-from hooked_vlm.viz.panels import Drawing, Panel, To
+from hooked_vlm.viz.panels import Drawing, Panel, titles_of
 from hooked_vlm.viz.scales import Kind, Scale, readable
 
 
@@ -63,7 +63,7 @@ def overlay(
     if maps.ndim != 3:
         raise InputsError(f"values of shape {array(values).shape}: expected [patch] or [map patch]")
     scale = Scale.of(maps, kind, label=label, limit=limit, over_picture=True)
-    named = _titles(titles, len(maps))
+    named = titles_of(titles, len(maps))
     spelled = None
     if words is not None:
         spelled = np.asarray(words, dtype=object).reshape(maps.shape)
@@ -80,7 +80,7 @@ def overlay(
     panels = [
         _panel(one, below, where, scale, name, framed, edge, says) for one, below, where, edge, name, says in each
     ]
-    return Drawing(panels, title, columns).to(to)
+    return drawn(Drawing(panels, title, columns), to)
 
 
 def attention_over_image(
@@ -163,7 +163,7 @@ def clean_against_corrupt(
         _panel(after, corrupt_image, geometry, scale, "corrupt", (), other, None),
         _panel(after - before, corrupt_image, geometry, change, "corrupt less clean", (), other, None),
     ]
-    return Drawing(panels, title, 3).to(to)
+    return drawn(Drawing(panels, title, 3), to)
 
 
 def _for_each(given: Any, n: int, what: str) -> list[Any]:

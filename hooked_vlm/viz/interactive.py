@@ -1,4 +1,4 @@
-"""Panels as a plotly figure: to look at, with what each cell is under the mouse.
+"""Panels and graphs as plotly figures: to look at, with what each cell is under the mouse; and as data for a page.
 
 Cost: pictures are sent along as PNG, at most 600 pixels a side. Positions are numbers and tokens their labels, so that
 a token that is there twice keeps two columns.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from hooked_vlm.viz.panels import Drawing, Panel
+from hooked_vlm.errors import InputsError
+from hooked_vlm.viz.geometry import Number
+from hooked_vlm.viz.panels import Drawing, Graph, Panel, Series
+from hooked_vlm.viz.scales import FAINT, FONT, INK, LINE
 
-FONT = "Helvetica, Arial, sans-serif"
-INK, FRAME = "#222222", "#111111"
+FRAME = "#111111"
+ZERO = "#9aa5b1"  # of the line at zero
 LARGEST_PICTURE = 600
 TOOLS = 30  # pixels at the top where plotly puts its buttons
 BAR = 96  # pixels that a colour bar takes, with its label
@@ -84,6 +88,123 @@ def draw(drawing: Drawing) -> go.Figure:
     return figure
 
 
+def draw_graph(graph: Graph) -> go.Figure:
+    """The graph as a figure with its title, and a legend where there are several series."""
+    several = len(graph.series) > 1
+    size = {"width": 640, "height": 400, "margin": {"l": 64, "r": 20, "t": 70 if graph.title else 40, "b": 50}}
+    title = {"text": _text(graph.title), "x": 0, "xanchor": "left", "font": {"size": 17}, "pad": {"l": 14}}
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    drawn = embedded(graph)
+    about = {"title": title, "legend": legend, "showlegend": several, "dragmode": "zoom"}
+    return go.Figure(drawn["data"], {**drawn["layout"], **size, **about})
+
+
+def embedded(what: Drawing | Graph) -> dict[str, Any]:
+    """One panel or graph as plain data and layout, as wide as its place; it is not dragged, since a phone must scroll.
+
+    Raises:
+        InputsError: if there are several panels, or one with a picture, which has a size of its own.
+    """
+    if isinstance(what, Graph):
+        data, axes = _of_form(what), _graph_axes(what)
+    else:
+        if len(what.panels) > 1 or what.panels[0].image is not None:
+            raise InputsError("a page embeds one map without a picture at a time: draw each with to='page'")
+        (panel,) = what.panels
+        scale, axes = panel.scale, _panel_axes(panel, _few(panel.row_labels), _few(panel.column_labels))
+        colours = {"zmin": scale.low, "zmax": scale.high, "colorscale": scale.stops, "showscale": False}
+        data = [_cells(panel, **colours)]
+        if panel.words is not None:  # plotly leaves out what has no room, since only it knows how wide the page is
+            data[0] |= {"text": np.vectorize(_text, otypes=[object])(panel.words), "texttemplate": "%{text}"}
+        axes["xaxis"]["tickangle"] = -40 if panel.upright else 0
+        axes["margin"] = {"l": 50, "r": 6, "t": 6, "b": 40}
+    return {"data": data, "layout": _layout(**axes)}
+
+
+def _layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What every embedded chart shares: letters, white ground, narrow margins."""
+    shared = {"gridcolor": LINE, "zerolinecolor": ZERO, "linecolor": LINE, "automargin": True}
+    font = {"family": FONT, "size": 12.5, "color": INK}
+    return {
+        "font": font,
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "margin": {"l": 56, "r": 16, "t": 14, "b": 42},
+        "dragmode": False,
+        "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": ZERO, "font": {**font, "size": 13}},
+        "xaxis": {**shared, **xaxis},
+        "yaxis": {**shared, **yaxis},
+        "showlegend": False,
+        "barcornerradius": 2,
+        **more,
+    }
+
+
+def _few(labels: Sequence[str]) -> list[int]:
+    """Which labels there is room for: all words, and of numbers so many that none is turned on its side."""
+    n = len(labels)
+    words = any(len(label) > 2 for label in labels)
+    return list(range(0, n, 1 if words or n <= 12 else 2 if n <= 16 else 4))
+
+
+def _of_form(graph: Graph) -> list[dict[str, Any]]:
+    """The series of a graph as traces."""
+    return [
+        {"name": one.name, "y": one.y, "hovertemplate": graph.template, **_FORMS[graph.form](graph, i, one)}
+        for i, one in enumerate(graph.series)
+    ]
+
+
+def _line(graph: Graph, i: int, one: Series) -> dict[str, Any]:
+    line = {"color": graph.shades[i % len(graph.shades)], "width": 2}
+    look = {"line": line, "marker": {"symbol": i, "size": 7}, **_intervals(one, thickness=1, width=2)}
+    return {"type": "scatter", "mode": "lines+markers", "x": one.x, **look}
+
+
+def _bar(graph: Graph, i: int, one: Series) -> dict[str, Any]:
+    names = [_text(name) for name in graph.ticks[1]]
+    colour = {"color": graph.shades[i % len(graph.shades)]}
+    return {"type": "bar", "x": names, "marker": colour, **_intervals(one, thickness=1.4, color=INK)}
+
+
+def _points(graph: Graph, i: int, one: Series) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": one.x,
+        "text": [_text(text) if shown else "" for text, shown in zip(one.texts, one.labelled, strict=True)],
+        "customdata": [_text(text) for text in one.texts],
+        "textposition": "top center",
+        "textfont": {"size": 11, "color": FAINT},
+        "cliponaxis": False,
+        "marker": {"color": graph.shades[i % len(graph.shades)], "size": 7, "opacity": 0.75},
+    }
+
+
+_FORMS = {"lines": _line, "bars": _bar, "points": _points}
+
+
+def _intervals(one: Series, **look: Any) -> dict[str, Any]:
+    if one.spans is None:
+        return {}
+    below, above = one.spans
+    return {"error_y": {"type": "data", "array": above, "arrayminus": below, **look}}
+
+
+def _graph_axes(graph: Graph) -> dict[str, Any]:
+    places, labels = graph.ticks
+    xaxis: dict[str, Any] = {"title": {"text": _text(graph.x_title), "standoff": 4}}
+    more: dict[str, Any] = {}
+    if graph.form == "lines":
+        shown = _few(labels)
+        xaxis |= {"tickvals": [places[i] for i in shown], "ticktext": [labels[i] for i in shown]}
+        more["hovermode"] = "x unified"
+    elif graph.form == "bars":
+        xaxis["type"] = "category"
+        more = {"barmode": "group", "bargap": 0.25}
+    return {"xaxis": xaxis, "yaxis": {"title": {"text": _text(graph.y_title), "standoff": 6}}, **more}
+
+
 def _gaps(drawing: Drawing) -> tuple[int, int, int, int]:
     """Pixels left of the first panel, between two, and above and below each, for labels and titles."""
     panels = drawing.panels
@@ -96,25 +217,17 @@ def _gaps(drawing: Drawing) -> tuple[int, int, int, int]:
     return left, left + 8 if labelled else 18, above, below if any(p.column_labels for p in panels) else 8
 
 
-def _traces(panel: Panel, coloraxis: str) -> list[Any]:
-    rows, columns = panel.values.shape
-    x0, y0, x1, y1 = panel.edges
-    x = x0 + (np.arange(columns) + 0.5) * (x1 - x0) / columns
-    y = y0 + (np.arange(rows) + 0.5) * (y1 - y0) / rows
-    hover = panel.hover if panel.hover is not None else np.vectorize("{:.3g}".format)(panel.values)
-    shown = [[html.escape(str(text)).replace("\n", "<br>") for text in line] for line in hover]
-    cells = go.Heatmap(
-        z=panel.values,
-        x=x,
-        y=y,
-        coloraxis=coloraxis,
-        customdata=shown,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=1 if panel.image is None else 0,
-        ygap=1 if panel.image is None else 0,
-    )
-    traces: list[Any] = [cells]
+def _cells(panel: Panel, **colours: Any) -> dict[str, Any]:
+    """The cells of a panel as a trace, each at its place."""
+    x, y = panel.places
+    shown = {} if panel.hover is None else {"customdata": np.vectorize(_hovered, otypes=[object])(panel.hover)}
+    gap = 1 if panel.image is None else 0
+    about = {"type": "heatmap", "hovertemplate": panel.template, "hoverongaps": False, "xgap": gap, "ygap": gap}
+    return {**about, "z": panel.values, "x": x, "y": y, **shown, **colours}
+
+
+def _traces(panel: Panel, coloraxis: str) -> list[dict[str, Any]]:
+    traces = [_cells(panel, coloraxis=coloraxis)]
     if panel.image is not None:
         traces.insert(0, _picture(panel))
     if panel.outline is not None:
@@ -123,20 +236,14 @@ def _traces(panel: Panel, coloraxis: str) -> list[Any]:
             _edge(panel, {"color": "#ffffff", "width": 2, "dash": "dot"}),
         ]
     if panel.words is not None:
-        traces.append(
-            go.Scatter(
-                x=np.tile(x, rows),
-                y=np.repeat(y, columns),
-                mode="text",
-                text=[_text(str(word)) for word in panel.words.reshape(-1)],
-                textfont={"size": 12, "color": [panel.ink(*cell) for cell in np.ndindex(rows, columns)]},
-                hoverinfo="skip",
-            )
-        )
+        x, y = np.meshgrid(*panel.places)
+        inks = [panel.ink(*cell) for cell in np.ndindex(panel.values.shape)]
+        text = {"text": list(map(_text, panel.words.flat)), "textfont": {"size": 12, "color": inks}}
+        traces.append({"type": "scatter", "mode": "text", "hoverinfo": "skip", "x": x.ravel(), "y": y.ravel(), **text})
     return traces
 
 
-def _picture(panel: Panel) -> go.Image:
+def _picture(panel: Panel) -> dict[str, Any]:
     assert panel.image is not None
     height, width = panel.image.shape[:2]
     small = Image.fromarray(panel.image)
@@ -145,54 +252,45 @@ def _picture(panel: Panel) -> go.Image:
     small.save(stored, "PNG")
     dx, dy = width / small.width, height / small.height
     source = "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode()
-    return go.Image(source=source, x0=dx / 2, y0=dy / 2, dx=dx, dy=dy, hoverinfo="skip")
+    return {"type": "image", "source": source, "x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy, "hoverinfo": "skip"}
 
 
-def _edge(panel: Panel, line: dict[str, Any]) -> go.Contour:
+def _edge(panel: Panel, line: dict[str, Any]) -> dict[str, Any]:
     assert panel.outline is not None
     step = max(1, max(panel.outline.shape) // 200)
     region = np.pad(panel.outline[::step, ::step].astype(float), 1)  # so that the edge closes at the border
-    return go.Contour(
-        z=region,
-        x0=-step / 2,
-        dx=step,
-        y0=-step / 2,
-        dy=step,
-        contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-        line=line,
-        showscale=False,
-        hoverinfo="skip",
-    )
+    contours = {"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"}
+    places = {"x0": -step / 2, "dx": step, "y0": -step / 2, "dy": step}
+    look = {"contours": contours, "line": line, "showscale": False, "hoverinfo": "skip"}
+    return {"type": "contour", "z": region, **places, **look}
 
 
 def _axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     where = {"row": row, "col": column}
-    shared = {"showgrid": False, "zeroline": False, "ticks": "", "title_standoff": 8}
     if panel.image is not None:
         height, width = panel.image.shape[:2]
         figure.update_xaxes(visible=False, range=[0, width], constrain="domain", **where)
         figure.update_yaxes(visible=False, range=[height, 0], scaleanchor=_x_axis(figure, row, column), **where)
         figure.update_yaxes(constrain="domain", **where)
         return
+    axes = _panel_axes(panel, *panel.ticks)
+    figure.update_xaxes(tickangle=-90 if panel.upright else 0, **axes["xaxis"], **where)
+    figure.update_yaxes(**axes["yaxis"], **where)
+
+
+def _panel_axes(panel: Panel, rows: Sequence[int], columns: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The axes of a map, with the labels of these rows and columns."""
     x0, y0, x1, y1 = panel.edges
-    rows, columns = panel.ticks
-    figure.update_xaxes(
-        range=[x0, x1],
-        tickvals=columns,
-        ticktext=[_text(panel.column_labels[i]) for i in columns],
-        tickangle=-90 if panel.upright else 0,
-        title={"text": _text(panel.column_title)},
-        **shared,
-        **where,
-    )
-    figure.update_yaxes(
-        range=[y1, y0],
-        tickvals=rows,
-        ticktext=[_text(panel.row_labels[i]) for i in rows],
-        title={"text": _text(panel.row_title)},
-        **shared,
-        **where,
-    )
+    shared = {"showgrid": False, "zeroline": False, "ticks": ""}
+
+    def axis(labels: Sequence[str], shown: Sequence[int], title: str, ends: list[Number]) -> dict[str, Any]:
+        named = {"tickvals": list(shown), "ticktext": [_text(labels[i]) for i in shown]}
+        return {"range": ends, **named, "title": {"text": _text(title), "standoff": 6}, **shared}
+
+    return {
+        "xaxis": axis(panel.column_labels, columns, panel.column_title, [x0, x1]),
+        "yaxis": axis(panel.row_labels, rows, panel.row_title, [y1, y0]),
+    }
 
 
 def _x_axis(figure: go.Figure, row: int, column: int) -> str:
@@ -200,6 +298,10 @@ def _x_axis(figure: go.Figure, row: int, column: int) -> str:
     return name.replace("axis", "")
 
 
-def _text(given: str) -> str:
+def _text(given: object) -> str:
     """Text that plotly does not read as tags: "<image>" would vanish."""
-    return html.escape(given, quote=False)
+    return html.escape(str(given), quote=False)
+
+
+def _hovered(given: object) -> str:
+    return _text(given).replace("\n", "<br>")

@@ -1,25 +1,21 @@
 """What is to be drawn, before it is drawn: panels of cells, with or without a picture beneath.
 
-Charts say what they show in panels; `interactive` draws them with plotly and `paper` with matplotlib, so that both
-forms show the same. Cost: the numbers.
+Charts say what they show in panels, or in a graph of series; `interactive` draws them with plotly and `paper` with
+matplotlib, so that both forms show the same. Cost: the numbers.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hooked_vlm.errors import InputsError
-from hooked_vlm.viz.geometry import Box
+from hooked_vlm.viz.geometry import Box, Number
 from hooked_vlm.viz.scales import Scale
-
-To = Literal["plotly", "matplotlib"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,13 @@ class Panel:
         column_labels: one a column; none over a picture.
         row_title: what the rows are.
         column_title: what the columns are.
-        hover: [row column], what the mouse shows.
+        hover: [row column], what the mouse shows; or [row column field], texts that `template` puts into words.
         words: [row column], what is written into the cells, or None.
         framed: cells with a frame around them, (row, column).
         image: [height width 3] of uint8, the picture beneath, or None.
         box: where the cells lie on the picture.
         outline: [height width], a region of the picture whose edge is drawn, or None.
+        template: how plotly shows what `hover` holds, there called customdata.
     """
 
     values: NDArray[np.float64]
@@ -55,6 +52,7 @@ class Panel:
     image: NDArray[np.uint8] | None = None
     box: Box | None = None
     outline: NDArray[np.bool_] | None = None
+    template: str = "%{customdata}<extra></extra>"
 
     def __post_init__(self) -> None:
         rows, columns = self.values.shape
@@ -67,6 +65,14 @@ class Panel:
         """Left, top, right and bottom of the cells, in the coordinates they are drawn in."""
         rows, columns = self.values.shape
         return self.box if self.box is not None else (-0.5, -0.5, columns - 0.5, rows - 0.5)
+
+    @property
+    def places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the centres of columns and of rows lie."""
+        left, top, right, bottom = self.edges
+        rows, columns = self.values.shape
+        across, down = (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
+        return left + across * (right - left), top + down * (bottom - top)
 
     def cell(self, row: int, column: int) -> Box:
         """Left, top, right and bottom of one cell."""
@@ -136,39 +142,62 @@ class Drawing:
         object.__setattr__(self, "columns", min(self.columns, len(self.panels)))
         object.__setattr__(self, "rows", -(-len(self.panels) // self.columns))
 
-    def to(self, library: To) -> Any:
-        """A plotly figure to look at, or a matplotlib one for a paper.
 
-        Raises:
-            InputsError: if the library is neither.
-            MissingExtraError: if matplotlib is not installed.
-        """
-        if library == "plotly":
-            from hooked_vlm.viz.interactive import draw
-
-            return draw(self)
-        if library == "matplotlib":
-            from hooked_vlm.viz.paper import draw
-
-            return draw(self)
-        raise InputsError(f"to={library!r}; expected 'plotly' or 'matplotlib'")
+def titles_of(titles: Sequence[str], n: int) -> list[str]:
+    """A title a panel, of those that were given."""
+    if titles and len(titles) != n:
+        raise InputsError(f"{len(titles)} titles for {n} panels: expected as many")
+    return list(titles) or [""] * n
 
 
-def save(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a figure: matplotlib's as .png, .svg or .pdf, plotly's as one .html that opens offline.
+@dataclass(frozen=True)
+class Series:
+    """What one line, group of bars or cloud of points shows.
 
-    Raises:
-        InputsError: if the figure has no such form.
+    Args:
+        name: in the legend.
+        x: where along the horizontal axis.
+        y: how high, NaN for nothing.
+        low: low end of each interval, NaN for none.
+        high: its high end.
+        texts: of points, what each is.
+        labelled: of points, which have their text written beside them.
     """
-    path = Path(path)
-    if hasattr(figure, "savefig"):
-        if path.suffix not in (".png", ".svg", ".pdf"):
-            raise InputsError(f"{path.name}: a matplotlib figure is written as .png, .svg or .pdf")
-        figure.savefig(path, dpi=200, bbox_inches="tight")
-        return path
-    if not hasattr(figure, "write_html"):
-        raise InputsError(f"a {type(figure).__name__} is no figure of plotly or matplotlib")
-    if path.suffix != ".html":
-        raise InputsError(f"{path.name}: a plotly figure is written as .html; draw it to='matplotlib' for paper")
-    figure.write_html(path, include_plotlyjs=True)
-    return path
+
+    name: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+    texts: Sequence[str] = ()
+    labelled: Sequence[bool] = ()
+
+    @property
+    def spans(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """How far the intervals reach below and above; None where there are none."""
+        return None if self.low is None or self.high is None else (self.y - self.low, self.high - self.y)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Series over one pair of axes.
+
+    Args:
+        form: "lines", "bars" or "points".
+        series: what is shown.
+        shades: their colours.
+        x_title: what stands along the horizontal axis.
+        y_title: what stands along the vertical one.
+        ticks: the horizontal axis' places and their labels.
+        title: above the graph.
+        template: how plotly shows what is under the mouse.
+    """
+
+    form: Literal["lines", "bars", "points"]
+    series: Sequence[Series]
+    shades: Sequence[str]
+    x_title: str = ""
+    y_title: str = ""
+    ticks: tuple[Sequence[Number], Sequence[str]] = ((), ())
+    title: str = ""
+    template: str = ""

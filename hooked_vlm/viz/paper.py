@@ -1,4 +1,4 @@
-"""Panels as a matplotlib figure: for papers, and for notebooks that keep their pictures.
+"""Panels and graphs as matplotlib figures: for papers, and for notebooks that keep their pictures.
 
 Needs matplotlib, which the extra `figures` installs. Cost: one figure; no window is opened and pyplot's state is left
 alone.
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from hooked_vlm.errors import MissingExtraError
-from hooked_vlm.viz.panels import Drawing, Panel
-from hooked_vlm.viz.scales import Scale
+from hooked_vlm.viz.panels import Drawing, Graph, Panel
+from hooked_vlm.viz.scales import FAINT, INK, LINE, Scale
 
 PER_INCH = 80  # pixels of a panel that become an inch on paper
-INK = "#222222"
 
 
 def draw(drawing: Drawing) -> Any:
@@ -24,12 +23,6 @@ def draw(drawing: Drawing) -> Any:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing for paper needs matplotlib: pip install 'hooked-vlm[figures]', or draw to='plotly'"
-        ) from error
     panels, columns, rows = drawing.panels, drawing.columns, drawing.rows
     wide, high = max(p.pixels[0] for p in panels), max(p.pixels[1] for p in panels)
     longest_row = max((len(str(label)) for p in panels for label in p.row_labels), default=0)
@@ -37,7 +30,7 @@ def draw(drawing: Drawing) -> Any:
     n_scales = len({panel.scale for panel in panels})
     width = columns * (wide / PER_INCH + 0.08 * longest_row + 0.35) + 0.9 * n_scales
     height = rows * (high / PER_INCH + 0.08 * longest_column + 0.6) + (0.35 if drawing.title else 0)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure(width, height)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
@@ -51,6 +44,53 @@ def draw(drawing: Drawing) -> Any:
         _bar(figure, scale, list(axes.flat) if len(of_scale) == 1 else those, rows * high / PER_INCH)
     if drawing.title:
         figure.suptitle(_text(drawing.title), fontsize=12, color=INK)
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing for paper needs matplotlib: pip install 'hooked-vlm[figures]', or draw to='plotly'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_graph(graph: Graph) -> Any:
+    """The graph as a `matplotlib.figure.Figure`, with a legend where there are several series.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    figure = _figure(5.6, 3.4)
+    ax = figure.subplots()
+    ax.margins(0.08)
+    n = len(graph.series)
+    for i, one in enumerate(graph.series):
+        colour, label, spans = graph.shades[i % len(graph.shades)], _text(one.name), one.spans
+        if graph.form == "bars":
+            at = one.x + 0.75 * ((i + 0.5) / n - 0.5)
+            ax.bar(at, one.y, 0.75 / n, yerr=spans, color=colour, label=label, ecolor=INK)
+        elif graph.form == "lines":
+            ax.errorbar(one.x, one.y, spans, color=colour, label=label, marker="o", markersize=4, elinewidth=1)
+        else:
+            ax.scatter(one.x, one.y, s=20, color=colour, alpha=0.75, label=label)
+            for x, y, text, shown in zip(one.x, one.y, one.texts, one.labelled, strict=True):
+                if shown:
+                    ax.annotate(_text(text), (x, y), (0, 4), textcoords="offset points", ha="center", color=FAINT)
+    places, labels = graph.ticks
+    if len(places):
+        ax.set_xticks(list(places), [_text(label) for label in labels])
+    ax.grid(axis="both" if graph.form == "points" else "y", color=LINE)
+    ax.set_axisbelow(True)
+    ax.set_xlabel(_text(graph.x_title), color=INK)
+    ax.set_ylabel(_text(graph.y_title), color=INK)
+    ax.set_title(_text(graph.title), fontsize=12, color=INK)
+    for spine in ax.spines.values():
+        spine.set_color("#bbbbbb")
+    if n > 1:
+        figure.legend(loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return figure
 
 

@@ -1,9 +1,10 @@
-"""Colours and labels of charts: what a number looks like, and what a token is called on an axis.
+"""Colours, letters and labels of charts: what a number looks like, and what a token is called on an axis.
 
 Two kinds of scale. Effects, which have a sign, get a diverging one from blue through white to red, always centred at
 zero; attention and probabilities, which have none, get a sequential one. Both are ColorBrewer's and told apart by
 readers with any kind of colour blindness (Harrower & Brewer 2003, colorbrewer2.org: RdBu, YlGnBu); over pictures the
-sequential one runs from dark to light (viridis; van der Walt & Smith 2015), since pictures are drawn in grey.
+sequential one runs from dark to light (viridis; van der Walt & Smith 2015), since pictures are drawn in grey. Lines and
+bars, which are told apart and not measured, have Okabe and Ito's colours.
 Cost: nothing.
 """
 
@@ -26,6 +27,9 @@ PALETTES = {
     "sequential": "#ffffd9 #edf8b1 #c7e9b4 #7fcdbb #41b6c4 #1d91c0 #225ea8 #253494 #081d58",
     "luminous": "#440154 #472d7b #3b528b #2c728e #21918c #28ae80 #5ec962 #addc30 #fde725",
 }
+SHADES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a7a", "#a0522d")  # of things apart
+INK, FAINT, LINE = "#1f2933", "#5f6c7b", "#dde3ea"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 Kind = Literal["diverging", "sequential"]
 Collapse = Literal["largest", "mean", "sum", "none"]
 
@@ -92,7 +96,10 @@ class Scale:
 
     @property
     def stops(self) -> list[list[Any]]:
-        """The colours as plotly takes them: [[0, "rgba(...)"], ..., [1, "rgba(...)"]]."""
+        """The colours as plotly takes them, from [0, colour] to [1, colour]."""
+        if not self.see_through:
+            anchors = PALETTES[self.palette].split()
+            return [[i / (len(anchors) - 1), colour] for i, colour in enumerate(anchors)]
         chosen = self.table[::5]  # 256 = 51 * 5 + 1
         return [
             [i / (len(chosen) - 1), "rgba({:.0f},{:.0f},{:.0f},{:.3f})".format(*(c[:3] * 255), c[3])]

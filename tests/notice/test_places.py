@@ -87,10 +87,11 @@ def test_no_effect_is_printed_without_its_place(place, tmp_path):
     both = Page(compare([path, other], tmp_path / "both.html").read_text(encoding="utf-8"))
     for page in (page_of(path), page_of(other), both):
         for title, chart in page.charts:
+            columns = chart["layout"]["xaxis"].get("ticktext", [])
             of_an_effect = chart["layout"]["yaxis"].get("title", {}).get("text", "")
             for one in chart["data"]:
                 hovered = one["hovertemplate"] + json.dumps(one.get("customdata", ""))
-                names_roles = "special" in one.get("x", []) or one["type"] == "bar" or "correlation" in hovered
+                names_roles = "special" in columns or one["type"] == "bar" or "correlation" in hovered
                 assert names_roles or " at " in hovered, (title, of_an_effect, hovered[:200])
         for caption, rows in page.tables.items():
             for heading in rows[0] if rows else ():

@@ -160,7 +160,7 @@ def test_every_cell_of_every_map_of_words(page: Page, rows: dict[str, pd.DataFra
         row["size"] if key[1] in HEADS else row["effect"]
         for key, row in zip(means.index, means.to_dict("records"), strict=True)
     ]
-    maps = [chart["data"][0] for _, chart in page.charts if "answer" in chart["data"][0].get("x", [])]
+    maps = [chart["data"][0] for _, chart in page.charts if "answer" in chart["layout"]["xaxis"].get("ticktext", [])]
     drawn = [value for one in maps for line in one["z"] for value in line if value is not None]
     assert sorted(drawn) == pytest.approx(sorted(expected), rel=1e-4, abs=1e-6)
 

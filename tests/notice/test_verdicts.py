@@ -114,7 +114,7 @@ def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws
     assert of_terminal(path, verdicts) == verdicts
     told = notice.verdicts(path)
     assert {verdict.claim: verdict.word for verdict in told} == verdicts
-    assert all(sentence in Page(source).text for sentence in told.sentences)
+    assert " ".join(told.sentences) in Page(source).text  # the first screen, word for word
     assert all(claim in told._repr_html_() and claim in repr(told) for claim in verdicts)
 
 
@@ -143,3 +143,10 @@ def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):
         assert found["holds"] is holds
     text = Page(report.write(few).read_text(encoding="utf-8")).text
     assert "It is undecided whether any of 6 heads" in text[: text.index("What was tested")]
+
+
+def test_a_notebook_says_what_the_first_screen_says_of_a_run_that_kept_nothing(tmp_path):
+    path = run_directory(tmp_path / "run", kept=0)
+    (sentence,) = notice.verdicts(path).sentences
+    assert "none of the 6 examples could be kept" in sentence
+    assert sentence in Page(report.write(path).read_text(encoding="utf-8")).text

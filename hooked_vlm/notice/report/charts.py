@@ -1,34 +1,35 @@
-"""The report's figures as plain plotly dictionaries: maps of heads and of token roles, lines, bars, scatters.
+"""The report's charts: what `viz` draws of a table of summary.json, and what the mouse shows there.
 
-Each function takes rows of `summary.json` as a table and gives ``{"data": [...], "layout": {...}}``; plotly itself is
-not imported, and the browser draws. Knows no model and no file.
+Each function gives plain plotly data and layout; the browser draws. Knows no model and no file.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.analysis.heads import RULES, head_at
+from hooked_vlm import viz
+from hooked_vlm.analysis.heads import head_at
 from hooked_vlm.notice import places
-from hooked_vlm.notice.report.page import Chart
-from hooked_vlm.notice.report.style import DIVERGING, FAINT, FONT, INK, LINE, SHADES
+from hooked_vlm.notice.report.text import BOTH, FDR, NEITHER, PAPER, rule_of
 from hooked_vlm.notice.vocabulary import ROLES, at_place
-from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent
+from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent, two
+from hooked_vlm.viz.scales import SHADES
 
-SCALE = [[i / (len(DIVERGING) - 1), shade] for i, shade in enumerate(DIVERGING)]
-FDR, PAPER, BOTH, NEITHER = *RULES.values(), "both rules", "neither rule"
-MARKS = {BOTH: "\u25cf", FDR: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
-BARS = ("#b7c0ca", SHADES[0], SHADES[1])
-WRITTEN = 8  # cells a row, at most, in which there is room for a number
-ELSEWHERE = "\u25b8"  # a head that does little where heads are read, and much elsewhere
-LOWEST = 160  # pixels of a map: plotly hides a label that is taller than its chart
+Chart = dict[str, Any]
+
+MARKS: Final = {BOTH: "\u25cf", FDR: "\u25cb", PAPER: "\u25d0", NEITHER: ""}
+ELSEWHERE: Final = "\u25b8"  # a head that does little where heads are read, and much elsewhere
+LEGEND: Final = {"both": MARKS[BOTH], "fdr": MARKS[FDR], "paper": MARKS[PAPER], "elsewhere": ELSEWHERE}
+BARS: Final = ("#b7c0ca", SHADES[0], SHADES[1])
+WRITTEN: Final = 8  # cells a row, at most, in which there is room for a number
+NAMED: Final = 3  # heads that do much more elsewhere, named under a map
+LOWEST: Final = 160  # pixels of a map: plotly hides a label that is taller than its chart
 # What hovering over a head shows.
-HOVER = (
+HOVER: Final = (
     "<b>layer %{y}, head %{x}</b>, %{customdata[3]} examples<br>%{z:.3f} %{customdata[0]} %{customdata[10]}<br>"
     "p %{customdata[1]}, q %{customdata[2]}<br>"
     "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
@@ -42,17 +43,17 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
     """What hovering over one head shows, in the order of `HOVER`."""
     return [
         interval(row.get("ci_low"), row.get("ci_high")),
-        as_text(chance(row.get("p"))),
-        as_text(chance(row.get("q"))),
+        chance(row.get("p")),
+        chance(row.get("q")),
         number(row.get("n")),
         number(row.get("mean_abs")),
-        number(row.get("ratio"), 2),
+        two(row.get("ratio")),
         number(row.get("restoration")),
         number(row.get("normalised")),
         rule_of(row.get("paper"), row.get("fdr")),
         percent(row.get("repeats")),
-        as_text(at_place(row["at"])) if isinstance(row.get("at"), str) else DASH,
-        as_text(strongest_place(row)),
+        at_place(row["at"]) if isinstance(row.get("at"), str) else DASH,
+        strongest_place(row),
     ]
 
 
@@ -61,34 +62,12 @@ def strongest_place(row: Mapping[str, Any]) -> str:
     return places.there(row) if known(row.get("best_abs")) else DASH
 
 
-def layout(**more: Any) -> dict[str, Any]:
-    """What every chart shares: fonts, white ground, narrow margins, no dragging (a phone must scroll)."""
-    axis = {
-        "gridcolor": LINE,
-        "zerolinecolor": "#9aa5b1",
-        "linecolor": LINE,
-        "automargin": True,
-        "title": {"standoff": 6},
-    }
-    base: dict[str, Any] = {
-        "font": {"family": FONT, "size": 12.5, "color": INK},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "margin": {"l": 46, "r": 12, "t": 8, "b": 40},
-        "dragmode": False,
-        "hoverlabel": {
-            "bgcolor": "#ffffff",
-            "bordercolor": "#9aa5b1",
-            "font": {"family": FONT, "size": 13, "color": INK},
-        },
-        "xaxis": dict(axis),
-        "yaxis": dict(axis),
-        "showlegend": False,  # the page has one legend for a row of charts
-        "barcornerradius": 2,
-    }
-    for key, value in more.items():
-        base[key] = {**base[key], **value} if isinstance(value, Mapping) and key in base else value
-    return base
+def elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The line under a map: which of its heads do much more elsewhere, and where; "" for none."""
+    others = places.stronger_elsewhere(rows)
+    named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:NAMED]]
+    more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
+    return f"{ELSEWHERE} {'; '.join([*named, *more])}." if others else ""
 
 
 def limit(values: pd.Series) -> float:
@@ -97,13 +76,18 @@ def limit(values: pd.Series) -> float:
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
 
 
-def rule_of(paper: object, fdr: object) -> str:
-    """Which rule selects a head, in words."""
-    if paper is True or fdr is True:
-        if paper is fdr:
-            return BOTH
-        return PAPER if paper is True else FDR
-    return NEITHER
+def _cells(rows: pd.DataFrame, columns: Iterable[int], shape: tuple[int, int], *of: Callable[[Any], Any]) -> list[Any]:
+    """What each of some functions says of the row of each cell, [layer column ...]; of {} where there is none."""
+    found = [[[one({}) for _ in range(shape[1])] for _ in range(shape[0])] for one in of]
+    for layer, column, row in zip(rows["layer"], columns, rows.to_dict("records"), strict=True):
+        for grid, one in zip(found, of, strict=True):
+            grid[int(layer)][int(column)] = one(row)
+    return found
+
+
+def _sized(layers: int, least: int, side: int) -> int:
+    """Pixels of a map: what its labels take, and what its layers take, lower ones where there are many."""
+    return max(LOWEST, least + layers * (side if layers <= 8 else 20 if layers <= 16 else 10))
 
 
 def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[Chart, int]:
@@ -117,45 +101,16 @@ def head_map(rows: pd.DataFrame, shape: tuple[int, int], bound: float) -> tuple[
     Returns:
         The chart, and its height in pixels.
     """
-    layers, heads = shape
-    grid = rows.set_index(["layer", "head"])
-    values: list[list[Any]] = [[None] * heads for _ in range(layers)]
-    marks = [[""] * heads for _ in range(layers)]
-    more: list[list[Any]] = [[[DASH] * len(hovered({})) for _ in range(heads)] for _ in range(layers)]
-    for index, row in zip(grid.index, grid.to_dict("records"), strict=True):
-        layer, head = (int(i) for i in index)
-        mark = MARKS[rule_of(row.get("paper"), row.get("fdr"))]
+
+    def marked(row: Mapping[str, Any]) -> str:
         effect = row.get("mean")
-        values[layer][head] = effect
-        marks[layer][head] = " ".join(
-            part
-            for part in (
-                number(effect, 2) if heads <= WRITTEN and known(effect) else "",
-                mark,
-                ELSEWHERE if row.get("elsewhere") is True else "",
-            )
-            if part
-        )
-        more[layer][head] = hovered(row)
-    data = {
-        "type": "heatmap",
-        "z": values,
-        "x": [str(i) for i in range(heads)],
-        "y": [str(i) for i in range(layers)],
-        "text": marks,
-        "texttemplate": "%{text}",
-        "customdata": more,
-        "hovertemplate": HOVER,
-        **colours(bound),
-    }
-    axis = {"type": "category", "showgrid": False, "zeroline": False}
-    height = max(LOWEST, 78 + layers * (34 if layers <= 8 else 20 if layers <= 16 else 10))
-    drawn = layout(
-        xaxis={**axis, "title": {"text": "head", "standoff": 4}, "dtick": ticks(heads)},
-        yaxis={**axis, "title": {"text": "layer", "standoff": 6}, "autorange": "reversed", "dtick": ticks(layers)},
-        margin={"l": 50, "r": 6, "t": 6, "b": 40},
-    )
-    return {"data": [data], "layout": drawn}, height
+        written = two(effect) if shape[1] <= WRITTEN and known(effect) else ""
+        mark = MARKS[rule_of(row.get("paper"), row.get("fdr"))]
+        return " ".join(filter(None, [written, mark, ELSEWHERE if row.get("elsewhere") is True else ""]))
+
+    values, marks, more = _cells(rows, rows["head"], shape, lambda row: row.get("mean"), marked, hovered)
+    figure = viz.head_map(values, limit=bound, words=marks, customdata=more, hovertemplate=HOVER, to="page")
+    return figure, _sized(shape[0], 78, 34)
 
 
 def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple[Chart, int]:
@@ -166,64 +121,46 @@ def role_map(rows: pd.DataFrame, layers: int, value: str, bound: float) -> tuple
         layers: of the stack.
         value: the column that is drawn.
         bound: the value at either end of the colour scale.
+
+    Returns:
+        The chart, and its height in pixels.
     """
     roles = sorted(set(rows["role"]), key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
-    column = {role: i for i, role in enumerate(roles)}
-    ends = ("abs_low", "abs_high") if value == "mean_abs" else ("ci_low", "ci_high")
-    values: list[list[Any]] = [[None] * len(roles) for _ in range(layers)]
-    more: list[list[Any]] = [[["", "", ""] for _ in roles] for _ in range(layers)]
-    for row in rows.to_dict("records"):
-        layer, role = int(row["layer"]), column[row["role"]]
-        values[layer][role] = row[value]
-        more[layer][role] = [number(row.get(ends[0])), number(row.get(ends[1])), number(row.get("n"))]
-    wide = len(roles) <= WRITTEN and layers <= 16
-    data = {
-        "type": "heatmap",
-        "z": values,
-        "x": [as_text(role) for role in roles],
-        "y": [str(i) for i in range(layers)],
-        "customdata": more,
-        "texttemplate": "%{z:.2f}" if wide else "",
-        "hovertemplate": "<b>layer %{y}, %{x}</b><br>%{z:.3f}<br>interval [%{customdata[0]}, %{customdata[1]}]"
-        "<br>examples %{customdata[2]}<extra></extra>",
-        **colours(bound),
-    }
-    axis = {"type": "category", "showgrid": False, "zeroline": False}
-    height = 120 + layers * (32 if layers <= 8 else 20 if layers <= 16 else 10)
-    drawn = layout(
-        xaxis={**axis, "tickangle": -40},
-        yaxis={
-            **axis,
-            "title": {"text": "layer", "standoff": 6},
-            "autorange": "reversed",
-            "dtick": ticks(layers),
-        },
-        margin={"l": 50, "r": 6, "t": 6, "b": 84},
+    low, high = ("abs_low", "abs_high") if value == "mean_abs" else ("ci_low", "ci_high")
+    values, more = _cells(
+        rows,
+        rows["role"].map(roles.index),
+        (layers, len(roles)),
+        lambda row: row.get(value),
+        lambda row: [number(row.get(low)), number(row.get(high)), number(row.get("n"))],
     )
-    return {"data": [data], "layout": drawn}, height
+    figure = viz.head_map(
+        values,
+        heads=roles,
+        column_title="",
+        limit=bound,
+        words=_written(values) if len(roles) <= WRITTEN and layers <= 16 else None,
+        customdata=more,
+        hovertemplate="<b>layer %{y}, %{x}</b><br>%{z:.3f}<br>interval [%{customdata[0]}, %{customdata[1]}]"
+        "<br>examples %{customdata[2]}<extra></extra>",
+        to="page",
+    )
+    return figure, _sized(layers, 120, 32)
 
 
-def as_text(name: str) -> str:
-    """A name in which plotly, which knows a few tags, finds none."""
-    return html.escape(name, quote=False)
+def correlations(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Chart, int]:
+    """A square map of correlations between -1 and 1, names on both axes, and its height in pixels."""
+    hover = "%{y}<br>%{x}<br>correlation %{z:.3f}<extra></extra>"
+    words = _written(values) if len(names) <= 10 else None
+    figure = viz.head_map(
+        values, layers=names, heads=names, row_title="", column_title="", limit=1.0, words=words,
+        hovertemplate=hover, to="page",
+    )  # fmt: skip
+    return figure, 150 + 36 * len(names)
 
 
-def ticks(n: int) -> int:
-    """Every how many of `n` layers or heads a number stands, so that none is turned on its side."""
-    return 1 if n <= 12 else 2 if n <= 16 else 4
-
-
-def colours(bound: float) -> dict[str, Any]:
-    """Blue below zero, red above, the same distance either way; no bar of its own, since maps share one."""
-    return {
-        "zmin": -bound,
-        "zmax": bound,
-        "colorscale": SCALE,
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-        "hoverongaps": False,
-    }
+def _written(values: Sequence[Sequence[Any]]) -> list[list[str]]:
+    return [[two(value) if known(value) else "" for value in row] for row in values]
 
 
 def lines(series: Mapping[str, pd.DataFrame], title: str, at: str) -> Chart:
@@ -234,34 +171,15 @@ def lines(series: Mapping[str, pd.DataFrame], title: str, at: str) -> Chart:
         title: of the vertical axis.
         at: the place that was patched, in words.
     """
-    data = []
-    for i, (name, rows) in enumerate(series.items()):
-        rows = rows.sort_values("layer")
-        low, high = (rows["mean"] - rows["ci_low"]).tolist(), (rows["ci_high"] - rows["mean"]).tolist()
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": name,
-                "x": rows["layer"].tolist(),
-                "y": rows["mean"].tolist(),
-                "error_y": {"type": "data", "array": high, "arrayminus": low, "thickness": 1, "width": 2},
-                "line": {"color": SHADES[i % len(SHADES)], "width": 2},
-                "marker": {"symbol": i, "size": 7},
-                "hovertemplate": f"layer %{{x}}: %{{y:.3f}} {as_text(at)}",
-            }
-        )
-    drawn = layout(
-        xaxis={"title": {"text": "layer", "standoff": 4}, "dtick": ticks(_longest(series))},
-        yaxis={"title": {"text": title, "standoff": 6}},
-        hovermode="x unified",
-        margin={"l": 52, "r": 8, "t": 8, "b": 40},
+    sorted_ = {name: rows.sort_values("layer") for name, rows in series.items()}
+    return viz.lines(
+        {name: rows["mean"] for name, rows in sorted_.items()},
+        x={name: rows["layer"] for name, rows in sorted_.items()},
+        spans={name: (rows["ci_low"], rows["ci_high"]) for name, rows in sorted_.items()},
+        y_title=title,
+        hovertemplate=f"layer %{{x}}: %{{y:.3f}} {at}",
+        to="page",
     )
-    return {"data": data, "layout": drawn}
-
-
-def _longest(series: Mapping[str, pd.DataFrame]) -> int:
-    return max((len(rows) for rows in series.values()), default=0)
 
 
 def bars(
@@ -278,81 +196,18 @@ def bars(
         spans: by name in the legend, low and high end of each interval.
         title: of the vertical axis.
     """
-    data = []
-    for i, (name, heights) in enumerate(groups.items()):
-        bar: dict[str, Any] = {
-            "type": "bar",
-            "name": name,
-            "x": [as_text(name) for name in names],
-            "y": list(heights),
-            "marker": {"color": BARS[i % len(BARS)]},
-            "hovertemplate": "%{x}: %{y:.3f}<extra>" + name + "</extra>",
-        }
-        if name in spans:
-            ends = list(zip(heights, spans[name], strict=True))
-            bar["error_y"] = {
-                "type": "data",
-                "array": [_apart(high, height) for height, (_, high) in ends],
-                "arrayminus": [_apart(height, low) for height, (low, _) in ends],
-                "thickness": 1.4,
-                "color": INK,
-            }
-        data.append(bar)
-    drawn = layout(
-        barmode="group",
-        bargap=0.25,
-        yaxis={"title": {"text": title, "standoff": 6}},
-        xaxis={"type": "category"},
-        margin={"l": 52, "r": 8, "t": 8, "b": 30},
-    )
-    return {"data": data, "layout": drawn}
-
-
-def _apart(high: float | None, low: float | None) -> float | None:
-    return None if high is None or low is None else high - low
+    ends = {name: ([low for low, _ in each], [high for _, high in each]) for name, each in spans.items()}
+    return viz.bars(names, groups, spans=ends, shades=BARS, y_title=title, hovertemplate="%{x}: %{y:.3f}", to="page")
 
 
 def scatter(rows: pd.DataFrame, x: str, y: str, at: str) -> Chart:
     """Two effects of the same heads at one place against one another; columns layer, head and the two named."""
-    far = (rows[x].abs() + rows[y].abs()).rank(ascending=False, method="first") <= 5
-    names = [head_at(layer, head) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
-    data = {
-        "type": "scatter",
-        "mode": "markers+text",
-        "x": rows[x].tolist(),
-        "y": rows[y].tolist(),
-        "text": [name if labelled else "" for name, labelled in zip(names, far, strict=True)],
-        "customdata": names,
-        "textposition": "top center",
-        "textfont": {"size": 11, "color": FAINT},
-        "cliponaxis": False,
-        "marker": {"color": SHADES[0], "size": 7, "opacity": 0.75},
-        "hovertemplate": f"<b>%{{customdata}}</b>, {as_text(at)}<br>"
-        + "semantic pair %{x:.3f}<br>noise %{y:.3f}<extra></extra>",
-    }
-    drawn = layout(
-        xaxis={"title": {"text": "effect under the semantic pair", "standoff": 4}},
-        yaxis={"title": {"text": "effect under noise", "standoff": 6}},
-        margin={"l": 56, "r": 16, "t": 14, "b": 42},
+    return viz.scatter(
+        rows[x],
+        rows[y],
+        [head_at(layer, head) for layer, head in zip(rows["layer"], rows["head"], strict=True)],
+        x_title="effect under the semantic pair",
+        y_title="effect under noise",
+        hovertemplate=f"<b>%{{customdata}}</b>, {at}<br>semantic pair %{{x:.3f}}<br>noise %{{y:.3f}}<extra></extra>",
+        to="page",
     )
-    return {"data": [data], "layout": drawn}
-
-
-def correlations(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Chart, int]:
-    """A square map of correlations between -1 and 1, names on both axes."""
-    data = {
-        "type": "heatmap",
-        "z": [list(row) for row in values],
-        "x": [as_text(name) for name in names],
-        "y": [as_text(name) for name in names],
-        "texttemplate": "%{z:.2f}" if len(names) <= 10 else "",
-        "hovertemplate": "%{y}<br>%{x}<br>correlation %{z:.3f}<extra></extra>",
-        **colours(1.0),
-    }
-    axis = {"type": "category", "showgrid": False, "zeroline": False}
-    drawn = layout(
-        xaxis={**axis, "tickangle": -40},
-        yaxis={**axis, "autorange": "reversed"},
-        margin={"l": 60, "r": 6, "t": 6, "b": 60},
-    )
-    return {"data": [data], "layout": drawn}, 150 + 36 * len(names)

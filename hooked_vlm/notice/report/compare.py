@@ -10,30 +10,25 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.analysis.heads import HEAD, RULES, head_name, module_of
+import pandas as pd
+
+from hooked_vlm.analysis.heads import HEAD, HEAD_KINDS, RULES, head_name, module_of
 from hooked_vlm.errors import RunDirectoryError, cut
 from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
 from hooked_vlm.notice.files import MANIFEST
-from hooked_vlm.notice.report.head_maps import HeadMap, Named, alike, correlation_between, head_maps, side_by_side
+from hooked_vlm.notice.report import charts, maps, render, text
+from hooked_vlm.notice.report.blocks import View, chart, ordered, table
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.maps import ordered, strongest_heads
-from hooked_vlm.notice.report.page import Child, Part, details, page, paragraph, section, table, tag
-from hooked_vlm.notice.report.words import (
-    corruption_name,
-    missing,
-    read_at,
-    spread,
-    verdict,
-)
-from hooked_vlm.notice.report.writing import NAMED, setting
+from hooked_vlm.notice.report.text import corruption_name, read_at
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.storage import place_of, whole
-from hooked_vlm.notice.vocabulary import MODALITY_NAME, NOISES, listed
-from hooked_vlm.notice.wording import DASH, chance, counted, interval, number, percent, two, with_interval
+from hooked_vlm.notice.vocabulary import CORRUPT, NOISES, listed
+from hooked_vlm.notice.wording import DASH, chance, interval, number, percent, two, with_interval
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
@@ -59,11 +54,10 @@ def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
         raise RunDirectoryError(f"{twice[0]} was given twice: a run agrees with itself")
     target = place_of(out, "the comparison's file, out,")
     refuse_place(target)
-    runs = named([Loaded.read(path) for path in paths])
-    text = html_of(runs)
+    written = html_of(named([Loaded.read(path) for path in paths]))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return whole(target, text.encode())
+        return whole(target, written.encode())
     except RunDirectoryError:
         raise
     except (OSError, ValueError) as error:
@@ -87,6 +81,14 @@ def refuse_place(target: Path) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Named:
+    """A run under the name that the comparison gives it."""
+
+    name: str
+    run: Loaded
+
+
 def named(runs: Sequence[Loaded]) -> list[Named]:
     """Names for runs, as short as tells them apart: the model's, with the directory's where models repeat."""
     short = Counter(run.short for run in runs)
@@ -100,55 +102,97 @@ def named(runs: Sequence[Loaded]) -> list[Named]:
 
 def html_of(runs: Sequence[Named]) -> str:
     """The comparison as text."""
-    maps = head_maps(runs)
-    parts: list[tuple[str, str, str, list[Child]]] = [
-        ("runs", "The runs", "The runs", the_runs(runs)),
-        ("findings", "Findings", "What held in which run", findings(runs)),
-        ("recurring", "Recurring heads", "Which heads recur", recurring(runs)),
-        ("maps", "Head maps", "Head maps side by side", side_by_side(maps)),
-        ("alike", "How alike", "How alike the head maps are", alike(maps)),
-        ("behaviour", "The corruption", "Does the corruption change the answer?", behaviour(runs)),
-        ("ablation", "Ablation", "What happens without the heads", ablation(runs)),
-        ("noise", "Gaussian noise", "Semantic pairs against Gaussian noise", noise(runs)),
-        ("care", "Be careful about", "What to be careful about", cautions(runs)),
-    ]
-    models = list(dict.fromkeys(one.run.short for one in runs))
-    return page(
-        f"{len(runs)} NOTICE runs compared",
-        listed([one.name for one in runs]),
-        tag("div", paragraph(in_short(runs, models, maps)), class_="answer"),
-        [Part(id, name, section(id, title, *body)) for id, name, title, body in parts],
-        tag("p", "Made by hooked-vlm from run.json and summary.json of each run. Each run has a report of its own."),
-    )
+    return render.page("compare", view_of(runs))
 
 
-def in_short(runs: Sequence[Named], models: Sequence[str], maps: Sequence[HeadMap]) -> str:
-    """The comparison in a few sentences."""
-    kept = sum(one.run.kept for one in runs)
-    of = counted(len(models), "model")
-    said = [f"{len(runs)} runs of {of} ({listed(models)}) patched {counted(kept, 'kept example')}."]
-    found = selections(runs)
+def view_of(runs: Sequence[Named]) -> View:
+    """All that the page shows."""
+    found, universal = head_maps(runs), selections(runs)
     short = {one.run.name: one.run.short for one in runs}
-    repeated = [f"{head} of {short[model]}" for (model, head), cells in found.items() if len(cells) > 1]
-    models_run = Counter(one.run.name for one in runs)
-    if max(models_run.values()) < 2:
-        said.append(
-            "No checkpoint was run twice, so no head can recur between runs; patterns can be looked at side by side."
-        )
-    elif repeated:
-        more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
-        said.append(
-            f"Universal in more than one run: {listed(repeated[:5]) if not more else ', '.join(repeated[:5]) + more}."
-        )
-    else:
-        said.append("No head is universal in more than one run.")
-    same = correlation_between(maps, same_model=True)
-    other = correlation_between(maps, same_model=False)
-    for values, whose in ((same, "one checkpoint"), (other, "different checkpoints of one shape")):
-        if len(values):
-            text = spread(values, two)
-            said.append(f"Head maps of {whose}, in different runs, have rank correlations of {text}.")
-    return " ".join(said)
+    recurring = [f"{head} of {short[model]}" for (model, head), cells in universal.items() if len(cells) > 1]
+    correlations = {
+        "one checkpoint": correlation_between(found, same_model=True),
+        "different checkpoints of one shape": correlation_between(found, same_model=False),
+    }
+    return {
+        "title": f"{len(runs)} NOTICE runs compared",
+        "subtitle": listed([one.name for one in runs]),
+        "marks": charts.LEGEND,
+        "answer": text.compared([one.run for one in runs], recurring, correlations),
+        "runs": the_runs(runs),
+        "settings": settings(runs),
+        **findings(runs),
+        "recurring": recurring_heads(runs, universal),
+        "strongest": maps.strongest_heads([(one.name, one.run) for one in runs]),
+        "maps": side_by_side(found),
+        "alike": alike(found),
+        "behaviour": behaviour(runs),
+        "ablation": ablation(runs),
+        "noise": noise(runs),
+        "cautions": cautions(runs),
+    }
+
+
+# --- the runs ---------------------------------------------------------------------------------------
+
+
+def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of one table of every run, with the run's name."""
+    for one in runs:
+        yield from ((one.name, row) for row in one.run.records(name))
+
+
+def the_runs(runs: Sequence[Named]) -> View:
+    """Each run's model, tasks and examples."""
+    rows = []
+    for one in runs:
+        model = one.run.model
+        stack = f"{model.get('layers', DASH)} layers of {model.get('heads', DASH)} heads"
+        corruptions = listed([corruption_name(each) for each in one.run.config.get("corrupt") or []])
+        rows.append(
+            [one.name, f"{stack} ({model.get('stack', 'stack unknown')})", listed(one.run.tasks), corruptions,
+             number(one.run.seen), number(one.run.kept)]
+        )  # fmt: skip
+    return table(["run", "patched stack", "tasks", "corruption", "seen", "kept"], rows, "What was run", (4, 5))
+
+
+def settings(runs: Sequence[Named]) -> View:
+    """The settings that differ."""
+    rows = []
+    for name in dict.fromkeys(name for one in runs for name in one.run.config):
+        values = [text.setting(one.run.config.get(name)) for one in runs]
+        if len(set(values)) > 1:
+            rows.append([text.setting_name(name), *values])
+    return table(["setting", *(one.name for one in runs)], rows, "All other settings are the same")
+
+
+def findings(runs: Sequence[Named]) -> dict[str, View]:
+    """Claims by run, whether each holds there, and the evidence."""
+    verdicts: dict[str, dict[str, Verdict]] = {}
+    for one in runs:
+        for found in one.run.verdicts:
+            verdicts.setdefault(found.claim, {})[one.name] = found
+    rows = [[claim, *(by_run.get(one.name, "not tested") for one in runs)] for claim, by_run in verdicts.items()]
+    evidence = [[claim, name, found.evidence] for claim, by_run in verdicts.items() for name, found in by_run.items()]
+    header = ["claim", *(one.name for one in runs)]
+    return {
+        "findings": table(header, rows, "Whether a claim holds, by run", prose=True),
+        "evidence": table(["claim", "run", "evidence"], evidence, "On what evidence", prose=True),
+    }
+
+
+def cautions(runs: Sequence[Named]) -> list[str]:
+    """What each run warns of."""
+    said: dict[str, list[str]] = {}
+    for one in runs:
+        for sentence in one.run.sentences("cautions"):
+            said.setdefault(sentence, []).append(one.name)
+    return [
+        sentence if len(names) == len(runs) else f"{sentence} ({listed(names)})" for sentence, names in said.items()
+    ]
+
+
+# --- heads that recur -------------------------------------------------------------------------------
 
 
 def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
@@ -158,94 +202,118 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
         for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
             said = []
             for modality, part in rows.groupby("modality", sort=False):
-                rules = ordered(part["rule"], tuple(RULES))
-                by = "both rules" if len(rules) > 1 else RULES.get(rules[0], rules[0])
-                said.append(f"{MODALITY_NAME.get(str(modality), str(modality))}, {by}, {read_at(one.run)}")
+                rules = text.rules_named(ordered(part["rule"], tuple(RULES)))
+                by = text.BOTH if len(rules) > 1 else rules[0]
+                said.append(f"{text.modality_name(modality)}, {by}, {read_at(one.run)}")
             key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
 
-def the_runs(runs: Sequence[Named]) -> list[Child]:
-    """Each run's model, tasks and examples, and the settings that differ."""
-    cells = []
-    for one in runs:
-        model, config = one.run.model, one.run.config
-        cells.append(
-            [
-                one.name,
-                f"{model.get('layers', DASH)} layers of {model.get('heads', DASH)} heads "
-                f"({model.get('stack', 'stack unknown')})",
-                listed(one.run.tasks),
-                listed([corruption_name(corrupt) for corrupt in config.get("corrupt") or []]),
-                number(one.run.seen),
-                number(one.run.kept),
-            ]
-        )
-    header = ["run", "patched stack", "tasks", "corruption", "seen", "kept"]
-    names = list(dict.fromkeys(name for one in runs for name in one.run.config))
-    differ = [name for name in names if len({setting(one.run.config.get(name)) for one in runs}) > 1]
-    told: list[Child] = [
-        table(header, cells, caption="What was run", numeric=(4, 5)),
-        tag("h3", "Settings that differ"),
-    ]
-    if not differ:
-        return [*told, missing("All runs have the same settings.")]
-    rows = [[NAMED.get(name, name), *(setting(one.run.config.get(name)) for one in runs)] for name in differ]
-    return [*told, table(["setting", *(one.name for one in runs)], rows, caption="All other settings are the same")]
-
-
-def findings(runs: Sequence[Named]) -> list[Child]:
-    """Claims by run: whether each holds there, and on what evidence."""
-    verdicts: dict[str, dict[str, Verdict]] = {}
-    for one in runs:
-        for found in one.run.verdicts:
-            verdicts.setdefault(found.claim, {})[one.name] = found
-    if not verdicts:
-        return [missing("No run has a claim that could be tested.")]
-    rows: list[list[Child]] = []
-    evidence: list[list[Child]] = []
-    for claim, by_run in verdicts.items():
-        rows.append([claim, *(verdict(by_run[one.name]) if one.name in by_run else "not tested" for one in runs)])
-        evidence += [[claim, name, found.evidence] for name, found in by_run.items()]
-    shown = table(["claim", *(one.name for one in runs)], rows, caption="Whether a claim holds, by run", prose=True)
-    return [
-        shown,
-        details("The evidence", table(["claim", "run", "evidence"], evidence, caption="On what evidence", prose=True)),
-    ]
-
-
-def recurring(runs: Sequence[Named]) -> list[Child]:
+def recurring_heads(runs: Sequence[Named], found: dict[tuple[str, str], dict[str, str]]) -> View:
     """Universal heads of each checkpoint, by run."""
-    strongest = strongest_heads([(one.name, one.run) for one in runs])
-    found = selections(runs)
-    if not found:
-        return [missing("No head is universal in any of these runs."), *strongest]
-    told: list[Child] = [
-        paragraph(
-            "A head is the same head only within one checkpoint: L1.H2 of one model has nothing to do with L1.H2 "
-            "of another, unless one was trained from the other."
-        )
-    ]
     rows = []
     for (model, head), cells in found.items():
         where = [cells.get(one.name, "no" if one.run.name == model else "other model") for one in runs]
         rows.append([head, model, f"{len(cells)} of {sum(one.run.name == model for one in runs)}", *where])
     header = ["head", "model", "runs", *(one.name for one in runs)]
-    return [
-        *told,
-        table(header, rows, caption="Heads that are universal in at least one run, those of most runs first"),
-        *strongest,
-    ]
+    return table(header, rows, "Heads that are universal in at least one run, those of most runs first")
 
 
-def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of one table of every run, with the run's name."""
-    for one in runs:
-        yield from ((one.name, row) for row in one.run.table(name).to_dict("records"))
+# --- head maps --------------------------------------------------------------------------------------
 
 
-def behaviour(runs: Sequence[Named]) -> list[Child]:
+@dataclass(frozen=True)
+class HeadMap:
+    """The mean effects of all heads of one kind, in one run, task and corruption, read at one place."""
+
+    run: str
+    task: str
+    model: str
+    kind: str
+    corrupt: str
+    shape: tuple[int, int]
+    at: str
+    rows: pd.DataFrame
+
+    @property
+    def values(self) -> pd.Series:
+        """The mean effects by layer and head."""
+        return self.rows.set_index(["layer", "head"])["mean"].astype(float)
+
+
+def head_maps(runs: Sequence[Named]) -> list[HeadMap]:
+    """Every head map of every run, noise left out."""
+    found = []
+    for name, run in ((one.name, one.run) for one in runs):
+        rows = run.measured("heads", "mean")
+        rows = rows[~rows["corrupt"].isin(NOISES)]
+        for (kind, corrupt), part in maps.families(rows, HEAD_KINDS, CORRUPT):
+            for task in run.tasks_of(part):
+                of_task = part[part["task"] == task]
+                found.append(HeadMap(name, task, run.name, kind, corrupt, run.shape(rows), read_at(run), of_task))
+    return found
+
+
+def groups(found: Sequence[HeadMap]) -> dict[tuple[str, str], list[HeadMap]]:
+    """Maps by kind and corruption."""
+    grouped: dict[tuple[str, str], list[HeadMap]] = {}
+    for one in found:
+        grouped.setdefault((one.kind, one.corrupt), []).append(one)
+    return grouped
+
+
+def side_by_side(found: Sequence[HeadMap]) -> list[tuple[str, list[tuple[str, list[View]]]]]:
+    """All head maps of one kind and corruption beside one another, each run's on a scale of its own."""
+    shown = []
+    for (kind, corrupt), part in groups(found).items():
+        of_runs = []
+        for run in dict.fromkeys(one.run for one in part):
+            own = [one for one in part if one.run == run]
+            bound = charts.limit(pd.concat([one.values for one in own]))
+            drawn = [maps.head_map(one.rows, one.task, one.shape, bound) for one in own]
+            of_runs.append((f"{run}, {own[0].at} (\u00b1{number(bound, 2)})", drawn))
+        shown.append((text.heading(text.kind_title(kind), corruption_name(corrupt)), of_runs))
+    return shown
+
+
+def correlation(first: HeadMap, second: HeadMap) -> float:
+    """Spearman's rank correlation of two head maps over the heads that both have; NaN where one is constant."""
+    both = pd.concat([first.values, second.values], axis=1, join="inner")
+    return float(both.iloc[:, 0].corr(both.iloc[:, 1], method="spearman")) if len(both) > 2 else float("nan")
+
+
+def correlation_between(found: Sequence[HeadMap], same_model: bool) -> pd.Series:
+    """Correlations of head maps of the same task and shape in different runs."""
+    values = []
+    for part in groups(found).values():
+        for i, first in enumerate(part):
+            for second in part[i + 1 :]:
+                alike = first.task == second.task and first.run != second.run and first.shape == second.shape
+                if alike and (first.model == second.model) is same_model:
+                    values.append(correlation(first, second))
+    return pd.Series(values, dtype=float).dropna()
+
+
+def alike(found: Sequence[HeadMap]) -> list[View]:
+    """Rank correlations between all head maps of one shape, kind and corruption."""
+    plots = []
+    for (kind, corrupt), part in groups(found).items():
+        for shape in sorted({one.shape for one in part}):
+            same = [one for one in part if one.shape == shape]
+            if len(same) < 2:
+                continue
+            values = [[correlation(first, second) for second in same] for first in same]
+            figure, height = charts.correlations([f"{one.run}, {one.task}" for one in same], values)
+            title = f"{text.kind_name(kind)}, {corruption_name(corrupt)}, {shape[0]} layers of {shape[1]} heads"
+            plots.append(chart(figure, title, height))
+    return plots
+
+
+# --- numbers by run ---------------------------------------------------------------------------------
+
+
+def behaviour(runs: Sequence[Named]) -> View:
     """Share of answers that each corruption flips, by run."""
     rows = [
         [name, str(row["task"]), corruption_name(row["corrupt"]), number(row["n"]), two(row["clean_logit_diff"]),
@@ -253,13 +321,11 @@ def behaviour(runs: Sequence[Named]) -> list[Child]:
         for name, row in records(runs, "behaviour")
         if row["corrupt"] not in NOISES
     ]  # fmt: skip
-    if not rows:
-        return [missing("No example was kept in any of these runs.")]
     header = ["run", "task", "corruption", "examples", "clean", "corrupt", "answers that flip"]
-    return [table(header, rows, caption="Mean logit difference, clean and corrupt", numeric=(3, 4, 5, 6))]
+    return table(header, rows, "Mean logit difference, clean and corrupt", (3, 4, 5, 6))
 
 
-def ablation(runs: Sequence[Named]) -> list[Child]:
+def ablation(runs: Sequence[Named]) -> View:
     """Accuracy without the selected heads, against random heads, by run."""
     rows = [
         [name, selection_name(row["selection"]), str(row["task"]), number(row["n_heads"]),
@@ -268,44 +334,17 @@ def ablation(runs: Sequence[Named]) -> list[Child]:
          interval(row["accuracy_random_low"], row["accuracy_random_high"], percent), chance(row["p"])]
         for name, row in records(runs, "ablation")
     ]  # fmt: skip
-    if not rows:
-        return [missing("Nothing was ablated in any of these runs.")]
-    header = [
-        "run",
-        "removed",
-        "task",
-        "heads",
-        "all heads",
-        "without them",
-        "without random ones",
-        "range over sets",
-        "p",
-    ]
-    return [table(header, rows, caption="Accuracy under mean ablation", numeric=(3, 4, 5, 6, 8))]
+    header = ["run", "removed", "task", "heads", "all heads", "without them", "without random ones", "range over sets",
+              "p"]  # fmt: skip
+    return table(header, rows, "Accuracy under mean ablation", (3, 4, 5, 6, 8))
 
 
-def noise(runs: Sequence[Named]) -> list[Child]:
+def noise(runs: Sequence[Named]) -> View:
     """Rank correlations between semantic pairs and Gaussian noise, by run."""
     rows = [
         [name, str(row["task"]), corruption_name(row["modality"]), module_of(row["kind"]), two(row["spearman"]),
          interval(row["ci_low"], row["ci_high"], two), percent(row["top_overlap"])]
         for name, row in records(runs, "noise")
     ]  # fmt: skip
-    if not rows:
-        return [missing("None of these runs was made with Gaussian noise as well.")]
     header = ["run", "task", "corruption", "attention", "Spearman", "interval", "strongest heads shared"]
-    return [table(header, rows, caption="Semantic pairs against Gaussian noise", numeric=(4, 6))]
-
-
-def cautions(runs: Sequence[Named]) -> list[Child]:
-    """What holds for comparisons, and what each run warns of."""
-    always = [
-        "Runs with different settings or examples differ for that reason too; see the settings that differ.",
-        "Many correlations and heads stand here side by side. Some agree by chance.",
-    ]
-    said: dict[str, list[str]] = {}
-    for one in runs:
-        for sentence in one.run.sentences("cautions"):
-            said.setdefault(sentence, []).append(one.name)
-    own = [sentence if len(names) == len(runs) else f"{sentence} ({listed(names)})" for sentence, names in said.items()]
-    return [tag("ul", [tag("li", sentence) for sentence in (*always, *own)])]
+    return table(header, rows, "Semantic pairs against Gaussian noise", (4, 6))

@@ -18,6 +18,7 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.claims import Verdict, verdicts_of
 from hooked_vlm.notice.directory import SUMMARY, RunDirectory
 from hooked_vlm.notice.earlier import as_now
+from hooked_vlm.notice.wording import known
 
 # Columns that a table has even where summary.json has no row of it.
 COLUMNS: Final[Mapping[str, str]] = {
@@ -91,6 +92,19 @@ class Loaded:
         if name not in self._tables:
             self._tables[name] = self._table(name)
         return self._tables[name].copy()
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The same, a dictionary a row."""
+        return self.table(name).to_dict("records")
+
+    def measured(self, name: str, column: str) -> pd.DataFrame:
+        """The rows of a table that have a number in a column."""
+        rows = self.table(name)
+        return rows[rows[column].map(known).astype(bool)]
+
+    def tasks_of(self, rows: pd.DataFrame) -> list[str]:
+        """The tasks of some rows in the run's order."""
+        return [task for task in self.tasks if task in set(rows["task"])]
 
     def _table(self, name: str) -> pd.DataFrame:
         rows = pd.DataFrame(list(self.summary.get(name) or []))

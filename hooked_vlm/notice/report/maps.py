@@ -1,220 +1,106 @@
-"""The report's maps: layers by heads, layers by token roles, whole modules by layer.
+"""What a page shows of effects by layer: maps of heads and of token roles, lines of whole modules.
 
-Each section is made from one table of a run; without data it is a sentence that says why. Knows summary.json alone.
+Each section is made from one table of a run, and is None without rows. Knows no markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.analysis.heads import HEAD_KINDS, head_at, head_name
+from hooked_vlm.analysis.heads import HEAD_KINDS, head_name
 from hooked_vlm.notice import places
-from hooked_vlm.notice.report import charts
+from hooked_vlm.notice.report import charts, text
+from hooked_vlm.notice.report.blocks import View, chart, ordered, row, table
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.page import Child, Markup, chart, details, paragraph, table, tag
-from hooked_vlm.notice.report.style import SHADES
-from hooked_vlm.notice.report.words import (
-    because_nothing_kept,
-    corruption_name,
-    kind_name,
-    kind_title,
-    missing,
-    read_at,
-)
+from hooked_vlm.notice.report.text import corruption_name, kind_name, read_at
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES, at_place
-from hooked_vlm.notice.wording import known, number, two
+from hooked_vlm.notice.wording import number, two
+from hooked_vlm.viz.scales import SHADES
 
-ELSEWHERE = 3  # heads that do much more elsewhere, named under a map
-CROWDED = 16  # heads a layer, above which a map needs more room
-
-
-def scale(bound: float, what: str = "mean effect") -> Markup:
-    """The colour scale that a row of maps shares."""
-    return tag(
-        "div",
-        tag("span", number(-bound, 2)),
-        tag("i", aria_hidden="true"),
-        tag("span", f"{number(bound, 2)} {what}"),
-        class_="scale",
-    )
+CROWDED: Final = 16  # heads a layer, above which a map needs more room
 
 
-def grid(figures: list[Markup], wide: bool = False) -> Markup:
-    """Charts beside one another, as many as there is room for."""
-    return tag("div", figures, class_="grid wide" if wide else "grid")
-
-
-def in_order(run: Loaded, rows: pd.DataFrame) -> list[str]:
-    """The tasks of some rows in the run's order."""
-    return [task for task in run.tasks if task in set(rows["task"])]
-
-
-def ordered(values: pd.Series, order: tuple[str, ...]) -> list[str]:
-    """The distinct values, those of `order` first."""
-    return sorted(set(values), key=lambda value: (order.index(value) if value in order else len(order), str(value)))
-
-
-def legend(names: Sequence[str], shades: Sequence[str]) -> Markup:
-    """The legend that a row of charts shares."""
-    return tag(
-        "ul",
-        [
-            tag("li", tag("i", style=f"background:{shade}", aria_hidden="true"), name)
-            for name, shade in zip(names, shades, strict=False)
-        ],
-        class_="legend",
-    )
-
-
-def titled(*parts: str) -> Markup:
-    """A heading of a row of charts."""
-    text = ", ".join(parts)
-    return tag("h3", text[0].upper() + text[1:])
-
-
-def heads(run: Loaded) -> list[Child]:
+def heads(run: Loaded) -> View | None:
     """Layer x head maps: a row of maps a kind and corruption, a map a task, one colour scale a row."""
-    rows = run.table("heads")
-    rows = rows[rows["mean"].map(known)]
+    rows = run.measured("heads", "mean")
     if rows.empty:
-        return [missing(f"No head was patched in this run{because_nothing_kept(run)}, so there is no map of heads.")]
-    told: list[Child] = [
-        paragraph(
-            f"Each cell is one head. The run is corrupted, the head's clean output is put back {read_at(run)}, and "
-            "the cell shows how far the logit difference between the right and the wrong answer moves back. Red "
-            "restores the right answer, blue pushes away from it. Hover or tap for interval, p, q and the number "
-            "of examples."
-        ),
-        paragraph(
-            f"{charts.MARKS[charts.BOTH]} selected by both rules, {charts.MARKS[charts.FDR]} by the FDR-controlled "
-            f"rule alone, {charts.MARKS[charts.PAPER]} by the paper's rule alone, in this task and corruption. "
-            f"{charts.ELSEWHERE} does much more elsewhere: the line under the map says where."
-        ),
-    ]
+        return None
     shape = run.shape(rows)
-    noisy: list[Child] = []
-    for kind in ordered(rows["kind"], HEAD_KINDS):
-        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], CORRUPTIONS):
-            part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]
-            bound = charts.limit(part["mean"].astype(float))
-            maps = []
-            for task in in_order(run, part):
-                maps.append(head_map(part[part["task"] == task], task, shape, bound))
-            block = [
-                titled(kind_title(kind), corruption_name(corrupt)),
-                scale(bound, f"mean effect {read_at(run)}"),
-                grid(maps, wide=shape[1] > CROWDED),
-            ]
-            (noisy if corrupt in NOISES else told).extend(block)
-    told += strongest_heads([("", run)])
-    if noisy:
-        told.append(details("The same maps under Gaussian noise", noisy))
-    return told
+    found: dict[bool, list[View]] = {True: [], False: []}
+    for (kind, corrupt), part in families(rows, HEAD_KINDS, CORRUPTIONS):
+        bound = charts.limit(part["mean"].astype(float))
+        maps = [head_map(part[part["task"] == task], task, shape, bound) for task in run.tasks_of(part)]
+        title = text.heading(text.kind_title(kind), corruption_name(corrupt))
+        ends = _ends(bound, f"mean effect {read_at(run)}")
+        found[corrupt in NOISES].append(row(maps, title, ends, wide=shape[1] > CROWDED))
+    return {"maps": found[False], "noisy": found[True], "strongest": strongest_heads([("", run)])}
 
 
-def head_map(rows: pd.DataFrame, title: str, shape: tuple[int, int], bound: float) -> Markup:
+def families(rows: pd.DataFrame, kinds: Sequence[str], corruptions: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+    """The rows of each kind and corruption that there are."""
+    for kind in ordered(rows["kind"], kinds):
+        of_kind = rows[rows["kind"] == kind]
+        for corrupt in ordered(of_kind["corrupt"], corruptions):
+            yield (kind, corrupt), of_kind[of_kind["corrupt"] == corrupt]
+
+
+def _ends(bound: float, what: str) -> tuple[str, str]:
+    """The numbers at both ends of a colour scale, and what they are of."""
+    return number(-bound, 2), f"{number(bound, 2)} {what}"
+
+
+def head_map(rows: pd.DataFrame, title: str, shape: tuple[int, int], bound: float) -> View:
     """A map of one corruption, task and kind, with a line on the heads that do much more elsewhere."""
     figure, height = charts.head_map(rows, shape, bound)
-    others = places.stronger_elsewhere(rows.to_dict("records"))
-    named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:ELSEWHERE]]
-    more = [f"{len(others) - ELSEWHERE} more"] if len(others) > ELSEWHERE else []
-    note = f"{charts.ELSEWHERE} {'; '.join([*named, *more])}." if others else None
-    return chart(figure, title, note, height=height)
+    return chart(figure, title, height, charts.elsewhere(rows.to_dict("records")))
 
 
-def strongest_heads(runs: Sequence[tuple[str, Loaded]]) -> list[Child]:
+def strongest_heads(runs: Sequence[tuple[str, Loaded]]) -> View:
     """A table of the strongest head of each task: where heads were read, and where another one does more.
 
     Args:
         runs: each with the name that tells it from others; "" for a run alone.
     """
-    rows: list[list[Child]] = []
-    for name, run in runs:
-        for record in run.summary.get("strongest") or []:
-            about: list[Child] = [name] if name else []
-            about += [str(record["task"]), corruption_name(record["corrupt"])]
-            head = head_name(record["kind"], record["layer"], record["head"])
-            read = f"{two(record['here'])} {at_place(record['at'])}"
-            rows.append([*about, head, f"{places.effect(record)} {at_place(record['role'])}", read])
-    if not rows:
-        return []
+    rows = [
+        [*([name] if name else []), str(one["task"]), corruption_name(one["corrupt"]),
+         head_name(one["kind"], one["layer"], one["head"]), f"{places.effect(one)} {at_place(one['role'])}",
+         f"{two(one['here'])} {at_place(one['at'])}"]
+        for name, run in runs
+        for one in run.summary.get("strongest") or []
+    ]  # fmt: skip
     header = ["task", "corruption", "head", "mean effect, and where", "where the run reads heads"]
-    header = ["run", *header] if len(rows[0]) > len(header) else header
-    return [table(header, rows, caption="Strongest heads: where heads are read, and those that do more elsewhere")]
+    header = ["run", *header] if any(name for name, _ in runs) else header
+    return table(header, rows, "Strongest heads: where heads are read, and those that do more elsewhere")
 
 
-def roles(run: Loaded) -> list[Child]:
-    """Layer x token-role maps of the head kinds: how strong heads are at which words."""
-    rows = run.table("roles")
-    rows = rows[rows["kind"].isin(HEAD_KINDS) & rows["mean_abs"].map(known)]
+def words(run: Loaded) -> View | None:
+    """Layer x token-role maps of the head kinds, and lines of heads patched at every position at once."""
+    rows = run.measured("roles", "mean_abs")
+    rows = rows[rows["kind"].isin(HEAD_KINDS)]
     if rows.empty:
-        why = because_nothing_kept(run)
-        return [missing(f"No head was patched at single positions{why}, so there is no map of words.")]
-    single = rows[rows["role"] != EVERY]
-    told: list[Child] = []
-    if len(single):
-        told.append(
-            paragraph(
-                "The same patches, sorted by the word they were made at: the mean of the absolute effect over the "
-                "heads of a layer, one position at a time. The subject is what the question asks about."
-            )
-        )
-        told += _role_maps(run, single, "mean_abs", "mean |effect| of a layer's heads")
-    together = _together(run, rows[(rows["role"] == EVERY) & ~rows["corrupt"].isin(NOISES)])
-    if together:
-        told.append(details("The same heads patched at every position at once", *together, open=single.empty))
-    return told
+        return None
+    at_once = rows["role"] == EVERY
+    title, kinds = "mean effect of a head", ordered(rows.loc[at_once, "kind"], HEAD_KINDS)
+    return {
+        "single": _role_maps(run, rows[~at_once], "mean_abs", "mean |effect| of a layer's heads"),
+        "together": _lines(run, rows[at_once], kinds, title, lambda _: EVERY),
+    }
 
 
-def _together(run: Loaded, rows: pd.DataFrame) -> list[Child]:
-    """Lines over layers of heads that were patched at every position at once."""
-    told: list[Child] = []
-    kinds = ordered(rows["kind"], HEAD_KINDS)
-    for corrupt in ordered(rows["corrupt"], CORRUPT):
-        part, plots = rows[rows["corrupt"] == corrupt], []
-        for task in in_order(run, part):
-            of_task = part[part["task"] == task]
-            series = {kind_name(kind): of_task[of_task["kind"] == kind] for kind in kinds}
-            figure = charts.lines(series, "mean effect of a head", at_place(EVERY))
-            plots.append(chart(figure, f"{task}, {at_place(EVERY)}", height=230))
-        told += [titled(corruption_name(corrupt)), legend([kind_name(kind) for kind in kinds], SHADES), grid(plots)]
-    return told
-
-
-def modules(run: Loaded) -> list[Child]:
+def modules(run: Loaded) -> View | None:
     """Whole modules (attention, MLP, residual stream) by layer, and by layer and token role."""
-    rows = run.table("roles")
-    rows = rows[~rows["kind"].isin(HEAD_KINDS) & rows["mean"].map(known)]
+    rows = run.measured("roles", "mean")
+    rows = rows[~rows["kind"].isin(HEAD_KINDS)]
     if rows.empty:
-        return [missing(f"No whole module was patched in this run{because_nothing_kept(run)}.")]
-    told: list[Child] = [
-        paragraph(
-            "Here a whole module's output is put back: all heads of an attention at once, the MLP, or the whole "
-            "residual stream after a layer. The residual stream carries everything computed so far, so no part "
-            "of it is expected to restore more. Lines are drawn at the token role where attention or MLP "
-            "restores most."
-        )
-    ]
+        return None
     kinds = ordered(rows["kind"], MODULE_KINDS)
-    for corrupt in ordered(rows["corrupt"], CORRUPT):
-        if corrupt in NOISES:
-            continue
-        part = rows[rows["corrupt"] == corrupt]
-        plots = []
-        for task in in_order(run, part):
-            of_task = part[part["task"] == task]
-            role = strongest_role(of_task)
-            series = {kind_name(kind): of_task[(of_task["kind"] == kind) & (of_task["role"] == role)] for kind in kinds}
-            figure = charts.lines(series, "mean effect", at_place(role))
-            plots.append(chart(figure, f"{task}, {at_place(role)}", height=230))
-        told += [
-            titled(corruption_name(corrupt)),
-            legend([kind_name(kind) for kind in kinds], SHADES),
-            grid(plots),
-        ]
-    return [*told, details("Modules by layer and token role", *_role_maps(run, rows, "mean", "mean effect"))]
+    return {
+        "lines": _lines(run, rows, kinds, "mean effect", strongest_role),
+        "maps": _role_maps(run, rows, "mean", "mean effect"),
+    }
 
 
 def strongest_role(rows: pd.DataFrame) -> str:
@@ -224,18 +110,32 @@ def strongest_role(rows: pd.DataFrame) -> str:
     return str(means.astype(float).idxmax())
 
 
-def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[Child]:
-    told: list[Child] = []
-    for kind in ordered(rows["kind"], KINDS):
-        for corrupt in ordered(rows.loc[rows["kind"] == kind, "corrupt"], CORRUPT):
-            if corrupt in NOISES:
-                continue
-            part = rows[(rows["kind"] == kind) & (rows["corrupt"] == corrupt)]
-            bound = charts.limit(part[value].astype(float))
-            layers = run.shape(part)[0]
-            maps = []
-            for task in in_order(run, part):
-                figure, height = charts.role_map(part[part["task"] == task], layers, value, bound)
-                maps.append(chart(figure, task, height=height))
-            told += [titled(kind_title(kind), corruption_name(corrupt)), scale(bound, what), grid(maps)]
-    return told
+def _lines(
+    run: Loaded, rows: pd.DataFrame, kinds: Sequence[str], title: str, role_of: Callable[[pd.DataFrame], str]
+) -> list[View]:
+    """Lines over layers, a row of charts a corruption, a chart a task, a line a kind of sites."""
+    found = []
+    for corrupt in ordered(rows.loc[~rows["corrupt"].isin(NOISES), "corrupt"], CORRUPT):
+        part, plots = rows[rows["corrupt"] == corrupt], []
+        for task in run.tasks_of(part):
+            of_task = part[part["task"] == task]
+            role = role_of(of_task)
+            here = of_task[of_task["role"] == role]
+            series = {kind_name(kind): here[here["kind"] == kind] for kind in kinds}
+            plots.append(chart(charts.lines(series, title, at_place(role)), f"{task}, {at_place(role)}", 230))
+        legend = zip(map(kind_name, kinds), SHADES, strict=False)
+        found.append(row(plots, text.heading(corruption_name(corrupt)), legend=legend))
+    return found
+
+
+def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[View]:
+    found = []
+    for (kind, corrupt), part in families(rows[~rows["corrupt"].isin(NOISES)], KINDS, CORRUPT):
+        bound, layers = charts.limit(part[value].astype(float)), run.shape(part)[0]
+        maps = []
+        for task in run.tasks_of(part):
+            figure, height = charts.role_map(part[part["task"] == task], layers, value, bound)
+            maps.append(chart(figure, task, height))
+        title = text.heading(text.kind_title(kind), corruption_name(corrupt))
+        found.append(row(maps, title, _ends(bound, what)))
+    return found

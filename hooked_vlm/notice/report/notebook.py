@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hooked_vlm.notice.claims import Verdict, headlines
+from hooked_vlm.notice.claims import Verdict
+from hooked_vlm.notice.report.blocks import table
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.page import paragraph, table, tag
-from hooked_vlm.notice.report.words import strongest, verdict
+from hooked_vlm.notice.report.render import rendered
+from hooked_vlm.notice.report.text import headlines
 
 
 class Verdicts(list[Verdict]):
@@ -19,16 +20,16 @@ class Verdicts(list[Verdict]):
     def __init__(self, run: Loaded) -> None:
         super().__init__(run.verdicts)
         self.name = run.name
-        self.sentences = [*strongest(run), *(found.told for found in headlines(self))]
+        self.sentences = headlines(run)
 
     def __repr__(self) -> str:
         wide = max((len(found.word) for found in self), default=0)
         return "\n".join([self.name, *(f"{found.word:>{wide}}  {found.claim}" for found in self), *self.sentences])
 
     def _repr_html_(self) -> str:
-        rows = [[found.claim, verdict(found), found.evidence] for found in self]
-        shown = table(["claim", "verdict", "evidence"], rows, caption=f"What {self.name} shows", prose=True)
-        return str(tag("div", paragraph(" ".join(self.sentences)), shown))
+        rows = [[found.claim, found, found.evidence] for found in self]
+        shown = table(["claim", "verdict", "evidence"], rows, f"What {self.name} shows", prose=True)
+        return rendered("verdicts", sentences=" ".join(self.sentences), verdicts=shown)
 
 
 def verdicts(directory: str | Path) -> Verdicts:

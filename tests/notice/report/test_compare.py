@@ -72,7 +72,7 @@ def test_maps_of_one_shape_are_correlated_as_scipy_does(page, directories):
         for title, chart in page.charts
         if title.startswith("cross-attention heads, image swapped") and "3 layers" in title
     ]
-    names = chart["data"][0]["x"]
+    names = chart["layout"]["xaxis"]["ticktext"]
     assert names == [f"{NAMES[0]}, {task}" for task in ("colour", "shape", "place")] + [
         f"{NAMES[1]}, {task}" for task in ("colour", "place")
     ]

@@ -6,16 +6,21 @@ import html
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
-from hooked_vlm.notice.report import writing
-from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, rule_of, strongest_place
+from hooked_vlm.notice.claims import Verdict
+from hooked_vlm.notice.report import render, views
+from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, strongest_place
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.words import corruption_name, scored
+from hooked_vlm.notice.report.text import corruption_name, rule_of, scored
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.wording import chance, interval, number, percent, two, with_interval
 from tests.notice import made
@@ -49,7 +54,7 @@ def copy(directory, tmp_path):
 
 
 def seen(path) -> Page:
-    return Page(writing.html_of(Loaded.read(path)))
+    return Page(report.html_of(Loaded.read(path)))
 
 
 def in_order(records: list[dict]) -> list[dict]:
@@ -315,6 +320,37 @@ def test_what_users_wrote_is_escaped_everywhere(copy):
         assert "<img" not in json.dumps([chart["layout"], [one.get("x") for one in chart["data"]]])
 
 
+def test_no_template_takes_text_for_markup():
+    """What is markup already is `Markup` where it is made, which is where it can be seen to be ours."""
+    templates = sorted((Path(report.__file__).parent / "templates").glob("*.j2"))
+    assert len(templates) >= 4
+    for template in templates:
+        assert not re.search(r"\bsafe\b|autoescape", template.read_text(encoding="utf-8")), template.name
+    assert render.ENVIRONMENT.autoescape is True
+    with pytest.raises(UndefinedError):
+        render.rendered("verdicts", sentences="")
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_what_a_page_shows_is_plain(tmp_path, kept):
+    """Text, numbers, lists and dictionaries, all the way down, but for verdicts and the bytes of charts."""
+    view = views.report(Loaded.read(made.run_directory(tmp_path / "run", kept=kept, tasks=["colour"])))
+
+    def plain(value, at="view"):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                assert isinstance(key, str), at
+                plain(inner, f"{at}.{key}")
+        elif isinstance(value, list | tuple):
+            for i, inner in enumerate(value):
+                plain(inner, f"{at}[{i}]")
+        else:
+            known = (str, int, float, bool, type(None), Verdict, np.ndarray, np.generic)
+            assert isinstance(value, known) and not isinstance(value, Markup), (at, type(value))
+
+    plain(view)
+
+
 # --- what is missing reads well -------------------------------------------------------------------------
 
 
@@ -438,7 +474,7 @@ def test_pictures_that_are_missing_elsewhere_or_no_png_are_named(copy, tmp_path)
 
 def test_pictures_stop_before_the_file_grows_too_large(copy, monkeypatch):
     size = (copy / "figures" / "head-0.png").stat().st_size
-    monkeypatch.setattr("hooked_vlm.notice.report.evidence.PICTURES", 2 * size + 1)
+    monkeypatch.setattr("hooked_vlm.notice.report.views.PICTURES", 2 * size + 1)
     page = seen(copy)
     assert sum(tag == "img" for tag, _ in page.elements) == 2
     assert "1 more picture" in page.sections["functions"]
