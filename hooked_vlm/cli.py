@@ -132,7 +132,7 @@ def _taking_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes the options of a run besides its own: what `NoticeConfig` says of them."""
     found = [_parameter(name, option) for name, option in options().items()]
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "asked"]
-    command.__signature__ = inspect.Signature([*found[:2], *own, *found[2:]])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*found[:2], *own, *found[2:]])  # type: ignore[attr-defined]  # the model and tasks first
     return command
 
 

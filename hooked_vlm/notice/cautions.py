@@ -13,8 +13,8 @@ from hooked_vlm.analysis.head_labels import NONE
 from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
-from hooked_vlm.notice.findings import Records
 from hooked_vlm.notice.run_tables import RunTables
+from hooked_vlm.notice.schema import Records
 from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
 from hooked_vlm.notice.wording import percent, with_interval
 from hooked_vlm.patching.result import ROUNDING

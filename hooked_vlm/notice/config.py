@@ -70,13 +70,13 @@ def _names(given: Any) -> tuple[str, ...]:
 
 
 SelectAt = Literal["auto", "answer", "last", "every position"]
-Text = Annotated[str, BeforeValidator(_text)]
-Names = BeforeValidator(_names)
-OneOf = BeforeValidator(_text)
-C = TypeVar("C", bound=type)
+_Text = Annotated[str, BeforeValidator(_text)]
+_Names = BeforeValidator(_names)
+_OneOf = BeforeValidator(_text)
+_C = TypeVar("_C", bound=type)
 
 
-def _refusing(made: C) -> C:
+def _refusing(made: _C) -> _C:
     """A class whose instances raise InputsError where pydantic finds something else than was declared."""
     begin = made.__init__  # type: ignore[misc]
 
@@ -103,17 +103,17 @@ class NoticeConfig:
         InputsError: if an option has no such value, or two contradict each other.
     """
 
-    model: Text
+    model: _Text
     """A hub name, a directory, or "zoo:..." for a model that ships here."""
-    tasks: Annotated[tuple[str, ...], Names, Field(min_length=1), Flag("--task")]
+    tasks: Annotated[tuple[str, ...], _Names, Field(min_length=1), Flag("--task")]
     """Of `datasets.sources.TASKS`, or parquet files; --task again for more, "all" for those of the shapes world."""
-    corrupt: Annotated[tuple[Corrupt, ...], Names, Field(min_length=1)] = CORRUPT
+    corrupt: Annotated[tuple[Corrupt, ...], _Names, Field(min_length=1)] = CORRUPT
     """What is corrupted, one at a time: image, text or both; a row is kept for those that it has."""
-    kinds: Annotated[tuple[Kind, ...], Names, Flag("--sites")] = ()
+    kinds: Annotated[tuple[Kind, ...], _Names, Flag("--sites")] = ()
     """What is patched: cross_attn-heads, attn-heads, cross_attn, attn, mlp, resid; all that there are if left out."""
-    positions: Annotated[Literal["text", "answer", "last", "all"], OneOf] = "text"
+    positions: Annotated[Literal["text", "answer", "last", "all"], _OneOf] = "text"
     """Where: text (all but the image's), answer (the right answer's word), last or all."""
-    select_at: Annotated[SelectAt, OneOf] = "auto"
+    select_at: Annotated[SelectAt, _OneOf] = "auto"
     """Where heads are selected: answer, last, 'every position', or auto, the paper's choice: answer in BLIP, last in
     LLaVA."""
     every_position: bool | None = None
@@ -125,13 +125,13 @@ class NoticeConfig:
     """Examples wanted of each task, answered rightly; four times as many rows are seen at most."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Of the rows, the noise and every draw."""
-    data: Text | None = None
+    data: _Text | None = None
     """The data set's folder, for tasks that read one."""
     noise: bool = False
     """Also Gaussian noise, the method that NOTICE is compared with."""
     noise_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     """Its standard deviation, in those of the embeddings."""
-    region: Annotated[Literal["blur", "mean", "inpaint"], OneOf] | None = None
+    region: Annotated[Literal["blur", "mean", "inpaint"], _OneOf] | None = None
     """Corrupt the masked region of the image instead of taking the task's corrupt image: blur, mean or inpaint."""
     prompt_template: Annotated[Annotated[str, BeforeValidator(_template)] | None, Flag("--template")] = None
     """A text with {prompt}; with <image> in it, in place of the model's own template, else inside it. Control tokens in
@@ -140,11 +140,11 @@ class NoticeConfig:
     """Random sets of heads to compare with."""
     bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Resamples for every interval."""
-    device: Text | None = None
+    device: _Text | None = None
     """Such as cuda or cpu; "auto" or left out, the accelerator that is here, else the CPU."""
-    dtype: Text | None = None
+    dtype: _Text | None = None
     """Such as float16; "auto" or left out, the checkpoint's own half, float32 on a CPU."""
-    revision: Text | None = None
+    revision: _Text | None = None
     """Branch, tag or commit on the hub."""
     batch: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Examples swept together; by the model's size if left out."""

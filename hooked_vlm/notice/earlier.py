@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hooked_vlm.analysis.heads import RULES
 from hooked_vlm.errors import RunDirectoryError, quoted
-from hooked_vlm.notice.schema import VERSION, Summary, checked
+from hooked_vlm.notice.schema import SUMMARY_VERSION, Summary, checked
 
 # The rule that controls the false discovery rate was "the sound rule".
 NAMES: Final = {"sound": "fdr", "sound_all": "fdr_all"}
@@ -24,12 +24,12 @@ def as_now(summary: Mapping[str, Any]) -> Summary:
     [{'layer': 1, 'rule': 'fdr'}]
     """
     version = summary.get("version", 0)
-    if version not in range(VERSION + 1):
+    if version not in range(SUMMARY_VERSION + 1):
         raise RunDirectoryError(
-            f"summary.json has version {quoted(version)} and this package reads {VERSION} and earlier ones: take the "
-            "hooked-vlm that wrote it, or run the same `hooked-vlm notice` command, which computes it again"
+            f"summary.json has version {quoted(version)} and this package reads {SUMMARY_VERSION} and earlier ones: "
+            "take the hooked-vlm that wrote it, or run the same `hooked-vlm notice` command, which computes it again"
         )
-    found = checked({**summary, "version": VERSION})
+    found = checked({**summary, "version": SUMMARY_VERSION})
     if version < 1:
         found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
         found["universal"] = [row | {"rule": NAMES.get(row["rule"], row["rule"])} for row in found.get("universal", [])]

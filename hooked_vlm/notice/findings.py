@@ -19,14 +19,13 @@ from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import selections
 from hooked_vlm.notice.claims import Holds, Verdict, above, by_task, every, fewest, smallest_p, told
 from hooked_vlm.notice.run_tables import RunTables
+from hooked_vlm.notice.schema import Records
 from hooked_vlm.notice.selections import selection_name
 from hooked_vlm.notice.vocabulary import EVERY, MODALITY_NAME, at_place, listed
 from hooked_vlm.notice.wording import carriers, counted, estimate, first_of, percent, two, with_interval
 
 CONTENT = ("answer", "wrong answer", "subject")  # the words that a question about a picture turns on
 AGREE = 0.5  # rank correlation above which two maps are said to agree
-
-Records = list[dict[str, Any]]
 
 
 def findings(

@@ -14,10 +14,10 @@ from typing_extensions import TypedDict  # which pydantic reads below Python 3.1
 from hooked_vlm.analysis.heads import HeadKind
 from hooked_vlm.errors import RunDirectoryError, quoted
 
-VERSION: Final = 1  # of summary.json
+SUMMARY_VERSION: Final = 1  # of summary.json
 
 Corrupt = Literal["image", "text"]
-Rule = Literal["fdr", "paper"]  # `analysis.heads.RULES`
+RuleName = Literal["fdr", "paper"]  # `analysis.heads.RULES`
 Kind = Literal[HeadKind, "cross_attn", "attn", "mlp", "resid"]
 Role = Literal[
     "subject", "answer", "wrong answer", "other", "punctuation", "last", "image", "template", "special",
@@ -41,7 +41,7 @@ class Selection:
 
     how: Literal["universal", "strongest"]
     corrupt: Corrupt
-    rule: Rule | None = None
+    rule: RuleName | None = None
     n: int | None = None
 
     @property

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, Head
-from hooked_vlm.notice.schema import Corrupt, Rule, Selection
+from hooked_vlm.notice.schema import Corrupt, RuleName, Selection
 from hooked_vlm.notice.vocabulary import CORRUPT
 from hooked_vlm.notice.wording import known
 
-BY_RULE: Final[tuple[Rule, ...]] = get_args(Rule)
+BY_RULE: Final[tuple[RuleName, ...]] = get_args(RuleName)
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
 
 
@@ -45,7 +45,7 @@ def strongest(summary: Mapping[str, Any], corrupt: str, n: int = TOP) -> list[He
     return sorted(means, key=lambda head: (-means[head], head))[:n]
 
 
-def _universal(summary: Mapping[str, Any], corrupt: Corrupt, rule: Rule) -> list[Head]:
+def _universal(summary: Mapping[str, Any], corrupt: Corrupt, rule: RuleName) -> list[Head]:
     modalities = (MULTIMODAL, MODALITIES[corrupt])
     rows = [row for row in summary["universal"] if row["rule"] == rule and row["modality"] in modalities]
     return [(row["kind"], row["layer"], row["head"]) for row in rows]

@@ -22,7 +22,7 @@ from hooked_vlm.notice import cautions, findings, places, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
-from hooked_vlm.notice.schema import VERSION, Records, Summary, checked
+from hooked_vlm.notice.schema import SUMMARY_VERSION, Records, Summary, checked
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
 
 NAMES = 3  # of what was noted of the data, named in the report
@@ -126,7 +126,7 @@ def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summa
     summary = checked(
         _plain(
             {
-                "version": VERSION,
+                "version": SUMMARY_VERSION,
                 **made_of,
                 "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
                 "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
