@@ -267,7 +267,7 @@ def options() -> dict[str, FieldInfo]:
 
 def available(model: Any) -> tuple[Kind, ...]:
     """The kinds that a model's prompt stack has, in the order of `vocabulary.KINDS`."""
-    crossed = getattr(model.stacks[model.prompt_stack].blocks[0], "has_cross_attn", False)
+    crossed = any(block.has_cross_attn for block in model.stacks[model.prompt_stack].blocks)
     return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))
 
 
