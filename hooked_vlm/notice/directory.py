@@ -30,7 +30,7 @@ from hooked_vlm.errors import RunDirectoryError, cut, quoted
 from hooked_vlm.notice import storage
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.files import AGAIN, MANIFEST, ListedFiles, text_of
-from hooked_vlm.notice.storage import PART, Packed, digest, digest_of, packed, refuse_link, refuse_odd, whole
+from hooked_vlm.notice.storage import PART, Packed, digest, packed, refuse_link, refuse_odd, sealed, whole
 
 VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
@@ -400,9 +400,3 @@ def _signed(descriptor: int) -> None:
     """Write into a lock that was just taken whose it is."""
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"pid {os.getpid()}".encode())
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the checksum of its content."""
-    content = {name: value for name, value in record.items() if name != "checksum"}
-    return content | {"checksum": digest_of(content)}

@@ -43,6 +43,12 @@ def digest_of(values: Any) -> str:
     return digest(json.dumps(values, sort_keys=True, ensure_ascii=True).encode("ascii"))
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its content."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return content | {"checksum": digest_of(content)}
+
+
 def parsed(text: bytes | str) -> Any:
     """The values that a JSON text holds, whoever wrote it.
 

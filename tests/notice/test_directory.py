@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import compare, storage
-from hooked_vlm.notice.directory import VERSION, RunDirectory, sealed
+from hooked_vlm.notice.directory import VERSION, RunDirectory
+from hooked_vlm.notice.storage import sealed
 from tests.models.unchecked import unchecked
 
 TABLE = pa.table({"kept": [True], "word": ["red"]})
