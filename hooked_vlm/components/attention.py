@@ -249,7 +249,9 @@ class HookedAttention(Declared, nn.Module):
 
     def sees_keys_values(self) -> bool:
         """True if somebody looks at the keys, the values or what they are computed from."""
-        return hooked(self.hook_k, self.hook_v, self.hook_k_input, self.hook_v_input)
+        k_norm = self._norms[1]
+        points = () if k_norm is None else (k_norm.hook_scale, k_norm.hook_normalized)
+        return hooked(self.hook_k, self.hook_v, self.hook_k_input, self.hook_v_input, *points)
 
     def _refuse_gated(self) -> None:
         for point in (self.hook_result, self.hook_q_input, self.hook_k_input, self.hook_v_input):

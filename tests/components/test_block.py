@@ -263,6 +263,24 @@ def test_rows_of_queries_read_as_many_sources_as_was_said() -> None:
             attention(x, AttentionPass(rows_per_source=rows), source=source)
 
 
+@pytest.mark.parametrize("hook", ["hook_k", "hook_v", "k_norm.hook_scale", "k_norm.hook_normalized"])
+def test_rows_have_keys_of_their_own_where_somebody_sees_them(hook: str) -> None:
+    cfg = stack_config(d_model=4, n_heads=1, n_layers=1, n_ctx=9, d_mlp=1, act_fn="gelu", eps=1e-5)
+    leaves = AttentionLeaves(*(Projection(linear(4, 4)) for _ in range(4)))
+    attention = HookedAttention(leaves, cfg, cross=True, q_norm=norm(4), k_norm=norm(4))
+    stack = Stack("main", "main.", cfg, [Block(cross_attn=Branch(attention))], causal=False)
+    x, source = torch.randn(1, 3, 4, dtype=torch.float64), torch.randn(1, 5, 4, dtype=torch.float64)
+    given = StackPass(source=source, kv_cache=stack.new_kv_cache(), keep=True)
+    stack(x, given)
+    again = StackPass(source=source, kv_cache=given.kv_cache)
+    edit = {"x": torch.linspace(1, 2, 2, dtype=torch.float64)[:, None, None, None]}
+    attention.get_submodule(hook).add_hook(lambda k, hook: k * edit["x"][: len(k)])
+    rows, _ = stack(None, again, injected={0: x.repeat(2, 1, 1)})
+    for row, factor in enumerate((1.0, 2.0)):
+        edit["x"] = torch.full((1, 1, 1, 1), factor, dtype=torch.float64)
+        torch.testing.assert_close(rows[row : row + 1], stack(x, StackPass(source=source))[0])
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_bias_is_added_to_the_scores(fused: bool) -> None:
     cfg = stack_config(d_model=4, n_heads=2, n_layers=1, n_ctx=9, d_mlp=1, act_fn="gelu", eps=1e-5)
