@@ -52,6 +52,7 @@ bench: $(STAMP) ## speed and memory beside Hugging Face and TransformerLens
 	$(BIN)/python -m tests.benchmarks.bench_forward $(BENCH_ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_sweep $(BENCH_ARGS)
 	$(BIN)/python -m tests.benchmarks.bench_attribution
+	$(BIN)/python -m tests.benchmarks.bench_overhead
 	$(BIN)/python -m tests.benchmarks.bench_plan
 	$(BIN)/python -m tests.benchmarks.bench_screening
 	$(BIN)/python -m tests.benchmarks.bench_half
