@@ -19,6 +19,7 @@ MOVED: Final = {
     "hooked_vlm.notice.labels": "hooked_vlm.analysis.head_labels",
     "hooked_vlm.notice.statistics": "hooked_vlm.analysis.statistics",
     "hooked_vlm.notice.universal": "hooked_vlm.analysis.universal_heads",
+    "hooked_vlm.patching.metrics.answering": "hooked_vlm.patching.metrics.answer_logits",
     **{
         f"hooked_vlm.notice.{name}": f"hooked_vlm.analysis.{name}"
         for name in (

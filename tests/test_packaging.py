@@ -355,7 +355,7 @@ ROOMS = {
     "viz": {"errors", "images"},
     # zoo: where a checkpoint that ships with the package lies
     "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
-    "patching": {"errors", "options", "positions", "components", "hooks", "models"},
+    "patching": {"errors", "deprecated", "options", "positions", "components", "hooks", "models"},
     "analysis": {"errors", "positions", "images", "hooks", "components", "models", "patching"},
     "deprecated": set(),
     "lens": {"deprecated"},

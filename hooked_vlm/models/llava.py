@@ -296,7 +296,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
             return
         patch, (height, width) = self.vision_encoder.patch_size, inputs.pixel_values.shape[-2:]
         features = (height // patch) * (width // patch) + self.vision_encoder.has_class_token - self._drops_first
-        if sum(counts) != features * len(inputs.pixel_values) or any(n % features for n in counts):
+        if sum(counts) != features * len(inputs.pixel_values) or any(n % max(features, 1) for n in counts):
             raise InputsError(
                 f"the prompts hold {counts} image tokens (id {self._image_token}) and each image gives {features} "
                 "features: make the inputs with model.to_inputs, or model.processor, which counts as the model does"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooked_vlm.deprecated import MOVED, moved
 from hooked_vlm.errors import InputsError, NonFiniteError, quoted
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
@@ -291,3 +292,11 @@ def values_of(name: str, fn: Callable[[Tensor], Tensor], logits: Tensor) -> Floa
             "finite number. One that means nothing for some example says so: Metric(name, measure, partial=True)"
         )
     return found
+
+
+if not TYPE_CHECKING:  # to a type checker no name but those above is here
+
+    def __getattr__(name: str) -> Any:
+        if f"{__name__}.{name}" in MOVED:
+            return moved(__name__, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

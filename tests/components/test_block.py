@@ -246,7 +246,7 @@ def test_an_edit_that_is_local_changes_one_position_after_its_block_and_is_run_t
     base = given.kv_cache[layer + 1].resid_pre
     moved = (after - base).abs().amax((0, 2)) > 1e-9
     if not block.is_position_local(hook):
-        assert hook not in ("hook_mlp_out", "hook_attn_out", "attn.hook_z", "attn.hook_q", "cross_attn.hook_z")
+        assert hook not in ("hook_attn_out", "hook_resid_mid", "attn.hook_z", "attn.hook_q", "attn.hook_pattern")
         return
     assert moved.nonzero()[:, 0].tolist() in ([], [at])
     rows = stack.one_block(layer, torch.full((len(case.x), 1), at), given)
