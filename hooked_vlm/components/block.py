@@ -67,7 +67,7 @@ class Block(Declared, nn.Module):
         attn: self-attention, or None.
         cross_attn: cross-attention, or None; a pass without a `BlockPass.cross_attn` skips it.
         mlp: the MLP, or None.
-        order: in which the branches come.
+        order: in which the branches come; each that is given is in it.
 
     Attributes:
         attn: the self-attention, where there is one; so `cross_attn` and `mlp`.
@@ -87,10 +87,12 @@ class Block(Declared, nn.Module):
     ) -> None:
         super().__init__()
         given = {"attn": attn, "cross_attn": cross_attn, "mlp": mlp}
+        assert all(name in order for name, branch in given.items() if branch is not None), "a branch has no place"
         self._branches = {name: branch for name in order if (branch := given[name]) is not None}
         self.hook_resid_pre = HookPoint(RESID, aliased=True)
         self._before_attn: set[str] = set()  # what self-attention reads, of its own and of other positions
         for n, (name, branch) in enumerate(self._branches.items(), 1):  # registered in the order in which they run
+            assert branch.norm is None or branch.norm_of_sum is None, "both norms would be called ln<n>"
             if name == "mlp":
                 self.hook_mlp_in = HookPoint(RESID, aliased=True)
             if branch.norm is not None:
@@ -121,11 +123,6 @@ class Block(Declared, nn.Module):
     def post_norm(self) -> bool:
         """True if a branch's sum passes a norm, so that the residual stream is no sum of its parts."""
         return any(branch.norm_of_sum is not None for branch in self._branches.values())
-
-    @property
-    def attentions(self) -> dict[str, HookedAttention]:
-        """Its attentions by name, in the order in which they run."""
-        return {name: getattr(self, name) for name in self._branches if name != "mlp"}
 
     def is_position_local(self, hook: str) -> bool:
         """True if an edit at a hook point of this block, at one position, changes the stream after it there alone."""

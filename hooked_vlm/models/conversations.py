@@ -79,10 +79,14 @@ def turns(i: int, prompt: Prompt, n_images: int) -> list[dict[str, Any]]:
     n = sum(part["type"] == "image" for message in prompt for part in content(message))
     if n not in (0, n_images):
         raise TextError(f"the conversation of text {i} has {n} places for images; expected {as_many(n_images)}")
-    turns = [{**message, "content": content(message)} for message in prompt]
-    first = next((turn for turn in turns if turn["role"] == "user"), turns[0])
-    first["content"] = first["content"] if n else [*places, *first["content"]]
-    return [{**t, "content": [{"type": "image"} if p["type"] == "image" else p for p in t["content"]]} for t in turns]
+    found = [
+        {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in content(message)]}
+        for message in prompt
+    ]
+    if not n:
+        first = next((turn for turn in found if turn["role"] == "user"), found[0])
+        first["content"] = [*places, *first["content"]]
+    return found
 
 
 def one_each(images: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:

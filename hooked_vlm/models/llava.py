@@ -356,10 +356,9 @@ class HookedLLaVA(StackedWeights, HookedVLM):
                 f"text {i} has no {token!r} and the processor has no chat template to place it: write the whole "
                 f"prompt, e.g. {written!r}"
             )
+        messages = turns(i, text, n_images)
         try:
-            prompt = str(self.processor.apply_chat_template(turns(i, text, n_images), add_generation_prompt=True))
-        except TextError:
-            raise
+            prompt = str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
         except Exception as error:  # a template is a program, and raises what it likes
             raise TextError(
                 f"the processor's chat template cannot be applied to text {i}: {told(error)}. Mend the template "

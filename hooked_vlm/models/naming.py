@@ -210,7 +210,7 @@ class NamesPositions:
             raise PositionError(f"these inputs know no size of a patch: {_NAMED}")
         rows, columns = self._grid_size
         span = spans[int(image)]
-        first = span.stop - rows * columns  # a class token stands before the patches where the model reads it
+        first = self._first_patch(span)
         if first < span.start:
             raise PositionError(
                 f"image {image} has {span.stop - span.start} positions for {rows} x {columns} patches: the model drops "
@@ -224,6 +224,11 @@ class NamesPositions:
         height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
         return height, width
 
+    def _first_patch(self, span: slice) -> int:
+        """Where an image's first patch stands, or would: a class token may stand before it, and it may be dropped."""
+        rows, columns = self._grid_size
+        return int(span.stop) - rows * columns
+
     @property
     def roles(self) -> list[list[Role]]:
         """What stands at each position of each row of the prompt."""
@@ -232,10 +237,9 @@ class NamesPositions:
             return found
         owners = [row for row, n_images in enumerate(self.images_each) for _ in range(n_images)]
         for image, (row, span) in enumerate(zip(owners, self.image_spans, strict=True)):
-            rows, columns = self._grid_size
             for at in range(span.start, span.stop):
-                place = at - span.stop + rows * columns  # counted from the end: the first may be dropped
-                patch = Role("patch", image, *divmod(place, columns))
+                place = at - self._first_patch(span)
+                patch = Role("patch", image, *divmod(place, self._grid_size[1]))
                 found[row][at] = patch if place >= 0 else Role("class token", image)
         return found
 

@@ -22,12 +22,13 @@ import torch
 from hooked_vlm import HookedVLM, VLMInputs
 from hooked_vlm.datasets.sources import source
 from hooked_vlm.patching import Sites, metrics, moving, sweep
-from hooked_vlm.patching.cost import block_flop, cross_flop, source_flop
+from hooked_vlm.patching.cost import block_flop, cross_flop, keys_values_flop, lengths_of, run_flop, source_flop
 from hooked_vlm.patching.sweep import sweep_all
 from tests.benchmarks.bench_forward import blip, in_turn, llava, peak_bytes, seconds
 from tests.benchmarks.models import wide_llava
 
 MOVED = moving.moved
+IMAGE = 32000  # the placeholder of the LLaVA that is measured
 
 
 def matmul_rate(n: int = 2048, rounds: int = 5) -> float:
@@ -51,6 +52,33 @@ def blip_floor(model: Any, n_tokens: int) -> float:
     answer = decoder.n_layers * (answer + source_flop(decoder, text.d_model, 1, n_tokens))
     unembed = 2 * decoder.d_model * (decoder.d_model + decoder.d_vocab)
     return runs + later + own + text.n_layers * n_sites * (answer + unembed)
+
+
+def llava_floor(model: Any, input_ids: torch.Tensor) -> float:
+    """The least that a sweep at every text position must compute: two runs, and what each site after the image changes.
+
+    A site's own position goes through the rest of its block, and alone through queries, keys and values of the next;
+    then all positions from it on do, of which the last block computes keys and values, and the last one the rest. In
+    the last block a site matters at the last position alone.
+    """
+    cfg, n = model.stacks["language_model"].cfg, len(input_ids)
+    places = (input_ids != IMAGE).nonzero()[:, 0]
+    places = places[places > (input_ids == IMAGE).nonzero()[-1, 0]].tolist()
+    whole, keys_values = block_flop(cfg, 1, n), keys_values_flop(cfg)
+    queries = 2 * cfg.d_model * cfg.d_head * cfg.n_heads
+    own = whole - keys_values - queries - 4 * n * cfg.d_head * cfg.n_heads
+    flop, unembed = 0.0, 2.0 * cfg.d_model * cfg.d_vocab
+    for left in (n - place for place in places):
+        for blocks in range(cfg.n_layers):  # that come after the site's
+            if blocks == 0 and left > 1:
+                continue
+            flop += own + unembed
+            if blocks == 1:
+                flop += whole
+            if blocks > 1:
+                flop += keys_values + queries + (whole - keys_values - queries) * left  # the next
+                flop += (blocks - 2) * whole * left + keys_values * left + whole - keys_values  # and the last
+    return 2 * run_flop(model, lengths_of(model, n)) + cfg.n_heads * flop
 
 
 def bench(name: str, hf: Any, given: dict[str, Any], make: Any, rounds: int, aim: float, floor: Any = None) -> float:
@@ -79,6 +107,10 @@ def bench(name: str, hf: Any, given: dict[str, Any], make: Any, rounds: int, aim
         rate = matmul_rate()
         share = floor(model) / rate / b
         print(f"  {floor(model) / 1e12:.2f} TFLOP at least; matmul {rate / 1e9:.0f} GFLOP/s; share reached {share:.0%}")
+        n_tokens = clean.input_ids.shape[1]
+        n_logits = n_tokens if model.answer_stack == model.prompt_stack else 1
+        loop_flop = 3 * n_sites * run_flop(model, lengths_of(model, n_tokens), n_logits=n_logits)
+        print(f"  the loop's {loop_flop / 1e12:.0f} TFLOP are {loop_flop / floor(model):.0f}x as many")
     return b
 
 
@@ -162,11 +194,12 @@ def main() -> None:
             last = lambda m, i: {"": Sites.heads(m, "language_model", positions=i.last)}  # noqa: E731
             text = lambda m, i: {  # noqa: E731
                 "": Sites.heads(
-                    m, "language_model", positions=(given["input_ids"][0] != 32000).nonzero()[:, 0].tolist()
+                    m, "language_model", positions=(given["input_ids"][0] != IMAGE).nonzero()[:, 0].tolist()
                 )
             }
             bench("LLaVA, 4 layers", hf, given, last, options.rounds, 140)
-            bench("LLaVA, 4 layers, every text position", hf, given, text, 1, 2000)
+            floor = lambda m: llava_floor(m, given["input_ids"][0])  # noqa: E731
+            bench("LLaVA, 4 layers, every text position", hf, given, text, 1, 2000, floor)
             project(hf, given)
         if options.only in (None, "skipping"):
             skipping(options.rounds)
