@@ -31,7 +31,7 @@ LEVEL = 0.95
 ALPHA = 0.05
 BOOTSTRAP = 1000
 ROUNDING = 1e-12  # of a number: what adding the same numbers in another order changes
-_CHUNK = 2**20  # entries of a block of sign patterns, or of their sums
+CHUNK = 2**20  # entries of a block of sign patterns, or of their sums
 
 
 @lru_cache(maxsize=4)  # tables of one run are resampled alike
@@ -43,9 +43,14 @@ def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarr
         times: resamples.
         seed: which draws; equal arguments give equal draws.
     """
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
-    drawn.flags.writeable = False  # the cache hands the same array to every caller
-    return drawn
+    counts = drawn(n, times, seed)
+    counts.flags.writeable = False  # the cache hands the same array to every caller
+    return counts
+
+
+def drawn(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:
+    """`resamples`, not kept for the next who asks."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
 
 
 def means(values: Matrix, weights: Float[np.ndarray, "times example"] | None = None) -> Array:
@@ -248,7 +253,7 @@ def sign_flip(values: Matrix, *, flips: int = 9999, seed: int | tuple[int, ...] 
     seen = np.abs(filled.sum(0)) * (1 - 1e-9) - 1e-300  # equal sums count as equal, whatever order they were added in
     exact = n <= 1 or 2 ** (n - 1) <= flips + 1
     hits, tried = np.zeros(values.shape[1]), 0
-    size = max(1, _CHUNK // max(values.shape))
+    size = max(1, CHUNK // max(values.shape))
     for signs in _all_signs(n, size) if exact else _random_signs(n, flips, size, seed):
         hits += (np.abs(signs @ filled) >= seen).sum(0)
         tried += len(signs)

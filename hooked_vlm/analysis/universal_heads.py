@@ -11,44 +11,68 @@ number lies further than ``(k - 1) / sqrt(k)`` SD above the mean, so that with f
 |effect| is as large for a head that helps in half the examples and harms in the other half as for one that always
 helps.
 
-**The FDR-controlled rule** asks four things of a head, in every task:
+**The FDR-controlled rule** asks four things of a head:
 
-1. *Systematic*: the mean effect differs from 0. Sign-flip p-values over examples (`statistics.sign_flip`),
-   Benjamini-Hochberg over all heads x tasks of the corruption, ``q <= alpha``. "In every task" is one more claim,
-   tested by the largest of a head's p-values over tasks (the partial conjunction of all, Benjamini & Heller 2008),
-   again with Benjamini-Hochberg over heads: ``q_all <= alpha``. Under the null that a head does nothing in at least
-   one task, the expected share of false ones among the universal heads is then below alpha.
-2. *Large*: ``ratio = mean |effect| of the head / mean over all heads of mean |effect|``; the lower end of its
-   percentile bootstrap interval over examples lies above `times` (2: twice the average head). A ratio needs no
-   SD: strong heads do not hide one another until half of the heads are strong.
-3. *It repeats*: examples are halved at random many times; the selection repeats if in both halves the sign of the
-   mean is the same, ``p <= alpha`` and ``ratio > times``. `repeats` is the share of halvings in which it does, and
-   `repeats_all` the share in which it does in every task at once: at least `least_repeats` of them (a half; cf.
-   stability selection, Meinshausen & Buehlmann 2010).
-4. *Enough examples*: a half must be able to give ``p <= alpha`` at all: 2^(1-n/2) <= alpha, at least 12 examples at
-   0.05. With fewer, the rule selects nothing.
+1. *Systematic*: the mean effect differs from 0, by the least favourable p-value of `clusters.judge`: each example
+   alone, and by whatever clusters them (columns answer, group, template). A cell (a head in a task) is judged by
+   Benjamini-Hochberg over all heads x tasks of the corruption, ``q <= alpha``. "In every task" is one more claim
+   (the partial conjunction, Benjamini & Heller 2008): a head's largest p-value over tasks, weighed against the heads
+   whose other p-values are as small, since no other head could be taken for universal (AdaFilter, Wang, Gui, Su,
+   Sabatti & Owen 2022). ``q_all <= alpha`` holds the chance of *any* false one below alpha. In the same way
+   `at_least` says in how many tasks, at least, a head matters.
+2. *Not next to nothing*: the end of the mean's interval that is nearer to 0 lies beyond `floor` of the corruption's
+   span (1 %), the mean clean less corrupt logit difference. Among inert heads any trace would stand out.
+3. *Large*: ``ratio = mean |effect| of the head / that of the median head``; the lower end of its percentile bootstrap
+   interval lies above `times` (2). Neither a giant nor other strong heads hide a head, until half of them are strong.
+4. *Enough examples*: `fewest` (12). With fewer no test here holds its level under skew.
 
-Cost: matrix products [resamples example] x [example head]; about a second for 144 heads, 3 tasks, 50 examples.
-Knows no model and no files.
+A head that is not selected, but whose intervals reach past both bounds, is *undecided*: the data rule it neither in
+nor out. `repeats` says how stable a selection is: the share of random halvings in which both halves show the same
+sign, ``p <= alpha`` and a ratio above `times` (cf. stability selection, Meinshausen & Buehlmann 2010). It decides
+nothing: at 50 examples a half sees too little.
+
+Cost: matrix products [resamples example] x [example head]; some seconds for 144 heads, 3 tasks, 50 examples and
+two ways to cluster them. Knows no model and no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from numpy.typing import NDArray
 
-from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.heads import HEAD, MODALITIES, MULTIMODAL, RULES, head_name
 from hooked_vlm.errors import DataError
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
-Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, statistics.Matrix]]]
+CLUSTERS = ("answer", "group", "template")
+"""Columns of a table of effects that cluster its examples."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Effects of heads in one task.
+
+    Args:
+        effects: [example head], NaN where a head was not measured.
+        span: clean less corrupt logit difference of each example, [example]; None if unknown, and then no effect is
+            too small to be selected.
+        clusters: ways to cluster the examples, from `clusters.codes`; none where each stands alone.
+    """
+
+    effects: statistics.Matrix
+    span: Float[np.ndarray, "example"] | None = None
+    clusters: Sequence[clusters.Codes] = ()
+
+
+Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, Measured]]]
 
 
 @dataclass(frozen=True)
@@ -57,33 +81,27 @@ class Rule:
 
     Args:
         alpha: level of the tests.
-        times: how many times the average head's |effect| counts as large.
+        times: how many times the median head's |effect| counts as large.
+        floor: share of the span below which an effect counts as none.
+        fewest: examples of a task without which nothing is selected.
         sds: standard deviations above the mean, in the paper's rule.
-        level: of the bootstrap intervals.
-        bootstrap: resamples of the examples.
-        flips: random sign flips; None takes `statistics.flips_needed`.
+        level: of the intervals.
+        bootstrap: resamples of the examples, for ratios.
+        flips: random sign flips, and resamples for p-values; None takes `statistics.flips_needed`.
         splits: random halvings of the examples.
-        least_repeats: share of them in which a selection must repeat.
         seed: of everything random here.
     """
 
     alpha: float = statistics.ALPHA
     times: float = 2.0
+    floor: float = 0.01
+    fewest: int = 12
     sds: float = 2.0
     level: float = statistics.LEVEL
     bootstrap: int = statistics.BOOTSTRAP
     flips: int | None = None
     splits: int = 100
-    least_repeats: float = 0.5
     seed: int = 0
-
-    @property
-    def fewest_examples(self) -> int:
-        """The least number of examples of which both halves can give a small enough p-value."""
-        half = 1
-        while statistics.smallest_p(half) > self.alpha:
-            half += 1
-        return 2 * half
 
 
 DEFAULT = Rule()
@@ -93,18 +111,21 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
     """Both rules on a table of effects.
 
     Args:
-        table: one row for each example and head, columns task, example, corrupt, layer, head, effect, and kind
-            where there are several (each kind is a family of heads of its own). NaN effects are left out.
+        table: one row for each example and head, columns task, example, corrupt, layer, head, effect; and where
+            there are any: kind (each is a family of heads of its own), span (the example's clean less corrupt logit
+            difference, without which no effect is too small to be selected), and answer, group and template, which
+            cluster the examples. NaN effects are left out.
         rule: its numbers.
 
     Returns:
-        One row for each corrupt, kind, task, layer, head: n (examples), mean, mean_abs, sd (of the effect),
-        ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs), threshold and paper (the paper's rule), ratio,
-        ratio_low, ratio_high, p, q, repeats, fdr (the FDR-controlled rule); and, the same in every
-        task of a head, p_all, q_all, repeats_all, paper_all, fdr_all (selected in every task).
+        One row for each corrupt, kind, task, layer, head: n (examples), clusters (the fewest that it was judged by),
+        mean, mean_abs, sd (of the effect), se (of mean), ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs),
+        span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, q, repeats,
+        fdr (the FDR-controlled rule selects it here) and undecided; and, the same in every task of a head, p_all,
+        q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
 
     Raises:
-        DataError: if a column is missing, or an example has two rows for one head.
+        DataError: if a column is missing, or an example has two rows for one head, or two spans, answers or groups.
     """
     if missing := [name for name in NEEDED if name not in table.columns]:
         raise DataError(f"The table of effects has no {', '.join(missing)}: select needs {', '.join(NEEDED)}.")
@@ -114,7 +135,7 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
     for (corrupt, kind), rows in table.groupby(["corrupt", "kind"], observed=True, sort=True):
         heads = sorted(set(rows[["layer", "head"]].itertuples(index=False, name=None)))
         by_task = rows.groupby("task", observed=True, sort=True)
-        families[str(corrupt), str(kind)] = (heads, {str(task): _matrix(each, heads) for task, each in by_task})
+        families[str(corrupt), str(kind)] = (heads, {str(task): _measured(each, heads) for task, each in by_task})
     return select_matrices(families, rule)
 
 
@@ -122,7 +143,7 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
     """`select` on matrices.
 
     Args:
-        families: for each (corrupt, kind) the heads (layer, head), and for each task the effects [example head].
+        families: for each (corrupt, kind) the heads (layer, head), and for each task what was measured of them.
         rule: its numbers.
     """
     found = [_family(corrupt, kind, *given, rule) for (corrupt, kind), given in sorted(families.items())]
@@ -130,49 +151,90 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
 
 
 _CELL = ("corrupt", "kind", "task", "layer", "head")
-_MEASURED = ("n", "mean", "mean_abs", "sd", "ci_low", "ci_high", "abs_low", "abs_high")
-_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "q", "repeats", "fdr")
-_EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all")
+_MEASURED = ("n", "clusters", "mean", "mean_abs", "sd", "se", "ci_low", "ci_high", "abs_low", "abs_high", "span")
+_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "q", "repeats", "fdr", "undecided")
+_EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all", "at_least")
 _COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
 
 
 def _family(
-    corrupt: str, kind: str, heads: list[tuple[int, int]], effects: dict[str, statistics.Matrix], rule: Rule
+    corrupt: str, kind: str, heads: list[tuple[int, int]], tasks: dict[str, Measured], rule: Rule
 ) -> pd.DataFrame:
     """All heads of one kind under one corruption, in all tasks."""
     index = pd.MultiIndex.from_tuples(heads, names=["layer", "head"])
-    flips = rule.flips or statistics.flips_needed(len(heads) * len(effects), rule.alpha)
+    flips = rule.flips or statistics.flips_needed(len(heads) * len(tasks), rule.alpha)
     parts, repeated = [], []
-    for i, (task, values) in enumerate(sorted(effects.items())):
-        part = _measured(values, rule, i)
-        part["p"] = statistics.sign_flip(values, flips=flips, seed=(rule.seed, 1, i))
-        again = _repeats(values, rule, i)
+    for i, (task, measured) in enumerate(sorted(tasks.items())):
+        part = _numbers(measured, rule, flips, i)
+        again = _repeats(measured.effects, rule, i)
         part["repeats"] = again.mean(0) if len(again) else np.nan
         repeated.append(again)
         parts.append(part.assign(corrupt=corrupt, kind=kind, task=task).set_index(index).reset_index())
     table = pd.concat(parts, ignore_index=True)
     table["q"] = statistics.benjamini_hochberg(table["p"])
-    table["fdr"] = (
-        (table["q"] <= rule.alpha) & (table["ratio_low"] > rule.times) & (table["repeats"] >= rule.least_repeats)
-    )
-    shape = (len(effects), len(heads))
-    p_all = np.max(table["p"].to_numpy().reshape(shape), axis=0)  # NaN where a task has no example of the head
-    q_all = statistics.benjamini_hochberg(p_all)
+    shape = (len(tasks), len(heads))
+    p = table["p"].to_numpy().reshape(shape)
+    low, high = _reach(table)
+    enough, floor = table["n"] >= rule.fewest, rule.floor * table["span"].fillna(0.0)
+    large = enough & (low > floor) & (table["ratio_low"] > rule.times)
+    grid = large.to_numpy().reshape(shape)
+    p_all, q_all = partial_conjunction(p, len(tasks))
+    fdr_all = (q_all <= rule.alpha) & grid.all(0)
+    table["fdr"] = ((table["q"] <= rule.alpha) | np.tile(fdr_all, len(tasks))) & large
+    reaches = (high > floor) & ((table["ratio_high"] > rule.times) | table["ratio_high"].isna())
+    table["undecided"] = (table["n"] > 0) & ~table["fdr"] & (reaches | (~enough & (table["mean_abs"] > floor)))
     repeats_all = np.mean(np.all(repeated, 0), 0) if all(map(len, repeated)) else np.full(len(heads), np.nan)
-    fdr_all = table["fdr"].to_numpy().reshape(shape).all(0)
-    fdr_all &= (q_all <= rule.alpha) & (repeats_all >= rule.least_repeats)
     everywhere = {
         "p_all": p_all,
         "q_all": q_all,
         "repeats_all": repeats_all,
         "paper_all": table["paper"].to_numpy().reshape(shape).all(0),
         "fdr_all": fdr_all,
+        "at_least": _at_least(np.where(grid, p, np.fmax(p, 1.0)), rule.alpha),
     }
-    return table.assign(**{name: np.tile(values, len(effects)) for name, values in everywhere.items()})[_COLUMNS]
+    return table.assign(**{name: np.tile(values, len(tasks)) for name, values in everywhere.items()})[_COLUMNS]
 
 
-def _matrix(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> statistics.Matrix:
-    """[example head], NaN where a head was not measured (infinite counts as that)."""
+def partial_conjunction(p: Float[np.ndarray, "task head"], tasks: int) -> tuple[statistics.Array, statistics.Array]:
+    """p-values of "in at least so many tasks", and adjusted ones that hold the chance of any false head.
+
+    ``S = (T - u + 1) * p_(u)`` with the u-th smallest of a head's T p-values (Bonferroni's, Benjamini & Heller 2008),
+    weighed against the heads with ``(T - u + 1) * p_(u-1)`` as small (AdaFilter, Wang et al. 2022): ``S * #{F <= S}``.
+    With one task that is Bonferroni's correction.
+
+    Args:
+        p: NaN where a head was not tested in a task; it then matters there in no claim.
+        tasks: u, from 1 to T.
+
+    Returns:
+        S and the adjusted S, [head] each, NaN where a head was tested in fewer tasks.
+    """
+    total = len(p)
+    ordered = np.sort(p, 0)  # NaN last
+    of = total - tasks + 1
+    claim = np.minimum(1.0, of * ordered[tasks - 1])
+    weight = of * ordered[tasks - 2] if tasks > 1 else np.where(np.isnan(ordered[0]), np.nan, 0.0)
+    rivals = (weight[None, :] <= claim[:, None]).sum(1)
+    return claim, np.where(np.isnan(claim), np.nan, np.minimum(1.0, claim * np.maximum(rivals, 1)))
+
+
+def _at_least(p: Float[np.ndarray, "task head"], alpha: float) -> NDArray[np.int64]:
+    """In how many tasks each head matters, at least; [head]."""
+    held = [np.full(p.shape[1], True)]
+    for tasks in range(1, len(p) + 1):
+        held.append(held[-1] & (partial_conjunction(p, tasks)[1] <= alpha))
+    return np.sum(held[1:], 0)
+
+
+def _reach(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The least and the greatest |mean| in the interval of each cell; the mean itself where nothing varies."""
+    low, high = table["ci_low"].fillna(table["mean"]), table["ci_high"].fillna(table["mean"])
+    least = np.where(np.sign(low) == np.sign(high), np.minimum(low.abs(), high.abs()), 0.0)
+    return pd.Series(least, table.index), np.maximum(low.abs(), high.abs())
+
+
+def _measured(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> Measured:
+    """One task's rows; infinite effects count as not measured."""
     if rows.duplicated(["example", "layer", "head"]).any():
         row = rows[rows.duplicated(["example", "layer", "head"])].iloc[0]
         raise DataError(
@@ -181,53 +243,78 @@ def _matrix(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> statistics.Matr
         )
     wide = rows.pivot(index="example", columns=["layer", "head"], values="effect")
     values = wide.reindex(columns=pd.MultiIndex.from_tuples(heads)).to_numpy(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    given = [name for name in ("span", *CLUSTERS) if name in rows]
+    each = rows.drop_duplicates(["example", *given]).set_index("example")
+    if twice := each.index[each.index.duplicated()].tolist():
+        raise DataError(
+            f"Example {twice[0]!r} of task {rows['task'].iloc[0]!r} has two different values of {' or '.join(given)}."
+        )
+    each = each.reindex(wide.index)
+    ways = clusters.codes(*(each[name] for name in CLUSTERS if name in each), n=len(each))
+    span = each["span"].to_numpy(np.float64) if "span" in each else None
+    return Measured(np.where(np.isfinite(values), values, np.nan), span, ways)
 
 
 def _ratio(mean_abs: np.ndarray) -> np.ndarray:
-    """|effect| of each head by that of the average head, over the last axis."""
+    """|effect| of each head by that of the median head, over the last axis; infinite beside inert heads."""
     known = ~np.isnan(mean_abs)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        average = np.where(known, mean_abs, 0.0).sum(-1, keepdims=True) / known.sum(-1, keepdims=True)
-        return np.where(average > 0, mean_abs / np.where(average > 0, average, 1.0), np.nan)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # no head was measured
+        middle = np.median(mean_abs, -1, keepdims=True) if known.all() else np.nanmedian(mean_abs, -1, keepdims=True)
+        return np.where(mean_abs > 0, mean_abs / middle, np.where(known & (middle > 0), 0.0, np.nan))
 
 
-def _measured(values: statistics.Matrix, rule: Rule, task: int) -> pd.DataFrame:
-    """Means, intervals, the paper's threshold, and the ratio with its interval."""
-    size = np.abs(values)
+def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFrame:
+    """Means, intervals, the paper's threshold, the ratio with its interval, and p-values."""
+    values, size = measured.effects, np.abs(measured.effects)
+    ways = measured.clusters or clusters.codes(n=len(values))
     n = (~np.isnan(values)).sum(0)
-    mean, mean_abs = statistics.means(values), statistics.means(size)
+    found = clusters.judge(values, ways, flips=flips, seed=(rule.seed, 0, task), level=rule.level)
+    sizes = clusters.judge(size, ways, flips=clusters.ROUGH, seed=(rule.seed, 1, task), level=rule.level)
     with np.errstate(invalid="ignore", divide="ignore"):
-        squares = statistics.means((values - mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
-    known = mean_abs[~np.isnan(mean_abs)]
+        squares = statistics.means((values - found.mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
+    known = sizes.mean[~np.isnan(sizes.mean)]
     threshold = known.mean() + rule.sds * known.std(ddof=1) if len(known) > 1 else np.nan
-    interval = partial(statistics.bootstrap, times=rule.bootstrap, seed=(rule.seed, 0, task), level=rule.level)
-    low, high = interval(values)
-    abs_low, abs_high = interval(size)
-    ratio_low, ratio_high = interval(size, _ratio)
+    ends = []
+    for i, way in enumerate(ways):
+        drawn = _ratio(statistics.means(size, clusters.weights(way, rule.bootstrap, (rule.seed, 4, task, i))))
+        ends.append(_ends(drawn, rule.level, alone=len(np.unique(way)) < 2))
     return pd.DataFrame(
         {
             "n": n,
-            "mean": mean,
-            "mean_abs": mean_abs,
+            "clusters": found.clusters,
+            "mean": found.mean,
+            "mean_abs": sizes.mean,
             "sd": np.sqrt(squares),
-            "ci_low": low,
-            "ci_high": high,
-            "abs_low": abs_low,
-            "abs_high": abs_high,
+            "se": found.se,
+            "ci_low": found.low,
+            "ci_high": found.high,
+            "abs_low": sizes.low,
+            "abs_high": sizes.high,
+            "span": np.nan if measured.span is None else float(np.nanmean(np.abs(measured.span))),
             "threshold": threshold,
-            "paper": mean_abs > threshold,
-            "ratio": _ratio(mean_abs),
-            "ratio_low": ratio_low,
-            "ratio_high": ratio_high,
+            "paper": sizes.mean > threshold,
+            "ratio": _ratio(sizes.mean),
+            "ratio_low": np.fmin.reduce([low for low, _ in ends]),
+            "ratio_high": np.fmax.reduce([high for _, high in ends]),
+            "p": found.p,
         }
     )
+
+
+def _ends(drawn: np.ndarray, level: float, alone: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of ratios, of which some may be infinite."""
+    bare = np.isnan(drawn).all(0) | alone
+    filled = np.where(np.isnan(drawn), 0.0, drawn)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(filled, [tail, 100 - tail], axis=0, method="nearest")
+    return np.where(bare, np.nan, low), np.where(bare, np.nan, high)
 
 
 def _repeats(values: statistics.Matrix, rule: Rule, task: int) -> Float[np.ndarray, "split head"]:
     """1 where a head is selected alike in both halves of a random halving; no rows if there are too few examples."""
     n, heads = values.shape
-    if n < rule.fewest_examples:
+    if n < rule.fewest:
         return np.zeros((0, heads))
     orders = [np.random.default_rng((rule.seed, 2, task, split)).permutation(n) for split in range(rule.splits)]
     first = np.zeros((rule.splits, n))
@@ -248,18 +335,20 @@ def _repeats(values: statistics.Matrix, rule: Rule, task: int) -> Float[np.ndarr
 # --- universal heads --------------------------------------------------------------------------------
 
 
-def universal(selection: pd.DataFrame) -> pd.DataFrame:
-    """The heads that a rule selects in every task, by modality.
+def universal(selection: pd.DataFrame, at_least: int | None = None) -> pd.DataFrame:
+    """The heads that a rule selects in every task, or in so many of them, by modality.
 
     Args:
         selection: from `select`. Corruptions other than "image" and "text" are left out.
+        at_least: tasks in which a head has to matter; None for all. The FDR-controlled rule holds the chance of any
+            false one among them below its alpha; the paper's counts.
 
     Returns:
         One row for each head and rule ("paper" or "fdr") that selects it: kind, layer, head, modality
-        ("vision-only", "text-only" or "multimodal"), rule, tasks (those it was tested in), tested (the corruptions
-        that were run), mean_abs (over tasks and the corruptions it is universal in), q (the larger q_all of them)
-        and repeats (the smaller repeats_all); the largest mean_abs first. Where only one corruption was run,
-        "only" says no more than that.
+        ("vision-only", "text-only" or "multimodal"), rule, tasks (those it is selected in), tested (the corruptions
+        that were run), mean_abs (over those tasks and the corruptions), q (the largest of those corruptions: q_all,
+        or where not all tasks are asked for, the largest q of a task) and repeats (the smallest repeats_all); the
+        largest mean_abs first. Where only one corruption was run, "only" says no more than that.
     """
     columns = [*HEAD, "modality", "rule", "tasks", "tested", "mean_abs", "q", "repeats"]
     rows = []
@@ -267,7 +356,8 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
     for kind, family in table.groupby("kind", observed=True, sort=True):
         tested = [name for name in MODALITIES if (family["corrupt"] == name).any()]
         for rule in RULES:
-            for (layer, head), cells in family[family[f"{rule}_all"].astype(bool)].groupby(["layer", "head"]):
+            chosen = family[_held(family, rule, at_least) & family[rule].astype(bool)]
+            for (layer, head), cells in chosen.groupby(["layer", "head"]):
                 found = [name for name in tested if (cells["corrupt"] == name).any()]
                 rows.append(
                     {
@@ -279,12 +369,21 @@ def universal(selection: pd.DataFrame) -> pd.DataFrame:
                         "tasks": sorted(cells["task"].unique()),
                         "tested": tested,
                         "mean_abs": float(cells["mean_abs"].mean()),
-                        "q": float(cells["q_all"].max()),
+                        "q": float(cells["q_all" if at_least is None else "q"].max()),
                         "repeats": float(cells["repeats_all"].min()),
                     }
                 )
     made = pd.DataFrame(rows, columns=columns)
     return made.sort_values(["rule", "mean_abs"], ascending=[True, False], ignore_index=True)
+
+
+def _held(family: pd.DataFrame, rule: str, at_least: int | None) -> pd.Series:
+    """Whether the head of each cell is selected in every task, or in so many, under the cell's corruption."""
+    if at_least is None:
+        return family[f"{rule}_all"].astype(bool)
+    if rule == "fdr":
+        return family["at_least"] >= at_least
+    return family.groupby(["corrupt", "layer", "head"])[rule].transform("sum") >= at_least
 
 
 def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT, at: str = "") -> list[str]:
@@ -310,8 +409,7 @@ def disagreements(selection: pd.DataFrame, rule: Rule = DEFAULT, at: str = "") -
         if cells["fdr"].all():
             said.append(
                 f"{_who(row)} ({row['corrupt']}): both rules select it in every task, but as universal it fails the "
-                f"FDR-controlled one: q over all tasks {row['q_all']:.3g}, repeats in {row['repeats_all']:.0%} of "
-                "halvings."
+                f"FDR-controlled one: q over all tasks {row['q_all']:.3g}."
             )
     return said
 
@@ -337,7 +435,7 @@ def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule, at:
     digits = next(n for n in range(3, 18) if f"{row['mean_abs']:.{n}g}" != f"{row['threshold']:.{n}g}" or n == 17)
     return (
         f"{where}: the FDR-controlled rule selects it, the paper's does not: its mean |effect| "
-        f"{row['mean_abs']:.{digits}g} is {row['ratio']:.3g} times the average head's but below mean + {rule.sds:g} SD "
+        f"{row['mean_abs']:.{digits}g} is {row['ratio']:.3g} times the median head's but below mean + {rule.sds:g} SD "
         f"= {row['threshold']:.{digits}g}, an SD that the strongest heads (up to {family['mean_abs'].max():.3g}) raise "
         f"for all {len(family)}."
     )
@@ -345,19 +443,23 @@ def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule, at:
 
 def _faults(row: dict[str, Any], rule: Rule) -> list[str]:
     """Which of the FDR-controlled rule's demands a cell fails."""
-    r = {key: float(row[key]) for key in ("n", "mean", "mean_abs", "q", "ratio", "ratio_low", "repeats")}
+    names = ("n", "mean", "mean_abs", "q", "ratio", "ratio_low", "span", "ci_low", "ci_high")
+    r = {key: float(row[key]) for key in names}
     faults = []
-    if r["n"] < rule.fewest_examples:
-        faults.append(f"{r['n']:.0f} examples are too few to hold out a half (it takes {rule.fewest_examples})")
+    if r["n"] < rule.fewest:
+        faults.append(f"{r['n']:.0f} examples are too few (it takes {rule.fewest})")
     if not r["q"] <= rule.alpha:
         faults.append(
             f"its effect is not systematic (q = {r['q']:.3g}: mean {r['mean']:.3g}, mean |effect| {r['mean_abs']:.3g})"
         )
+    elif not (r["ci_low"] > rule.floor * r["span"] or r["ci_high"] < -rule.floor * r["span"]) and r["span"] > 0:
+        faults.append(
+            f"it may be less than {rule.floor:.0%} of the span of {r['span']:.3g} (mean {r['mean']:.3g}, "
+            f"[{r['ci_low']:.3g}, {r['ci_high']:.3g}])"
+        )
     if not r["ratio_low"] > rule.times:
         faults.append(
-            f"it may be less than {rule.times:g} times the average head ({r['ratio']:.3g}, at worst "
+            f"it may be less than {rule.times:g} times the median head ({r['ratio']:.3g}, at worst "
             f"{r['ratio_low']:.3g})"
         )
-    if r["n"] >= rule.fewest_examples and not r["repeats"] >= rule.least_repeats:
-        faults.append(f"it repeats in {r['repeats']:.0%} of random halvings only")
     return faults
