@@ -104,15 +104,13 @@ def judge(
     each = [
         _judge(values, one, flips, _seed(seed, i), level) for i, one in enumerate(clusterings or codes(n=len(values)))
     ]
-    with np.errstate(all="ignore"):
-        p, se, clusters = (
-            _most([one.p for one in each]),
-            _most([one.se for one in each]),
-            [one.clusters for one in each],
-        )
-        low, high = -_most([-one.low for one in each]), _most([one.high for one in each])
+    for i, one in enumerate(each[1:], 1):  # of a cell that was measured in too few clusters
+        tells = one.clusters >= FEWEST
+        each[i] = one._replace(**{name: np.where(tells, getattr(one, name), np.nan) for name in one._fields[1:]})
+    p, se, high = (_most([getattr(one, name) for one in each]) for name in ("p", "se", "high"))
+    low, clusters = (-_most([-getattr(one, name) for one in each]) for name in ("low", "clusters"))
     bare = np.isnan(each[0].low)  # no spread among examples, none among clusters
-    return Judged(each[0].mean, p, np.where(bare, np.nan, low), np.where(bare, np.nan, high), se, np.min(clusters, 0))
+    return Judged(each[0].mean, p, np.where(bare, np.nan, low), np.where(bare, np.nan, high), se, clusters)
 
 
 def interval_of(
