@@ -40,7 +40,7 @@ def test_examples_of_one_cluster_do_not_count_as_many(groups):
     for level in (0.05, 0.01):
         found = int((judged.p <= level).sum())
         assert stats.binomtest(found, 3000, level, alternative="greater").pvalue > 0.01, level
-    assert np.mean((judged.low <= 0) & (0 <= judged.high)) > 0.93
+    assert np.mean((judged.low <= 0) & (judged.high >= 0)) > 0.93
 
 
 def test_a_few_clusters_are_judged_by_t_of_their_means():
