@@ -466,6 +466,8 @@ def _faults(row: dict[str, Any], rule: Rule) -> list[str]:
         faults.append(
             f"its effect is not systematic (q = {r['q']:.3g}: mean {r['mean']:.3g}, mean |effect| {r['mean_abs']:.3g})"
         )
+    elif float(row["p_each"]) > rule.alpha:
+        faults.append(f"it does not act in each value of a column that has few (p = {row['p_each']:.2g} in one)")
     elif not (r["ci_low"] > rule.floor * r["span"] or r["ci_high"] < -rule.floor * r["span"]) and r["span"] > 0:
         faults.append(
             f"it may be less than {rule.floor:.0%} of the span of {r['span']:.3g} (mean {r['mean']:.3g}, "
