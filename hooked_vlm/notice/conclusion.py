@@ -22,7 +22,7 @@ from hooked_vlm.notice import directory
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, query, restored, stacked
 from hooked_vlm.notice.running import Run
-from hooked_vlm.notice.schema import Selection
+from hooked_vlm.notice.schema import Figure, Selection
 from hooked_vlm.notice.storage import digest_of
 
 
@@ -35,7 +35,7 @@ def ablate_kept(run: Run, sets: Mapping[Selection, Sequence[Head]]) -> None:
     """
     place, config, model = run.place, run.config, run.model
     kinds = [kind for kind in config.kinds if of_heads(kind)]
-    named = {selection.name: heads for selection, heads in sets.items()}
+    named = {str(selection): heads for selection, heads in sets.items()}
     asked = digest_of({name: [list(head) for head in heads] for name, heads in named.items()})
     for task in config.tasks if sets else ():
         kept = place.numbers(directory.EFFECTS, task)
@@ -76,7 +76,7 @@ def _again(run: Run, task: str, kept: Sequence[int]) -> Iterator[list[Example]]:
 # --- figures --------------------------------------------------------------------------------------------
 
 
-def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
+def draw_attention(run: Run, heads: Sequence[Head]) -> list[Figure]:
     """Draw where heads look in the first kept example of every task, less the mean over all heads as in the paper.
 
     Args:
@@ -87,7 +87,8 @@ def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
         A record for each figure, the `figures` of summary.json; none where matplotlib is not installed, the heads
         cannot see the image, or the processor's way with the picture is not known: a run does not fail for a picture.
     """
-    place, config, model, records = run.place, run.config, run.model, []
+    place, config, model = run.place, run.config, run.model
+    records: list[Figure] = []
     for task in config.tasks if heads else ():
         numbers = place.numbers(directory.EFFECTS, task)
         if not numbers:
@@ -120,7 +121,7 @@ def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
                 return []
             place.write_figure(f"{directory.FIGURES}/{name}", figure)
             caption = f"{head_name(kind, layer, head)}: {row['prompt']} ({row['answer']})"
-            about = {"file": f"{directory.FIGURES}/{name}", "kind": kind, "layer": layer, "head": head}
-            records.append({**about, "example": row["id"], "caption": caption})
+            about = {"kind": kind, "layer": layer, "head": head, "example": row["id"], "caption": caption}
+            records.append(cast(Figure, {"file": f"{directory.FIGURES}/{name}", **about}))
             run.go_on()
     return records

@@ -17,6 +17,7 @@ from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
 from hooked_vlm.notice import claims, places
 from hooked_vlm.notice.run_tables import RunTables
+from hooked_vlm.notice.schema import Ablation, Behaviour, Counts, HeadEffect, Noise, RoleEffect, Selection
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
@@ -35,9 +36,9 @@ def _share(name: str, hits: np.ndarray) -> dict[str, float]:
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def counts(data: RunTables) -> list[dict[str, Any]]:
+def counts(data: RunTables) -> list[Counts]:
     """Rows seen, answered rightly and kept, under which corruptions, and why others went, of each task."""
-    records = []
+    records: list[Any] = []
     run = [name for name in CORRUPT if data.examples[f"{name}_logit_diff"].notna().any()]
     for task, rows in data.examples.groupby("task", sort=False):
         said = rows[rows["generated"].fillna("").astype(str) != ""]
@@ -79,9 +80,9 @@ def _lacking(rows: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def behaviour(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def behaviour(data: RunTables, times: int, seed: int) -> list[Behaviour]:
     """Clean and corrupt logit differences of kept examples, and the share of answers that flip."""
-    records = []
+    records: list[Any] = []
     kept = data.examples[data.examples["kept"].astype(bool)]
     for task, rows in kept.groupby("task", sort=False):
         for corrupt in CORRUPTIONS:
@@ -103,7 +104,7 @@ def behaviour(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def heads(data: RunTables, selection: pd.DataFrame) -> list[dict[str, Any]]:
+def heads(data: RunTables, selection: pd.DataFrame) -> list[HeadEffect]:
     """What `universal_heads.select` gives, with restoration and the place at which each head is strongest."""
     if selection.empty:
         return []
@@ -118,13 +119,13 @@ def heads(data: RunTables, selection: pd.DataFrame) -> list[dict[str, Any]]:
         extra.append(part)
     table = selection.merge(pd.concat(extra), on=places.KEY, how="left")
     table = table.merge(places.best_places(data), on=places.KEY, how="left")
-    records: list[dict[str, Any]] = table.to_dict("records")
+    records: list[HeadEffect] = table.to_dict("records")
     return records
 
 
-def roles(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def roles(data: RunTables, times: int, seed: int) -> list[RoleEffect]:
     """Effects by layer and token role, over heads where a kind has heads."""
-    records = []
+    records: list[Any] = []
     for (corrupt, kind, task), grid in sorted(data.roles.items()):
         cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
         ends = [statistics.bootstrap(values, times=times, seed=(seed, 8)) for values in (effect, size)]
@@ -135,9 +136,9 @@ def roles(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def ablation(data: RunTables, times: int, seed: int) -> list[Ablation]:
     """Accuracy and logit difference without each set of heads and without random ones, task by task."""
-    records = []
+    records: list[Any] = []
     for task, grid in data.ablation.items():
         for name in sorted({name for name, _ in grid.cells if name != FULL}):
             sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
@@ -145,7 +146,7 @@ def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
             about = [data.sets[task, name, draw] for draw in sets]
             record: dict[str, Any] = {
                 "task": task,
-                "selection": name,
+                "selection": Selection.parse(name),
                 "n_heads": data.sets[task, name, SELECTED]["n_heads"],
                 "n": len(grid.examples),
                 "draws": len(sets),
@@ -172,9 +173,9 @@ def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def noise(families: Any, data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def noise(families: Any, data: RunTables, times: int, seed: int) -> list[Noise]:
     """How alike semantic pairs and Gaussian noise rank the heads."""
-    records = []
+    records: list[Any] = []
     for corrupt, kind in sorted(families):
         if (f"{corrupt}_noise", kind) not in families:
             continue

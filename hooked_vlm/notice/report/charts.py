@@ -13,10 +13,24 @@ import pandas as pd
 
 from hooked_vlm import viz
 from hooked_vlm.analysis.heads import head_at
-from hooked_vlm.notice import places
-from hooked_vlm.notice.report.text import BOTH, FDR, NEITHER, PAPER, rule_of
-from hooked_vlm.notice.vocabulary import ROLES, at_place
-from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent, two
+from hooked_vlm.notice.places import stronger_elsewhere
+from hooked_vlm.notice.report.text import places
+from hooked_vlm.notice.report.text.words import (
+    BOTH,
+    DASH,
+    FDR,
+    NEITHER,
+    PAPER,
+    at_place,
+    chance,
+    interval,
+    number,
+    percent,
+    rule_of,
+    two,
+)
+from hooked_vlm.notice.schema import HeadEffect, known
+from hooked_vlm.notice.vocabulary import ROLES
 from hooked_vlm.viz.scales import SHADES
 
 Chart = dict[str, Any]
@@ -39,7 +53,7 @@ HOVER: Final = (
 )
 
 
-def hovered(row: Mapping[str, Any]) -> list[str]:
+def hovered(row: HeadEffect) -> list[str]:
     """What hovering over one head shows, in the order of `HOVER`."""
     return [
         interval(row.get("ci_low"), row.get("ci_high")),
@@ -57,14 +71,14 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def strongest_place(row: Mapping[str, Any]) -> str:
+def strongest_place(row: HeadEffect) -> str:
     """Where patching a head does most, and how much."""
     return places.there(row) if known(row.get("best_abs")) else DASH
 
 
-def elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
+def elsewhere(rows: Iterable[HeadEffect]) -> str:
     """The line under a map: which of its heads do much more elsewhere, and where; "" for none."""
-    others = places.stronger_elsewhere(rows)
+    others = stronger_elsewhere(rows)
     named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:NAMED]]
     more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
     return f"{ELSEWHERE} {'; '.join([*named, *more])}." if others else ""
