@@ -262,7 +262,9 @@ _SENTENCES: Final[Mapping[type, Callable[[Verdict, Any], Sentences]]] = {
 
 def _shown(found: Estimate, digits: int = 3) -> str:
     mean = f"{found.mean:.{digits}g}" if known(found.mean) else DASH
-    return f"{mean} [{found.low:.{digits}g}, {found.high:.{digits}g}]" if known(found.low) else mean
+    return (
+        f"{mean} [{found.low:.{digits}g}, {found.high:.{digits}g}]" if known(found.low) and known(found.high) else mean
+    )
 
 
 def by_task(parts: Mapping[str, Holds]) -> str:
