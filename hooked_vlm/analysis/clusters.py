@@ -165,25 +165,42 @@ def in_every_cluster(values: Matrix, coded: Codes, *, flips: int = ROUGH, seed: 
 
 
 def interval_of(
-    values: ArrayLike, *columns: ArrayLike, flips: int = 1999, seed: int = 0, level: float = statistics.LEVEL
+    values: ArrayLike,
+    clusterings: Sequence[Codes] = (),
+    *,
+    flips: int = 1999,
+    seed: int | tuple[int, ...] = 0,
+    level: float = statistics.LEVEL,
 ) -> dict[str, float]:
-    """The mean of some numbers, one an example, with its interval: mean, low, high, n. NaN is left out.
+    """The mean of some numbers, one an example, with its interval: mean, low, high, n, p. NaN is left out.
 
     Args:
         values: the numbers.
-        columns: what clusters the examples, one value each.
-        flips: resamples.
+        clusterings: from `codes`.
+        flips: as `judge` takes them.
         seed: which.
         level: e.g. 0.95.
     """
-    given = np.asarray(values, np.float64)
-    known = ~np.isnan(given)
-    if not known.any():
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    kept = [np.asarray(column)[known] for column in columns]
-    found = judge(given[known][:, None], codes(*kept, n=int(known.sum())), flips=flips, seed=seed, level=level)
-    mean, low, high = (float(one[0]) for one in (found.mean, found.low, found.high))
-    return {"mean": mean, "low": low, "high": high, "n": int(known.sum())}
+    given = np.asarray(values, np.float64)[:, None]
+    n = int((~np.isnan(given)).sum())
+    if not n:
+        return dict.fromkeys(("mean", "low", "high", "p"), np.nan) | {"n": 0}
+    found = judge(given, clusterings, flips=flips, seed=seed, level=level)
+    return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
+
+
+def side_by_side(parts: Sequence[Sequence[Codes]]) -> list[Codes]:
+    """The clusterings of examples of several tasks, one after another: no cluster reaches into another task.
+
+    Args:
+        parts: of each task, from `codes`; where one has fewer ways than another, its examples stand alone in the rest.
+    """
+    found = []
+    for way in range(max(map(len, parts), default=0)):
+        chosen = [part[way] if way < len(part) else part[0] for part in parts]
+        starts = np.cumsum([0, *(int(one.max(initial=-1)) + 1 for one in chosen[:-1])])
+        found.append(np.concatenate([one + start for one, start in zip(chosen, starts, strict=True)]))
+    return found
 
 
 def weights(coded: Codes, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:

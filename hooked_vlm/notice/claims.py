@@ -12,15 +12,15 @@ no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from hooked_vlm.analysis import statistics
 from hooked_vlm.analysis.heads import Head
-from hooked_vlm.notice.schema import Ablation, Counts, Noise, Number, Selection, Universal
+from hooked_vlm.notice.schema import Ablation, Counts, Noise, Number, Power, Selection, Universal
 
 Holds = bool | None  # None: the run cannot tell
 
@@ -89,6 +89,9 @@ class Selected:
         few: tasks with too few examples for the rule to select any.
         fewest: how many it takes.
         patched: whether anything was patched.
+        open: heads of which the run cannot tell.
+        partly: heads that matter in some tasks, two at least, but not in all.
+        power: what the run could find, for each corruption and kind of heads.
     """
 
     selected: list[Universal]
@@ -98,6 +101,9 @@ class Selected:
     few: list[str]
     fewest: int
     patched: bool
+    open: list[Head] = field(default_factory=list)
+    partly: list[Universal] = field(default_factory=list)
+    power: list[Power] = field(default_factory=list)
     about: Literal["universal"] = "universal"
 
 
@@ -163,12 +169,16 @@ class Verdict:
         holds: whether it does; None where the run cannot tell.
         subject: what it is about, where there are several of a kind: a set of heads, or a kind of them.
         parts: whether it holds in each task, where it was decided task by task.
+        p: two-sided, of the test that decided it; None where none did, or it has a correction of its own.
+        p_adjusted: the same among all claims of the run, see `corrected`.
     """
 
     evidence: Evidence
     holds: Holds
     subject: Selection | str | None = None
     parts: dict[str, Holds] = field(default_factory=dict)
+    p: Number = None
+    p_adjusted: Number = None
 
     @property
     def about(self) -> str:
@@ -186,6 +196,9 @@ def fewest(row: Counts) -> int:
     (38, 50)
     """
     return min((n for n in (row.get("kept_image"), row.get("kept_text")) if n), default=row["kept"])
+
+
+AGREE = 0.5  # rank correlation above which two maps are said to agree
 
 
 # --- deciding ---------------------------------------------------------------------------------------
@@ -221,6 +234,35 @@ def smallest_p(draws: int) -> float:
     0.25
     """
     return 1 / (1 + draws)
+
+
+def of_parts(holds: Holds, parts: Mapping[str, Holds], p: Mapping[str, Number]) -> Number:
+    """The p-value of a claim that was decided part by part.
+
+    That all parts hold is as sure as the least sure one; that one does not, as the surest of those, among all parts.
+    """
+    known = {part: value for part, value in p.items() if value is not None and not math.isnan(value)}
+    if holds is False:
+        denied = [known[part] for part, each in parts.items() if each is False and part in known]
+        return min(1.0, len(parts) * min(denied)) if denied else None
+    return max(known.values()) if known and len(known) == len(parts) else None
+
+
+def corrected(verdicts: Sequence[Verdict], alpha: float = statistics.ALPHA) -> list[Verdict]:
+    """Verdicts of which a run's claims together are wrong with a chance of alpha at most (Holm 1979).
+
+    A claim that was decided, and whose p-value among all of them is above alpha, is undecided.
+
+    Args:
+        verdicts: of one run; those without a p-value stay as they are.
+        alpha: the level.
+    """
+    order = sorted((i for i, one in enumerate(verdicts) if one.p is not None), key=lambda i: verdicts[i].p or 0.0)
+    found, least = list(verdicts), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * (verdicts[i].p or 0.0)))
+        found[i] = replace(found[i], p_adjusted=least, holds=found[i].holds if least <= alpha else None)
+    return found
 
 
 def hurts_more(low: float, high: float, p: float, draws: int, alpha: float = statistics.ALPHA) -> Holds:

@@ -25,7 +25,15 @@ SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given u
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
 OPEN = (None, "auto")  # a device or dtype that is left to the machine and the checkpoint
-_LEFT: Final = ("kinds", "select_at", "every_position", "batch", "device", "dtype")  # what may be left to the model
+_LEFT: Final = (
+    "kinds",
+    "select_at",
+    "watch_at",
+    "every_position",
+    "batch",
+    "device",
+    "dtype",
+)  # what may be left to the model
 _SAYS_NOTHING: Final = "a text that says something"
 _ONCE: Final = "each name once, and at least one"
 _EXPECTED: Final = {  # by pydantic's name of an error
@@ -114,8 +122,11 @@ class NoticeConfig:
     positions: Annotated[Literal["text", "answer", "last", "all"], _OneOf] = "text"
     """Where: text (all but the image's), answer (the right answer's word), last or all."""
     select_at: Annotated[SelectAt, _OneOf] = "auto"
-    """Where heads are selected: answer, last, 'every position', or auto, the paper's choice: answer in BLIP, last in
-    LLaVA."""
+    """Where heads are selected: answer, last, 'every position', or auto: 'every position' where heads are patched so, else
+    as watch_at."""
+    watch_at: Annotated[SelectAt, _OneOf] = "auto"
+    """From where heads are watched, whose attention on the image is scored: answer, last, 'every position', or auto: where
+    heads are selected if that is a single one, else the paper's choice, answer in BLIP and last in LLaVA."""
     every_position: bool | None = None
     """Patch heads at every position at once, too; if left out, where it is affordable and single positions were not
     asked for."""
@@ -136,7 +147,7 @@ class NoticeConfig:
     prompt_template: Annotated[Annotated[str, BeforeValidator(_template)] | None, Flag("--template")] = None
     """A text with {prompt}; with <image> in it, in place of the model's own template, else inside it. Control tokens in
     it (</s>) are read as such, those in a row's prompt are refused."""
-    random_draws: Annotated[int, Field(ge=0, le=10_000)] = 20
+    random_draws: Annotated[int, Field(ge=0, le=10_000)] = 199
     """Random sets of heads to compare with."""
     bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Resamples for every interval."""
@@ -200,13 +211,15 @@ class NoticeConfig:
                 raise InputsError(
                     f"{type(model).__name__} has no {kind!r} in its {model.prompt_stack}: it has {', '.join(there)}"
                 )
-        at: SelectAt = self.select_at
-        if at == "auto":
-            own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
-            at = self.positions if self.positions in ("answer", "last") else own
+        own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
+        single: SelectAt = self.positions if self.positions in ("answer", "last") else own
         every = self.every_position
         if every is None and self.positions in ("answer", "last"):
-            every = at == EVERY
+            every = self.select_at == EVERY
+        if every is None and self.select_at == EVERY:
+            every = True
+        at = self.select_at if self.select_at != "auto" or every is None else EVERY if every else single
+        watched = single if at in ("auto", EVERY) else at
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)
         device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
@@ -214,6 +227,7 @@ class NoticeConfig:
             self,
             kinds=self.kinds or there,
             select_at=at,
+            watch_at=watched if self.watch_at == "auto" else self.watch_at,
             every_position=every,
             batch=batch,
             device=device if self.device in OPEN else self.device,
@@ -239,7 +253,7 @@ class NoticeConfig:
         """
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise InputsError(f"the configuration is {quoted(given)}; expected options by name, as to_json gives them")
-        return cls(**given)
+        return cls(**{"watch_at": given.get("select_at", "auto"), **given})  # one option in earlier versions
 
     def differences(self, other: NoticeConfig) -> list[str]:
         """What differs in another configuration, in words: "seed was 0 and is 1"; what it leaves open does not."""

@@ -227,10 +227,10 @@ def first_changed(example: Example) -> list[int]:
 
 
 def query(config: NoticeConfig, example: Example) -> list[int]:
-    """The positions from which an example's heads are watched: where they are selected."""
-    if config.select_at == EVERY:
+    """The positions from which an example's heads are watched."""
+    if config.watch_at == EVERY:
         return [place for place, role in enumerate(example.roles) if role != "image"]
-    return example.where(config.select_at)
+    return example.where(config.watch_at)
 
 
 def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
@@ -343,7 +343,7 @@ def _place(config: NoticeConfig, example: Example) -> None:
         "answer": example.where("answer"),
         "last": example.where("last"),
     }[config.positions]
-    if not example.where("answer") and "answer" in (config.positions, config.select_at):
+    if not example.where("answer") and "answer" in (config.positions, config.select_at, config.watch_at):
         example.reason = NOT_IN_PROMPT
     example.positions = tuple(places)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 
-from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.grid import Grid
 from hooked_vlm.analysis.head_labels import OBJECT, SHARES, labels_of
-from hooked_vlm.analysis.heads import Head, of_heads
-from hooked_vlm.analysis.universal_heads import Rule
+from hooked_vlm.analysis.heads import HEAD, Head, of_heads
+from hooked_vlm.analysis.power import examples_needed, power
+from hooked_vlm.analysis.universal_heads import Rule, universal
 from hooked_vlm.notice.claims import (
+    AGREE,
     Alike,
     Concentrated,
     Detected,
@@ -21,20 +25,24 @@ from hooked_vlm.notice.claims import (
     Selected,
     Verdict,
     above,
+    corrected,
     every,
     fewest,
+    of_parts,
     smallest_p,
 )
 from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.schema import Ablation, Noise, known
+from hooked_vlm.notice.schema import Ablation, Noise, Power, Universal, known
 from hooked_vlm.notice.stored import Summary
-from hooked_vlm.notice.vocabulary import EVERY
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
+STRONGEST = 3  # heads of a task by whose spread the power of a run is told
 CONTENT = ["answer", "wrong answer", "subject"]  # the words that a question about a picture turns on
-AGREE = 0.5  # rank correlation above which two maps are said to agree
 
 
-def findings(data: RunTables, tables: Summary, significant: Iterable[Head] | None, rule: Rule) -> list[Verdict]:
+def findings(
+    data: RunTables, tables: Summary, significant: Iterable[Head] | None, rule: Rule, selection: pd.DataFrame
+) -> list[Verdict]:
     """The verdicts of a run.
 
     Args:
@@ -42,14 +50,15 @@ def findings(data: RunTables, tables: Summary, significant: Iterable[Head] | Non
         tables: the tables of the summary.
         significant: heads whose patching has an effect, as `head_labels.labels` takes them.
         rule: the numbers of the rules; its resamples and seed are used.
+        selection: what `universal_heads.select_matrices` gave.
     """
     kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and of_heads(kind)})
-    found = [_concentration(data, kind, rule.bootstrap, rule.seed) for kind in kinds]
+    found = [_concentration(data, kind, rule.seed) for kind in kinds]
     found.append(_detection(data, significant, rule.bootstrap, rule.seed))
-    found.append(_universal(data, tables, rule))
+    found.append(_universal(data, tables, rule, selection))
     found += _harm(tables["ablation"])
     found.append(_noise(tables["noise"], data.at))
-    return found
+    return corrected(found, rule.alpha)
 
 
 def _estimate(values: np.ndarray, times: int, seed: int, scores: bool = False) -> Estimate:
@@ -57,12 +66,12 @@ def _estimate(values: np.ndarray, times: int, seed: int, scores: bool = False) -
     return Estimate(**found)
 
 
-def _concentration(data: RunTables, kind: str, times: int, seed: int) -> Verdict:
+def _concentration(data: RunTables, kind: str, seed: int) -> Verdict:
     """Whether |effect| under image corruption is larger at the tokens that should carry it."""
     expected = ["last"] if data.at == "last" else CONTENT
     per_role: dict[str, list[np.ndarray]] = {}
-    on, off = [], []
-    for (corrupt, of_kind, _), grid in sorted(data.roles.items()):
+    on, off, ways = [], [], []
+    for (corrupt, of_kind, task), grid in sorted(data.roles.items()):
         if corrupt != "image" or of_kind != kind:
             continue
         sizes = _by_role(grid)
@@ -73,12 +82,16 @@ def _concentration(data: RunTables, kind: str, times: int, seed: int) -> Verdict
         if mine and others:
             on.append(_rowwise_mean(mine))
             off.append(_rowwise_mean(others))
+            ways.append(data.clusters(task, grid.examples))
     if not on:
         return Verdict(Concentrated(kind, expected), None, kind)
     here, there = np.concatenate(on), np.concatenate(off)
-    on_them, off_them, gap = (_estimate(each, times, seed) for each in (here, there, here - there))
+    together = clusters.side_by_side(ways)
+    found = [clusters.interval_of(each, together, seed=seed) for each in (here, there, here - there)]
+    on_them, off_them, gap = (Estimate(**{name: each[name] for name in ("mean", "low", "high", "n")}) for each in found)
     means = {role: float(np.nanmean(np.concatenate(each))) for role, each in per_role.items() if role != EVERY}
-    return Verdict(Concentrated(kind, expected, on_them, off_them, gap, means), above(gap.low, gap.high, 0.0), kind)
+    evidence = Concentrated(kind, expected, on_them, off_them, gap, means)
+    return Verdict(evidence, above(gap.low, gap.high, 0.0), kind, p=_number(found[2]["p"]))
 
 
 def _by_role(grid: Grid) -> dict[str, np.ndarray]:
@@ -121,14 +134,62 @@ def _detection(data: RunTables, significant: Iterable[Head] | None, times: int, 
     return Verdict(Detected(True, heads, seen["lift"], seen["auc"], seen["pointing"], average), holds)
 
 
-def _universal(data: RunTables, tables: Summary, rule: Rule) -> Verdict:
-    """Undecided where no head is selected and a task has too few examples for the FDR-controlled rule."""
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _universal(data: RunTables, tables: Summary, rule: Rule, selection: pd.DataFrame) -> Verdict:
+    """Undecided where no head is selected, and a task has too few examples or a head may matter in all of them."""
     tasks = {row["task"] for row in tables["heads"]}
-    few = [row["task"] for row in tables["counts"] if row["task"] in tasks and fewest(row) < rule.fewest_examples]
+    few = [row["task"] for row in tables["counts"] if row["task"] in tasks and fewest(row) < rule.fewest]
     n = len({(row["kind"], row["layer"], row["head"]) for row in tables["heads"]})
     rows = tables["universal"]
-    evidence = Selected(rows, n, len(tasks), data.at, few, rule.fewest_examples, bool(tables["roles"]))
-    return Verdict(evidence, True if any(row["rule"] == "fdr" for row in rows) else None if few or not n else False)
+    asked = selection[selection["corrupt"].isin(CORRUPT)] if len(selection) else selection
+    evidence = Selected(
+        rows, n, len(tasks), data.at, few, rule.fewest, bool(tables["roles"]),
+        open=_open(asked), partly=_partly(asked), power=_power(asked, rule),
+    )  # fmt: skip
+    found = any(row["rule"] == "fdr" for row in rows)
+    return Verdict(evidence, True if found else None if few or not n or evidence.open else False)
+
+
+def _open(selection: pd.DataFrame) -> list[Head]:
+    """Heads that may matter in every task under a corruption, and were not found to."""
+    found: dict[Head, None] = {}
+    for (_, *head), cells in selection.groupby(["corrupt", *HEAD], observed=True):
+        if not cells["fdr_all"].any() and (cells["fdr"] | cells["undecided"]).all():
+            found[cast(Head, tuple(head))] = None
+    return list(found)
+
+
+def _partly(selection: pd.DataFrame) -> list[Universal]:
+    if selection.empty:
+        return []
+    some = universal(selection, at_least=2)
+    some = some[some["rule"] == "fdr"]
+    whole = set(universal(selection)[HEAD].itertuples(index=False, name=None))
+    rows: list[Any] = [row for row in some.to_dict("records") if tuple(row[name] for name in HEAD) not in whole]
+    return rows
+
+
+def _power(selection: pd.DataFrame, rule: Rule) -> list[Power]:
+    """Of each corruption and kind, by how much the effects of its strongest heads vary."""
+    found: list[Power] = []
+    for (corrupt, kind), cells in selection.groupby(["corrupt", "kind"], observed=True):
+        strongest = cells.sort_values("mean_abs", ascending=False).groupby("task", observed=True).head(STRONGEST)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = (strongest["sd"] / strongest["mean"].abs()).replace(np.inf, np.nan).dropna()
+        if ratios.empty:
+            continue
+        tasks, n, cv = cells["task"].nunique(), int(cells["n"].max()), float(ratios.median())
+        n = int(cells.groupby("task", observed=True)["n"].max().min())
+        rivals = max(1, int((cells.drop_duplicates(HEAD)["at_least"] >= tasks - 1).sum())) if tasks > 1 else len(cells)
+        given = {"tasks": tasks, "rivals": rivals, "alpha": rule.alpha}
+        made = {"power": power(cv, n, **given), "needed": examples_needed(cv, **given)}
+        about = {"corrupt": str(corrupt), "kind": str(kind), "cv": cv, "n": n, "tasks": tasks}
+        row: Any = about | made | {"clusters": int(cells["clusters"].min())}
+        found.append(row)
+    return found
 
 
 def _harm(rows: list[Ablation]) -> list[Verdict]:
@@ -139,10 +200,20 @@ def _harm(rows: list[Ablation]) -> list[Verdict]:
         draws = min(row["draws"] for row in mine)
         least = smallest_p(draws)
         evidence = Harmed(mine, draws, least if least > statistics.ALPHA else None)
-        found.append(Verdict(evidence, every(parts.values()), selection, parts))
+        holds = every(parts.values())
+        p = {row["task"]: _of_harm(row) for row in mine}
+        found.append(Verdict(evidence, holds, selection, parts, of_parts(holds, parts, p)))
     if not any(row["selection"].how == "universal" for row in rows):
         found.insert(0, Verdict(Harmed([], others=bool(rows)), None))
     return found
+
+
+def _of_harm(row: Ablation) -> float | None:
+    """The less sure of both demands: among random sets, and over examples."""
+    sets, examples = row["p"], row["harm_p"]
+    if row["worse"] is False:
+        return examples
+    return None if sets is None or examples is None else max(sets, examples)
 
 
 def _noise(rows: list[Noise], at: str) -> Verdict:
@@ -152,4 +223,10 @@ def _noise(rows: list[Noise], at: str) -> Verdict:
         task: every(above(row["ci_low"], row["ci_high"], AGREE) for row in ranked if row["task"] == task)
         for task in dict.fromkeys(row["task"] for row in ranked)
     }
-    return Verdict(Alike(ranked, AGREE, at), every(parts.values()), parts=parts)
+    holds = every(parts.values())
+    p = {task: _worst(row["p"] for row in ranked if row["task"] == task) for task in parts}
+    return Verdict(Alike(ranked, AGREE, at), holds, parts=parts, p=of_parts(holds, parts, p))
+
+
+def _worst(p: Iterable[float | None]) -> float | None:
+    return max((each for each in p if each is not None), default=None)

@@ -244,7 +244,7 @@ def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> li
     queries = [query(config, example) for example in group]
     masks = [example.row.get("mask") for example in group]
     table = score_batch(
-        model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.select_at
+        model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.watch_at
     )
     rows = [example.row for example in group]
     about = [{"task": row["task"], "example": row["id"], "group": row["group"] or ""} for row in rows]
@@ -291,7 +291,7 @@ def _conclude(run: Run) -> None:
     run.place.forget_parts()
     found = summary.select(run.place, run.config.to_json())
     run.bar.say("ablating")
-    conclusion.ablate_kept(run, selections.to_ablate(found.heads, found.universal))
+    conclusion.ablate_kept(run, summary.to_ablate(found))
     run.bar.say("drawing")
     figures = conclusion.draw_attention(run, selections.to_draw(found.heads))
     run.bar.say("summarising")

@@ -199,11 +199,11 @@ def decided(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> No
     if config.every_position is not None:
         return config
     if config.screen is not None:
-        return replace(config, every_position=True)
+        return replace(config, every_position=True).resolved(model)
     costs = foreseen(config, model, examples).costs
     at_once = sum(each.flop for (_, kind), each in costs.items() if kind.endswith(AT_ONCE))
     rest = sum(each.flop for each in costs.values()) - at_once
-    return replace(config, every_position=at_once <= AFFORDABLE * rest)
+    return replace(config, every_position=at_once <= AFFORDABLE * rest).resolved(model)
 
 
 def looked_at(config: NoticeConfig, model: Any, rows: TaskRows) -> list[Example]:
@@ -245,13 +245,13 @@ def _seconds(config: NoticeConfig, model: Any, found: Foreseen, took: Rates, siz
 
 def _savings(config: NoticeConfig, model: Any, examples: Sequence[Example], forwards: float) -> dict[str, float]:
     """What share of an example's operations is left with other options."""
-    at = config.select_at
+    at = config.watch_at
     single = [replace(example, positions=tuple(example.where(at))) for example in examples]
     others: dict[str, tuple[NoticeConfig, Sequence[Example]]] = {}
     if at in ("last", "answer") and config.positions != at:
-        others[f"--positions {at}"] = (replace(config, positions=at, every_position=False), single)
+        others[f"--positions {at}"] = (replace(config, positions=at, select_at=at, every_position=False), single)
     if config.every_position and at != EVERY:
-        others["--no-every-position"] = (replace(config, every_position=False), examples)
+        others["--no-every-position"] = (replace(config, select_at=at, every_position=False), examples)
     if config.screen is None:
         others["--screen 64"] = (replace(config, screen=64), examples)
     for kind in config.kinds if len(config.kinds) > 1 else ():

@@ -163,9 +163,13 @@ class HeadEffect(_Row, total=False):
     layer: int
     head: int
     n: int
+    clusters: int
+    """The fewest that its interval rests on."""
     mean: Number
     mean_abs: Number
     sd: Number
+    se: Number
+    span: Number
     ci_low: Number
     ci_high: Number
     abs_low: Number
@@ -176,14 +180,17 @@ class HeadEffect(_Row, total=False):
     ratio_low: Number
     ratio_high: Number
     p: Number
+    p_each: Number
     q: Number
     repeats: Number
     fdr: bool
+    undecided: bool
     p_all: Number
     q_all: Number
     repeats_all: Number
     paper_all: bool
     fdr_all: bool
+    at_least: int
     restoration: Number
     normalised: Number
     at: str | None
@@ -194,6 +201,24 @@ class HeadEffect(_Row, total=False):
     best_abs: Number
     here_abs: Number
     elsewhere: bool | None
+
+
+class Power(TypedDict, total=False):
+    """The power that a run had for a head whose effect varies over examples as the strongest heads' does."""
+
+    corrupt: str
+    kind: str
+    cv: Number
+    """SD of an effect by the size of its mean: the median over the strongest heads of each task."""
+    n: int
+    """Examples, of the task with fewest."""
+    tasks: int
+    power: Number
+    """The chance that such a head is found in every task."""
+    needed: int | None
+    """Examples a task for a chance of 0.8."""
+    clusters: int
+    """The fewest values of what clusters the examples."""
 
 
 class RoleEffect(_Row, total=False):
@@ -263,6 +288,8 @@ class Ablation(_Row, total=False):
 
     selection: Selection
     n_heads: int
+    chosen: list[str]
+    """The heads: one text, or one for each half of the examples that judged them, where those differ."""
     n: int
     draws: int
     n_overlapping: int
@@ -291,6 +318,7 @@ class Ablation(_Row, total=False):
     harm_low: Number
     harm_high: Number
     """Mean logit difference under random sets less that under the selection, interval over examples."""
+    harm_p: Number
     p: Number
     """Share of sets, the selection among them, whose mean logit difference is no higher than the selection's."""
     worse: bool | None
@@ -312,6 +340,8 @@ class Noise(_Row, total=False):
     top_overlap: Number
     """Share of the top_k heads in common."""
     top_k: int
+    p: Number
+    """Two-sided, that the rank correlation is `claims.AGREE`."""
     top_chance: Number
     """Expected by chance."""
 

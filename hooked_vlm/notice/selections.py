@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, get_args
 
 from hooked_vlm.analysis.heads import MODALITIES, MULTIMODAL, Head
@@ -13,11 +14,28 @@ BY_RULE: Final[tuple[RuleName, ...]] = get_args(RuleName)
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Sets of heads, and the examples that judge them.
+
+    Args:
+        examples: ids of a task's examples, none of which had a say in the choice.
+        sets: heads by how they were chosen.
+    """
+
+    examples: frozenset[str]
+    sets: dict[Selection, list[Head]]
+
+
 def to_ablate(heads: Iterable[HeadEffect], universal: Iterable[Universal]) -> dict[Selection, list[Head]]:
-    """The sets of heads to ablate, from a run's heads and universal heads.
+    """The sets of heads to ablate in a task.
 
     Universal heads of each corruption by the FDR-controlled rule, by the paper's where that selects others, and the
     strongest heads, so that there is something to compare where no head is universal.
+
+    Args:
+        heads: of the task, as they are in other examples than those that judge them.
+        universal: universal heads, in those examples.
     """
     found: dict[Selection, list[Head]] = {}
     for corrupt in CORRUPT:

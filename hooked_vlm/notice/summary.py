@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -18,11 +18,12 @@ import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
 from hooked_vlm.analysis.head_labels import labels_of
-from hooked_vlm.notice import findings, places, tables
+from hooked_vlm.notice import findings, places, selections, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
 from hooked_vlm.notice.schema import Figure, HeadEffect, Noted, Universal
+from hooked_vlm.notice.selections import HeldOut
 from hooked_vlm.notice.stored import VERSION, Summary, checked, plain
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
@@ -84,10 +85,31 @@ def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
         seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
     )
     data = _gathered(place, str(config["select_at"]))
-    families = data.families("effect")
+    families = data.families()
     effects = universal_heads.select_matrices(families, rule)
     universal = universal_heads.universal(effects).to_dict("records")
     return Selected(config, rule, data, families, effects, tables.heads(data, effects), universal)
+
+
+def to_ablate(selected: Selected) -> dict[str, list[HeldOut]]:
+    """Of each task, in two halves, the sets of heads to ablate: chosen on one half, judged on the other.
+
+    What is chosen and judged on the same examples hurts by the luck that it was chosen for.
+    """
+    halves, found = selected.tables.halves(selected.rule.seed), {}
+    rule = replace(selected.rule, splits=0)
+    by_half = []
+    for half in range(2):
+        only = {task: parts[half] for task, parts in halves.items()}
+        effects = universal_heads.select_matrices(selected.tables.families(only), rule)
+        by_half.append((effects.to_dict("records"), universal_heads.universal(effects).to_dict("records")))
+    for task, (first, second) in halves.items():
+        sets = []
+        for (heads, universal), judged in zip(by_half, (second, first), strict=True):
+            mine: Any = [row for row in heads if row["task"] == task]
+            sets.append(HeldOut(frozenset(judged), selections.to_ablate(mine, universal)))
+        found[task] = sets
+    return found
 
 
 def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> Summary:
@@ -114,16 +136,16 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> 
     made_of: Summary = {
         "counts": _as_asked(tables.counts(data), asked),
         "noted": _as_asked(_noted(place), asked),
-        "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
+        "behaviour": _as_asked(tables.behaviour(data, seed), asked),
         "heads": selected.heads,
-        "roles": tables.roles(data, times, seed),
+        "roles": tables.roles(data, seed),
         "universal": selected.universal,
         "functions": labels(data.attention).to_dict("records"),
         "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
-        "ablation": _as_asked(tables.ablation(data, times, seed), asked),
+        "ablation": _as_asked(tables.ablation(data, seed), asked),
         "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
-    verdicts = findings.findings(data, made_of, significant, rule)
+    verdicts = findings.findings(data, made_of, significant, rule, chosen)
     summary = checked(
         _plain(
             {
