@@ -354,7 +354,7 @@ ROOMS = {
     "datasets": {"errors", "given", "images"},
     "viz": {"errors", "images"},
     # zoo: where a checkpoint that ships with the package lies
-    "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
+    "models": {"errors", "deprecated", "given", "options", "positions", "images", "components", "zoo"},
     "patching": {"errors", "deprecated", "options", "positions", "components", "hooks", "models"},
     "analysis": {"errors", "positions", "images", "hooks", "components", "models", "patching"},
     "deprecated": set(),
