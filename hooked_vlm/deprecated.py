@@ -25,6 +25,7 @@ MOVED: Final = {
     "hooked_vlm.notice.statistics": "hooked_vlm.analysis.statistics",
     "hooked_vlm.notice.universal": "hooked_vlm.analysis.universal_heads",
     "hooked_vlm.patching.metrics.answering": "hooked_vlm.patching.metrics.answer_logits",
+    "hooked_vlm.patching.metrics.normalised": "hooked_vlm.patching.metrics.normalized",
     **{
         f"hooked_vlm.notice.{name}": f"hooked_vlm.analysis.{name}"
         for name in (

@@ -1,4 +1,7 @@
-"""What earlier versions wrote, in today's words, so that their runs can be reported and compared. Knows no file."""
+"""What earlier versions wrote, in today's words, so that their runs can be reported, compared and gone on with.
+
+Knows no file.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import Any, Final
 from hooked_vlm.analysis.heads import RULES
 from hooked_vlm.errors import RunDirectoryError, quoted
 from hooked_vlm.notice.schema import SUMMARY_VERSION, Summary, checked
+
+# A column of tables of results, and of summaries before version 2.
+COLUMNS: Final = {"normalised": "normalized"}
 
 # The rule that controls the false discovery rate was "the sound rule".
 NAMES: Final = {"sound": "fdr", "sound_all": "fdr_all"}
@@ -30,8 +36,10 @@ def as_now(summary: Mapping[str, Any]) -> Summary:
             "take the hooked-vlm that wrote it, or run the same `hooked-vlm notice` command, which computes it again"
         )
     found = checked({**summary, "version": SUMMARY_VERSION})
+    if version < 2:
+        names = {**COLUMNS, **NAMES}
+        found["heads"] = [{names.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
     if version < 1:
-        found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
         found["universal"] = [row | {"rule": NAMES.get(row["rule"], row["rule"])} for row in found.get("universal", [])]
         found["findings"] = [{key: _said(value) for key, value in row.items()} for row in found.get("findings", [])]
         found["disagreements"] = [_said(sentence) for sentence in found.get("disagreements", [])]

@@ -1,7 +1,7 @@
 """Patching effects of examples: each corruption swept over each kind of site, as tables.
 
 With L = logit(right) - logit(wrong) and P the probability of the right answer, at the answer's token:
-effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalised = effect / (L_clean - L_corrupt)
+effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalized = effect / (L_clean - L_corrupt)
 (Golovanevsky et al. 2025). The clean activation is patched into the corrupt run.
 
 Costs one exact sweep a corruption, and a clean run. Sites where clean and corrupt are equal have an effect of 0, and
@@ -209,7 +209,7 @@ class _Skeleton:
         effects, restored = (np.stack([each.effects[k, :, i] for each in found.values()]) for k in (0, 1))
         spans = np.array([high - each.baseline[i] for each in found.values()])
         spans[spans == 0] = np.nan
-        measures = {"effect": effects, "restoration": restored, "normalised": effects / spans[:, None]}
+        measures = {"effect": effects, "restoration": restored, "normalized": effects / spans[:, None]}
         columns |= {name: pa.array(values.ravel()) for name, values in measures.items()}
         if self.screened:
             columns["measured"] = pa.array(np.concatenate([each.measured for each in found.values()]))

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # which pydantic reads below Python 3.1
 from hooked_vlm.analysis.heads import HeadKind
 from hooked_vlm.errors import RunDirectoryError, quoted
 
-SUMMARY_VERSION: Final = 1  # of summary.json
+SUMMARY_VERSION: Final = 2  # of summary.json
 
 Corrupt = Literal["image", "text"]
 RuleName = Literal["fdr", "paper"]  # `analysis.heads.RULES`
@@ -92,7 +92,7 @@ class Summary(TypedDict, total=False):
     difference is below 0), each also with _low and _high. The logit difference is L(right) - L(wrong)."""
     heads: Records
     """At the tokens where heads are selected: what `universal_heads.select` and `places.best_places` give, restoration
-    (mean) and normalised (median, since a ratio of logit differences has no mean to rely on where they are near 0).
+    (mean) and normalized (median, since a ratio of logit differences has no mean to rely on where they are near 0).
     Where the selected token is several positions, an example's effect is their mean."""
     roles: Records
     """corrupt, task, kind, layer, role, n, mean, ci_low, ci_high (of the effect), mean_abs, abs_low, abs_high (of

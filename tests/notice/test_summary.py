@@ -88,7 +88,7 @@ def test_every_head_can_be_recomputed(made, frames):
         assert row["mean_abs"] == pytest.approx(sizes[key], **CLOSE)
         assert row["sd"] == pytest.approx(each["effect"].std(), **CLOSE)
         assert row["restoration"] == pytest.approx(each["restoration"].mean(), **CLOSE)
-        assert row["normalised"] == pytest.approx(each["normalised"].median(), **CLOSE)
+        assert row["normalized"] == pytest.approx(each["normalized"].median(), **CLOSE)
         assert row["ci_low"] < row["mean"] < row["ci_high"]
         assert row["abs_low"] < row["mean_abs"] < row["abs_high"]
         assert row["threshold"] == pytest.approx(threshold[key[:3]], **CLOSE)
@@ -394,8 +394,8 @@ def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made
     """It called the rule that controls the false discovery rate "sound"."""
     shutil.copytree(directory, tmp_path / "run")
     earlier = json.loads(json.dumps(made).replace("the FDR-controlled rule", "the sound rule"))
-    assert earlier.pop("version") == 1  # which had none
-    before = {"fdr": "sound", "fdr_all": "sound_all"}
+    del earlier["version"]  # of which it had none
+    before = {"fdr": "sound", "fdr_all": "sound_all", "normalized": "normalised"}
     earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
     earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
     assert any(row["sound"] for row in earlier["heads"])
@@ -408,7 +408,7 @@ def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "summary.json has version 2 and this package reads 1 and earlier ones"),
+        ({"version": 3}, "summary.json has version 3 and this package reads 2 and earlier ones"),
         ({"version": "1"}, "summary.json has version '1'"),
         ({"heads": "all"}, r"summary.json is damaged \(heads is 'all'\): run the same `hooked-vlm notice` command"),
         ({"counts": [3]}, r"summary.json is damaged \(counts.0 is 3\)"),

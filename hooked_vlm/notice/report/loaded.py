@@ -30,7 +30,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     ),
     "heads": (
         "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper fdr repeats restoration "
-        "normalised at best_at best best_low best_high best_abs elsewhere"
+        "normalized at best_at best best_low best_high best_abs elsewhere"
     ),
     "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high abs_low abs_high n",
     "universal": "kind layer head modality rule tasks mean_abs q repeats",
