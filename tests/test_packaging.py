@@ -145,8 +145,8 @@ def test_the_wheel_ships_code_types_checkpoints_and_pages(tmp_path):
     (tmp_path / "tests" / "test_nothing.py").write_text("")
     shipped = {Path(file.distribution_path).as_posix() for file in WheelBuilder(str(tmp_path)).recurse_included_files()}
     code = {f"hooked_vlm/{named(source)}" for source in SOURCES}
-    pages = {f"hooked_vlm/{named(file)}" for end in ("j2", "css", "js") for file in PACKAGE.rglob(f"*.{end}")}
-    assert len(pages) > 4
+    pages = {f"hooked_vlm/{named(file)}" for end in ("j2", "css", "js", "json") for file in PACKAGE.rglob(f"*.{end}")}
+    assert len(pages) > 4 and "hooked_vlm/datasets/words.json" in pages
     assert shipped >= code | pages | {"hooked_vlm/py.typed"} | {f"hooked_vlm/zoo/a-checkpoint/{name}" for name in data}
     assert all(path.startswith("hooked_vlm/") for path in shipped)
 
