@@ -341,6 +341,18 @@ def test_every_error_is_of_the_family_and_says_when_it_is_raised(where, node):
         assert builtins[0] is not Exception, f"{node.name} fits no built-in exception"
 
 
+def test_a_model_that_is_asked_for_has_a_type():
+    untyped = [
+        f"{named(source)}:{each.lineno}"
+        for source in SOURCES
+        for each in ast.walk(parsed(source))
+        if isinstance(each, ast.arg)
+        and each.arg == "model"
+        and ast.unparse(each.annotation or ast.Name("Any")) == "Any"
+    ]
+    assert not untyped
+
+
 # Each room and the rooms it may look into; arrows run one way.
 ROOMS = {
     "errors": set(),
