@@ -17,7 +17,7 @@ For runs side by side give each thread a `copy.deepcopy(model)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -65,6 +65,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     """
 
     towers: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the model_types that a family reads, by part of the config
+    hf_model: Any  # an nn.Module, with what its class names in it
     vision_encoder: VisionStack
     unembed: Unembed  # in families that make tokens
 
@@ -75,7 +76,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
-        config = cast(Any, hf_model).config
+        config = self.hf_model.config
         self.cfg = VLMConfig(
             getattr(config, "_name_or_path", "") or "built in memory",
             type(hf_model).__name__,
