@@ -212,11 +212,13 @@ class VLMInputs(NamesPositions):
 
     def _of_rows(self, rows: Sequence[int]) -> VLMInputs:
         of_images = list(rows) if self.layout.pixel_axes[0] == "batch" else _members(self.images_each, rows)
-        of_pixels = of_images if self.layout.pixel_rows is None else _members(self._pixel_rows, of_images)
+        pixels = None
+        if self.pixel_values is not None and of_images:
+            by_image = self.layout.pixel_rows is not None
+            pixels = self.pixel_values[_members(self._pixel_rows, of_images) if by_image else of_images]
         parts: dict[str, Any] = {
             name: None if (t := getattr(self, name)) is None else t[list(rows)] for name in PARTS[1:]
         }
-        pixels = None if self.pixel_values is None or not of_images else self.pixel_values[of_pixels]
         of_each = {name: part[of_images] for name, part in self.image_parts.items()} if of_images else {}
         return replace(self, pixel_values=pixels, image_parts=of_each, **parts)
 
