@@ -126,8 +126,8 @@ def image_attention(
         assert keys is not None
         over = torch.stack([rows[name] for name in of_layers], 1)  # [batch layer head key]
         places = keys.places.to(over.device)[:, None, None, :].expand(*over.shape[:3], -1)
-        image = over.gather(-1, places)
-        found[kind] = ImageAttention(image[..., keys.n_before :], image[..., 0] if keys.n_before else None, keys.grid)
+        on = over.gather(-1, places)
+        found[kind] = ImageAttention(on[..., keys.n_before :], on[..., 0] if keys.n_before else None, keys.grid)
     return found, norms[last][numbers, int(tower.has_class_token) :]
 
 
