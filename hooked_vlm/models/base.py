@@ -31,7 +31,7 @@ from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.resuming import Resumes
 from hooked_vlm.models.run import Run, Stopped, stop_at
 from hooked_vlm.models.shown import Shown

@@ -31,7 +31,7 @@ from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.conversations import Prompt, one_each, plain
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.run import Run
 from hooked_vlm.models.vit import vision_stack
 

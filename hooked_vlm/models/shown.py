@@ -118,11 +118,11 @@ def _images(given: Any) -> str:
     """The images of each row in a few words."""
     if given.pixel_values is None:
         return "no image"
-    channels, height, width = given.pixel_values.shape[1:]
+    shape = " ".join(map(str, given.pixel_values.shape[1:]))
     kind = "" if given.dtype == torch.float32 else f" {str(given.dtype).removeprefix('torch.')}"
     each = given.images_each
     several = "" if set(each) == {1} else f"{each[0] if len(set(each)) == 1 else each} "
-    return f"{several}[{channels} {height} {width}]{kind} pixels"
+    return f"{several}[{shape}]{kind} pixels"
 
 
 def inputs_html(given: Any) -> str:
@@ -164,9 +164,11 @@ def _printable(token: str) -> str:
 
 
 def _thumbnails(given: Any, i: int) -> str:
-    """A row's pictures as HTML images."""
+    """A row's pictures, or their tiles, as HTML images; nothing where the pixels are single patches."""
     pixels = given[i].pixel_values
-    return "" if pixels is None else "".join(_thumbnail(each, given.layout.image_processor) for each in pixels)
+    if pixels is None or pixels.ndim < 4:
+        return ""
+    return "".join(_thumbnail(each, given.layout.image_processor) for each in pixels.flatten(0, -4))
 
 
 def _thumbnail(pixels: Tensor, processor: Any) -> str:
