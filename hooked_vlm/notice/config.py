@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -20,6 +20,9 @@ from hooked_vlm.errors import InputsError, ResumeError, TextError, closest, cut,
 from hooked_vlm.given import is_blank, unwritable
 from hooked_vlm.notice.schema import Corrupt, Kind
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
+
+if TYPE_CHECKING:
+    import hooked_vlm.models.base  # named in full, as run-time checks look a name up that is not imported
 
 SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
@@ -177,7 +180,7 @@ class NoticeConfig:
         if len({file_name(task) for task in self.tasks}) < len(self.tasks):
             raise InputsError(f"tasks {quoted(self.tasks)} would be written to files of the same names: rename one")
 
-    def resolved(self, model: Any) -> NoticeConfig:
+    def resolved(self, model: hooked_vlm.models.base.HookedVLM) -> NoticeConfig:
         """The same with "auto" and empty choices decided by a model.
 
         Args:
@@ -279,7 +282,7 @@ def options() -> dict[str, FieldInfo]:
     return found
 
 
-def available(model: Any) -> tuple[Kind, ...]:
+def available(model: hooked_vlm.models.base.HookedVLM) -> tuple[Kind, ...]:
     """The kinds that a model's prompt stack has, in the order of `vocabulary.KINDS`."""
     crossed = any(block.has_cross_attn for block in model.stacks[model.prompt_stack].blocks)
     return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))

@@ -49,7 +49,7 @@ def run(
     out: str | os.PathLike[str],
     *,
     progress: bool = True,
-    model: Any = None,
+    model: HookedVLM | None = None,
     accept_versions: bool = False,
 ) -> Path:
     """Run NOTICE, or go on with a run that was stopped.
@@ -99,7 +99,7 @@ def load(config: NoticeConfig) -> Any:
 
 
 @contextmanager
-def _fitting(place: RunDirectory, model: Any, bar: Progress) -> Iterator[None]:
+def _fitting(place: RunDirectory, model: HookedVLM, bar: Progress) -> Iterator[None]:
     """While it is open, what runs out of memory also says what that means for the run: what is kept, what to do."""
     try:
         with told_if_out(lambda: "the run", lambda: model.device, lambda: ()):
@@ -239,7 +239,7 @@ def _shape(example: Example) -> tuple[Any, ...]:
     return example.clean.input_ids.shape[1], len(example.tokens.shared), example.positions, example.corrupt
 
 
-def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
+def _attention(model: HookedVLM, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
     """What each head of each example attends to, as tables."""
     queries = [query(config, example) for example in group]
     masks = [example.row.get("mask") for example in group]

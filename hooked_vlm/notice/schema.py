@@ -154,7 +154,7 @@ class Behaviour(_Row, total=False):
 class HeadEffect(_Row, total=False):
     """A head at the tokens where heads are selected: what `universal_heads.select` and `places.best_places` give.
 
-    Restoration is a mean, normalised a median, since a ratio of logit differences has no mean to rely on where they are
+    Restoration is a mean, normalized a median, since a ratio of logit differences has no mean to rely on where they are
     near 0. Where the selected token is several positions, an example's effect is their mean.
     """
 
@@ -192,7 +192,7 @@ class HeadEffect(_Row, total=False):
     fdr_all: bool
     at_least: int
     restoration: Number
-    normalised: Number
+    normalized: Number
     at: str | None
     best_at: str | None
     best: Number

@@ -30,11 +30,12 @@ from hooked_vlm.notice.schema import (
     Strongest,
     Universal,
 )
+from hooked_vlm.notice.storage import RENAMED
 
 VERSION: Final = 2  # of summary.json
 
 # The rule that controls the false discovery rate was "the sound rule" in version 0.
-NAMES: Final = {"sound": "fdr", "sound_all": "fdr_all"}
+NAMES: Final = {"sound": "fdr", "sound_all": "fdr_all", **RENAMED}
 PHRASES: Final = {"the sound rule": RULES["fdr"], "the sound one": "the FDR-controlled one"}
 
 
@@ -134,9 +135,9 @@ def as_now(values: Mapping[str, Any]) -> Summary:
     if version == VERSION:
         return checked(values)
     found: dict[str, Any] = {"cautions": [], "disagreements": []} | _validated(_BEFORE.validate_python, values)
+    found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
     if version < 1:
         found |= {name: _said(found.get(name, [])) for name in ("findings", "disagreements", "cautions")}
-        found["heads"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in found.get("heads", [])]
         found["universal"] = [row | {"rule": NAMES.get(row["rule"], row["rule"])} for row in found.get("universal", [])]
     told = {one.name for one in fields(Earlier)}
     found["findings"] = [

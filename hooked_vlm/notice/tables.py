@@ -113,11 +113,11 @@ def heads(data: RunTables, selection: pd.DataFrame) -> list[HeadEffect]:
     extra = []
     for (corrupt, kind, task), grid in data.heads.items():
         cells = grid.cells
-        normalised = grid.matrix("normalised")
-        bare = np.isnan(normalised).all(0)
+        normalized = grid.matrix("normalized")
+        bare = np.isnan(normalized).all(0)
         part = pd.DataFrame(cells, columns=["layer", "head"]).assign(corrupt=corrupt, kind=kind, task=task)
         part["restoration"] = statistics.means(grid.matrix("restoration"))
-        part["normalised"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalised), axis=0))
+        part["normalized"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalized), axis=0))
         extra.append(part)
     table = selection.merge(pd.concat(extra), on=places.KEY, how="left")
     table = table.merge(places.best_places(data), on=places.KEY, how="left")

@@ -95,7 +95,7 @@ def test_every_head_can_be_recomputed(made, frames):
         assert row["mean_abs"] == pytest.approx(sizes[key], **CLOSE)
         assert row["sd"] == pytest.approx(each["effect"].std(), **CLOSE)
         assert row["restoration"] == pytest.approx(each["restoration"].mean(), **CLOSE)
-        assert row["normalised"] == pytest.approx(each["normalised"].median(), **CLOSE)
+        assert row["normalized"] == pytest.approx(each["normalized"].median(), **CLOSE)
         assert row["ci_low"] < row["mean"] < row["ci_high"]
         assert row["abs_low"] < row["mean_abs"] < row["abs_high"]
         assert row["threshold"] == pytest.approx(threshold[key[:3]], **CLOSE)
@@ -413,7 +413,7 @@ def test_a_summary_of_an_earlier_version_is_read_in_todays_form_with_its_own_sen
     said = {"findings": verdicts, "cautions": text.cautions_of(now), "disagreements": text.disagreements(now)}
     earlier = plain(made) | json.loads(json.dumps(said).replace("the FDR-controlled rule", "the sound rule"))
     del earlier["version"], earlier["rule"]
-    before = {"fdr": "sound", "fdr_all": "sound_all"}
+    before = {"fdr": "sound", "fdr_all": "sound_all", "normalized": "normalised"}
     earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
     earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
     earlier["ablation"] = [{**row, "selection": str(row["selection"])} for row in made["ablation"]]

@@ -47,7 +47,7 @@ HOVER: Final = (
     "<b>layer %{y}, head %{x}</b>, %{customdata[3]} examples<br>%{z:.3f} %{customdata[0]} %{customdata[10]}<br>"
     "p %{customdata[1]}, q %{customdata[2]}<br>"
     "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
-    "restoration %{customdata[6]}, normalised %{customdata[7]}<br>"
+    "restoration %{customdata[6]}, normalized %{customdata[7]}<br>"
     "%{customdata[8]}, repeats in %{customdata[9]} of halves<br>"
     "most: %{customdata[11]}<extra></extra>"
 )
@@ -63,7 +63,7 @@ def hovered(row: HeadEffect) -> list[str]:
         number(row.get("mean_abs")),
         two(row.get("ratio")),
         number(row.get("restoration")),
-        number(row.get("normalised")),
+        number(row.get("normalized")),
         rule_of(row.get("paper"), row.get("fdr")),
         percent(row.get("repeats")),
         at_place(row["at"]) if isinstance(row.get("at"), str) else DASH,

@@ -120,7 +120,7 @@ def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
             *(html.escape(chance(row[key])) for key in ("p", "q")),
             *(number(row[key]) for key in ("n", "mean_abs")),
             two(row["ratio"]),
-            *(number(row[key]) for key in ("restoration", "normalised")),
+            *(number(row[key]) for key in ("restoration", "normalized")),
             rule_of(row["paper"], row["fdr"]),
             percent(row["repeats"]),
             "at the answer's word",
