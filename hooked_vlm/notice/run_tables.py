@@ -120,8 +120,9 @@ class RunTables:
         return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
 
     def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
-        """Of each task its examples with effects in two halves, drawn at random: what is chosen on one of them can be
-        judged on the other.
+        """Of each task its examples with effects in two halves, drawn at random.
+
+        What is chosen on one of them can be judged on the other.
         """
         found = {}
         for i, task in enumerate(self.tasks):

@@ -1,7 +1,7 @@
 """The tables of a run's summary, from its grids: counts, behaviour, heads, roles, ablation, noise.
 
-Shares have exact intervals and means those of `clusters`, which say why. Cost: seconds for the resamples. Knows no model
-and no file.
+Shares have exact intervals and means those of `clusters`, which say why. Cost: seconds for the resamples. Knows no
+model and no file.
 """
 
 from __future__ import annotations
