@@ -167,7 +167,8 @@ def _about_heads(tables: Summary, rule: Rule) -> list[str]:
         said.append(
             f"{n_tests} effects (heads, tasks, corruptions) were tested. In each corruption and kind of heads, not "
             f"over the whole report, the false discovery rate over tasks is held at {rule.alpha:g}, and so is the "
-            "chance of any false universal head; the paper's rule corrects for nothing. Verdicts are corrected together (Holm)."
+            "chance of any false universal head; the paper's rule corrects for nothing. Verdicts are corrected "
+            "together (Holm)."
         )
         roles = listed(map(at_place, dict.fromkeys(tables["select_at"].values())))
         said.append(f"Heads are read {roles}, and selected, ablated and drawn by that alone.")
@@ -192,8 +193,8 @@ def _about_clusters(tables: Summary) -> list[str]:
         said.append(
             f"Few answers, groups or templates: {listed(f'{task} ({n})' for task, n in fewest.items())}. What is "
             "said of a head in one task holds for these answers, in each of which it has to act; whether it is "
-            "universal, and how far its interval reaches, is asked of answers in general, by a test that takes the means "
-            "of so few as normal. More answers would tell more than more examples."
+            "universal, and how far its interval reaches, is asked of answers in general, by a test that takes the "
+            "means of so few as normal. More answers would tell more than more examples."
         )
     for verdict in tables["findings"]:
         if isinstance(verdict.evidence, claims.Selected):
