@@ -38,6 +38,7 @@ from hooked_vlm.patching.sites import ALL, Index
 
 Array = statistics.Array
 CLUSTERS = ("answer", "group", "template")
+ID = ("id", "example")  # how tasks, and tables of effects, call an example's name
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
 
 
@@ -54,16 +55,25 @@ def about(rows: Any, n: int) -> pd.DataFrame:
     Raises:
         DataError: if they have other than `n` entries.
     """
-    if isinstance(rows, Sequence) and not isinstance(rows, str):
-        rows = pd.DataFrame(list(rows))
-    names = [] if rows is None else [str(name) for name in getattr(rows, "column_names", rows)]
+    rows, names = columns_of(rows)
     found: dict[str, list[Any]] = {"task": ["task"] * n, "example": list(range(n))}
-    for name, theirs in {"task": "task", "example": "id", **{each: each for each in CLUSTERS}}.items():
-        if theirs in names or name in names:
-            found[name] = list(rows[theirs if theirs in names else name])
+    for name in ("task", "example", *CLUSTERS):
+        if theirs := next((one for one in (ID if name == "example" else (name,)) if one in names), None):
+            found[name] = list(rows[theirs])
     if odd := {name: len(values) for name, values in found.items() if len(values) != n}:
         raise DataError(f"the rows have {odd} entries for {n} examples: give the rows that the inputs were made from")
     return pd.DataFrame(found)
+
+
+def columns_of(rows: Any) -> tuple[Any, list[str]]:
+    """What has columns, and their names; rows one by one as a table.
+
+    Args:
+        rows: as in `about`.
+    """
+    if isinstance(rows, Sequence) and not isinstance(rows, str):
+        rows = pd.DataFrame(list(rows))
+    return rows, [] if rows is None else [str(name) for name in getattr(rows, "column_names", rows)]
 
 
 def head_effects(
@@ -262,6 +272,7 @@ def spread(low: Array, high: Array, at: Array) -> tuple[Array, Array]:
     return np.where(np.isnan(low), at, low), np.where(np.isnan(high), at, high)
 
 
-def verdicts(yes: ArrayLike, no: ArrayLike) -> list[bool | None]:
+def verdicts(yes: ArrayLike, no: ArrayLike) -> pd.Series:
     """True, False, or None where the data decide neither."""
-    return [True if y else False if n else None for y, n in zip(np.asarray(yes), np.asarray(no), strict=True)]
+    told = [True if y else False if n else None for y, n in zip(np.asarray(yes), np.asarray(no), strict=True)]
+    return pd.Series(told, dtype=object)  # or a column without None would be of another type

@@ -36,6 +36,7 @@ from hooked_vlm.patching.engine import WASTE
 from hooked_vlm.patching.metrics import answer_logits, measured
 from hooked_vlm.patching.plan import Measure, SweepPlan, asked, prepared
 from hooked_vlm.patching.sites import ALL, Index, Sites
+from hooked_vlm.positions import Places
 
 Direction = Literal["denoise", "noise"]
 PerExample = Float[np.ndarray, "example"]
@@ -228,9 +229,7 @@ class _Pass:
         cfg = model.stacks[self.stack].cfg
         self.begins = [cfg.n_layers] * len(sets)  # the first layer in which a set changes anything; none if n_layers
         self.first = [0] * len(sets)  # the first position that it changes there
-        self.positions: dict[str, Any] = {
-            kind: None if plan.sites.positions == ALL else plan.sites.positions for kind, plan in plans.items()
-        }
+        self.positions = {kind: _spelled(plan.sites.positions) for kind, plan in plans.items()}
         self.masks: dict[str, Bool[Tensor, "set head"]] = {}
         self.kinds: dict[str, str] = {}
         moves = {kind: _moving(plan) for kind, plan in plans.items()}
@@ -328,6 +327,13 @@ class _Pass:
 
         own = {name: mask[sets] for name, mask in self.masks.items()}
         return [(name, patching(name, mask)) for name, mask in own.items() if bool(mask.any())]
+
+
+def _spelled(positions: Places | str | None) -> Index:
+    """The positions of closed sites as hook functions take them."""
+    if not isinstance(positions, Places):
+        return None
+    return list(positions.rows) if positions.by_row else positions.rows[0]
 
 
 def _moving(plan: SweepPlan) -> dict[tuple[int, int], int]:

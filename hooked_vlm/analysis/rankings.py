@@ -31,7 +31,7 @@ from jaxtyping import Float
 
 from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.ablation import ReferenceMeans
-from hooked_vlm.analysis.effect_tables import about, codes_of, linearised, spread
+from hooked_vlm.analysis.effect_tables import ID, about, codes_of, columns_of, linearised, spread
 from hooked_vlm.analysis.head_sets import PerExample, SetsPatched, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import Head
 from hooked_vlm.errors import DataError, quoted
@@ -106,7 +106,7 @@ def faithfulness(
     named = rankings if isinstance(rankings, Mapping) else {"given": rankings}
     given = {str(name): tuple(as_heads(model, heads)) for name, heads in named.items()}
     examples = about(rows, len(clean))
-    _refuse_ranked(examples, rows, ranked_on)
+    _refuse_ranked(rows, ranked_on)
     sizes = _sizes(ks, given)
     all_heads = heads_of(model, list(dict.fromkeys(kind for heads in given.values() for kind, _, _ in heads)))
     drawn = random_rankings(all_heads, sizes[-1], whole(draws, "draws", least=1), seed)
@@ -140,27 +140,26 @@ def random_rankings(heads: Sequence[Head], length: int, draws: int, seed: int = 
     return list(found)
 
 
-def _refuse_ranked(examples: pd.DataFrame, rows: Any, ranked_on: Any) -> None:
+def _refuse_ranked(rows: Any, ranked_on: Any) -> None:
     """Raise DataError if an example that is judged on was ranked on, or nothing tells which they are."""
     if ranked_on is None:
         return
-    if rows is None:
-        raise DataError("which examples these are is not known: give the rows (with a column id) that are judged on")
-    ids = set(_ids(ranked_on))
-    if both := [each for each in examples["example"] if each in ids]:
+    asked, made_from = _ids(rows, "rows"), set(_ids(ranked_on, "ranked_on"))
+    if both := [each for each in asked if each in made_from]:
         raise DataError(
-            f"{len(both)} of {len(examples)} examples are among those that the ranking was made from, the first "
+            f"{len(both)} of {len(asked)} examples are among those that the ranking was made from, the first "
             f"{quoted(both[0])}: judge a ranking on other examples, e.g. rank on one half and judge on the other"
         )
 
 
-def _ids(given: Any) -> Iterable[Any]:
-    names = getattr(given, "column_names", given if isinstance(given, (pd.DataFrame, Mapping)) else None)
-    if names is None:
+def _ids(given: Any, what: str) -> list[Any]:
+    """Names of examples: as they are, or a column of rows. Raises DataError if there is none."""
+    if isinstance(given, (list, tuple, set)) and not any(isinstance(one, Mapping) for one in given):
         return list(given)
-    if not (column := next((name for name in ("id", "example") if name in list(names)), None)):
-        raise DataError(f"ranked_on has no column id or example; it has {', '.join(map(str, names))}")
-    return list(given[column])
+    rows, names = columns_of(given)
+    if not (column := next((one for one in ID if one in names), None)):
+        raise DataError(f"{what} have no column {' or '.join(ID)}, so that nothing tells which examples they are")
+    return list(rows[column])
 
 
 def _sizes(ks: Sequence[int] | None, given: Mapping[str, Ranking]) -> list[int]:
