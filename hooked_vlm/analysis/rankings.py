@@ -66,9 +66,9 @@ def faithfulness(
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     metric: Measure,
-    rankings: Sequence[Head] | Mapping[str, Sequence[Head]],
     rows: Any = None,
     *,
+    rankings: Sequence[Head] | Mapping[str, Sequence[Head]],
     ranked_on: Any = None,
     ks: Sequence[int] | None = None,
     draws: int = 199,
@@ -86,9 +86,9 @@ def faithfulness(
         clean: inputs that the model answers rightly.
         corrupt: inputs of the same shape, with the image or the text corrupted; may be None with `means`.
         metric: m of one example, e.g. `patching.metrics.logit_diff(right, wrong)`.
+        rows: the task that the inputs were made from; a column task splits them.
         rankings: heads, best first, as `effect_tables.ranking` has them; or several by name. Heads of the same kinds
             that a ranking leaves out come last: they are never in C.
-        rows: the task that the inputs were made from; a column task splits them.
         ranked_on: the rows that the rankings were made from, or their ids: none may be among `rows`.
         ks: sizes of C; None for every one up to the shortest ranking's length, or, beyond 32, some of them.
         draws: random rankings; all there are if they are fewer.

@@ -100,7 +100,7 @@ def test_what_cannot_be_carried_over_is_refused() -> None:
     with pytest.raises(DataError, match="has no effect"):
         transfer(table_of([1, 2]).drop(columns="effect"), 1)
     twice = pd.concat([table_of([1, 2]), table_of([1, 2])])
-    with pytest.raises(DataError, match="several effects of head attn L0.H0: choose one place"):
+    with pytest.raises(DataError, match=r"several effects of head attn L0\.H0: choose one place"):
         transfer(twice, 1)
 
 

@@ -37,7 +37,7 @@ def test_faithfulness_is_what_whole_runs_without_the_other_heads_give(data: st.D
         kinds = {kind for kind, _, _ in ranked}
         means = ReferenceMeans(model, kinds).add(clean) if meant else None
         source = {name: means.of(clean, name) for name in means.hooks} if means else z_of(model, corrupt)
-        found = faithfulness(model, clean, None if meant else corrupt, METRIC, ranked, means=means, draws=3)
+        found = faithfulness(model, clean, None if meant else corrupt, METRIC, rankings=ranked, means=means, draws=3)
         every = [head for head in heads if head[0] in kinds]
 
         def m(circuit: Any) -> Any:
@@ -59,10 +59,10 @@ def test_each_task_is_told_alone() -> None:
     """Its examples alone: as if the others were not there."""
     model, clean, corrupt = setting("vqa")
     heads, options = heads_of(model), {"draws": 9}
-    both = faithfulness(model, clean, corrupt, METRIC, heads, ROWS, **options)  # type: ignore[arg-type]
+    both = faithfulness(model, clean, corrupt, METRIC, ROWS, rankings=heads, **options)  # type: ignore[arg-type]
     assert both.areas["task"].tolist() == ["one", "two"] and both.areas["n"].tolist() == [4, 2]
     for task, rows in {"one": slice(0, 4), "two": slice(4, 6)}.items():
-        alone = faithfulness(model, clean[rows], corrupt[rows], METRIC, heads, **options)  # type: ignore[arg-type]
+        alone = faithfulness(model, clean[rows], corrupt[rows], METRIC, rankings=heads, **options)  # type: ignore[arg-type]
         for name in ("f", "random", "random_high"):
             ours = both.curve[both.curve["task"] == task][name]
             np.testing.assert_allclose(ours, alone.curve[name], atol=1e-5)
@@ -73,9 +73,9 @@ def test_several_rankings_meet_the_same_random_ones() -> None:
     model, clean, corrupt = setting("vqa")
     heads = heads_of(model)
     named = {"forth": heads, "back": heads[::-1]}
-    found = faithfulness(model, clean, corrupt, METRIC, named, draws=19)
+    found = faithfulness(model, clean, corrupt, METRIC, rankings=named, draws=19)
     assert found.areas["ranking"].tolist() == ["forth", "back"] and found.areas["random"].nunique() == 1
-    alone = faithfulness(model, clean, corrupt, METRIC, heads[::-1], draws=19)
+    alone = faithfulness(model, clean, corrupt, METRIC, rankings=heads[::-1], draws=19)
     assert found.areas["area"][1] == pytest.approx(alone.areas["area"].item(), abs=1e-6)
     hits = (found.random["area"].to_numpy() >= found.areas["area"][0]).sum()
     assert found.areas["p"][0] == pytest.approx((1 + hits) / 20)
@@ -87,24 +87,27 @@ def test_what_was_ranked_on_is_not_judged_on() -> None:
     model, clean, corrupt = setting("vqa")
     heads = heads_of(model)
     for ranked_on in (["f", "x"], {"id": ["f"]}, [{"id": "f"}], np.array(["f"]).tolist()):
-        with pytest.raises(DataError, match="1 of 6 examples are among .* the first 'f': judge a ranking on other"):
-            faithfulness(model, clean, corrupt, METRIC, heads, ROWS, ranked_on=ranked_on)
+        with pytest.raises(DataError, match=r"1 of 6 examples are among .* the first 'f': judge a ranking on other"):
+            faithfulness(model, clean, corrupt, METRIC, ROWS, rankings=heads, ranked_on=ranked_on)
     effects = head_effects(model, clean, corrupt, METRIC, ROWS)
     with pytest.raises(DataError, match="6 of 6 examples"):
-        faithfulness(model, clean, corrupt, METRIC, heads, ROWS, ranked_on=effects)
+        faithfulness(model, clean, corrupt, METRIC, ROWS, rankings=heads, ranked_on=effects)
     with pytest.raises(DataError, match="rows have no column id or example"):
-        faithfulness(model, clean, corrupt, METRIC, heads, {"task": ["one"] * 6}, ranked_on=["a"])
+        faithfulness(model, clean, corrupt, METRIC, {"task": ["one"] * 6}, rankings=heads, ranked_on=["a"])
     assert (
-        faithfulness(model, clean, corrupt, METRIC, heads, ROWS, ranked_on=["x"], ks=[8], draws=1).areas["n"].sum() == 6
+        faithfulness(model, clean, corrupt, METRIC, ROWS, rankings=heads, ranked_on=["x"], ks=[8], draws=1)
+        .areas["n"]
+        .sum()
+        == 6
     )
 
 
 def test_rankings_without_heads_and_ks_beyond_them_are_refused() -> None:
     model, clean, corrupt = setting("vqa", 2)
     with pytest.raises(DataError, match="no ranking, or an empty one"):
-        faithfulness(model, clean, corrupt, METRIC, [])
+        faithfulness(model, clean, corrupt, METRIC, rankings=[])
     with pytest.raises(DataError, match="k goes up to 9, and the shortest ranking has 2 heads"):
-        faithfulness(model, clean, corrupt, METRIC, heads_of(model)[:2], ks=[9])
+        faithfulness(model, clean, corrupt, METRIC, rankings=heads_of(model)[:2], ks=[9])
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(0, 3))
@@ -131,6 +134,6 @@ def test_a_ranking_over_every_position_is_better_than_chance_on_held_out_example
     given_on, made_from = batch(3)
     judged_on, rows = batch(4)
     ranked = [head for head in ranking(head_effects(*given_on, made_from)) if head[0] == "cross_attn-heads"]
-    found = faithfulness(*judged_on, ranked, rows, ranked_on=made_from, ks=[0, 1, 2, 4, 8, 16], draws=99)
+    found = faithfulness(*judged_on, rows, rankings=ranked, ranked_on=made_from, ks=[0, 1, 2, 4, 8, 16], draws=99)
     assert found.areas["p"].item() <= 0.05 and found.areas["gain_low"].item() > 0
     assert found.curve["f"].iloc[-1] == pytest.approx(1.0, abs=1e-4)
