@@ -18,6 +18,7 @@ from hooked_vlm.analysis.heads import Head
 from hooked_vlm.analysis.image_attention import SCORES
 
 SHARES = frozenset({"inside", "auc", "pointing", "outlier"})  # scores between 0 and 1 that are means of one an example
+MAJORITY = 0.5  # of a head's attention to the image, for a label by its outliers
 OBJECT, SUPPRESSION, OUTLIER, NONE = "object detection", "object suppression", "outlier suppression", "none"
 
 
@@ -25,7 +26,7 @@ def labels(
     scores: pd.DataFrame,
     *,
     significant: Iterable[Head] | None = None,
-    majority: float = 0.5,
+    majority: float = MAJORITY,
     times: int = statistics.BOOTSTRAP,
     seed: int = 0,
     alpha: float = statistics.ALPHA,
@@ -73,7 +74,7 @@ def labels_of(
     grids: Mapping[str, Grid],
     *,
     significant: Iterable[Head] | None = None,
-    majority: float = 0.5,
+    majority: float = MAJORITY,
     times: int = statistics.BOOTSTRAP,
     seed: int = 0,
     alpha: float = statistics.ALPHA,

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -74,7 +75,12 @@ Query = int | Sequence[int]
 
 
 def image_attention(
-    model: HookedVLM, inputs: VLMInputs, kinds: Iterable[str], queries: Query | Sequence[Query]
+    model: HookedVLM,
+    inputs: VLMInputs,
+    kinds: Iterable[str],
+    queries: Query | Sequence[Query],
+    *,
+    image: int | None = None,
 ) -> tuple[dict[str, ImageAttention], Float[Tensor, "batch patch"]]:
     """Attention of query tokens over the image in one run, and the norms of the image's patches.
 
@@ -84,12 +90,15 @@ def image_attention(
         kinds: "cross_attn-heads" or "attn-heads", of the prompt's stack. A kind whose keys hold no image (BLIP's
             self-attention) is left out of what is returned; so is any kind that is not of heads.
         queries: position of the query, or several (their attention is averaged), or such for each example.
+        image: which image of each prompt, from 0; may be left out where each has one.
 
     Raises:
         PositionError: if a query is no position of the prompt.
+        InputsError: if a prompt has no such image, or several and none was named, or its positions are no grid.
     """
     stack = model.stacks[model.prompt_stack]
-    attended = {kind: _image_keys(model, inputs, kind) for kind in kinds}
+    numbers = _chosen(inputs, image)
+    attended = {kind: _image_keys(model, inputs, kind, numbers) for kind in kinds}
     weights = _query_weights(inputs, queries)
     tower = model.vision_encoder
     last = f"{tower.prefix}blocks.{tower.cfg.n_layers - 1}.hook_resid_post"
@@ -117,9 +126,20 @@ def image_attention(
         assert keys is not None
         over = torch.stack([rows[name] for name in of_layers], 1)  # [batch layer head key]
         places = keys.places.to(over.device)[:, None, None, :].expand(*over.shape[:3], -1)
-        image = over.gather(-1, places)
-        found[kind] = ImageAttention(image[..., keys.n_before :], image[..., 0] if keys.n_before else None, keys.grid)
-    return found, norms[last][:, int(tower.has_class_token) :]
+        on = over.gather(-1, places)
+        found[kind] = ImageAttention(on[..., keys.n_before :], on[..., 0] if keys.n_before else None, keys.grid)
+    return found, norms[last][numbers, int(tower.has_class_token) :]
+
+
+def _chosen(inputs: VLMInputs, image: int | None) -> list[int]:
+    """The numbers in the batch of the image meant of each prompt."""
+    each = inputs.images_each
+    if not inputs.n_images or (image is None and set(each) != {1}):
+        named = f"; or name which is meant, image=0 to image={min(each) - 1}" if min(each) else ""
+        raise InputsError(f"the prompts have {each} images: expected one in each{named}")
+    if image is not None and not 0 <= image < min(each):
+        raise InputsError(f"image {image} of each prompt was asked for, and the prompts have {each} images")
+    return [end - n + (image or 0) for end, n in zip(accumulate(each), each, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -131,28 +151,28 @@ class _ImageKeys:
     grid: tuple[int, int]
 
 
-def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str) -> _ImageKeys | None:
-    """Where the image is among the keys of a kind of heads, or None where it is not."""
+def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, numbers: list[int]) -> _ImageKeys | None:
+    """Where the images of such numbers are among the keys of a kind of heads, or None where they are not."""
     if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
     if cross != (inputs.layout.image_token_id is None):  # cross-attention reads the image; self-attention the prompt
         return None
-    patch = model.vision_encoder.patch_size
-    if inputs.pixel_values is None or set(inputs.images_each) != {1}:
-        raise InputsError(f"the prompts have {inputs.images_each} images: expected one in each")
-    height, width = (side // patch for side in inputs.pixel_values.shape[-2:])
-    spans = inputs.image_spans
-    n_before = 1 if cross and model.vision_encoder.has_class_token else 0
-    starts = torch.tensor([span.start - n_before for span in spans])
-    extra = spans[0].stop - spans[0].start - height * width
-    if extra not in (0, 1):
+    try:
+        grids = [inputs.grid(number) for number in numbers]
+    except PositionError as error:
+        raise InputsError(f"attention is mapped over a grid of patches: {error}") from error
+    if len({grid.shape for grid in grids}) > 1:
         raise InputsError(
-            f"the prompt holds {spans[0].stop - spans[0].start} image positions for {height} x {width} patches: "
-            "expected one a patch, and at most a class token before them"
+            f"the images have grids of {[tuple(grid.shape) for grid in grids]} patches: expected one; take the "
+            "examples apart, inputs[i]"
         )
-    n_before += extra
-    return _ImageKeys(starts[:, None] + torch.arange(n_before + height * width), n_before, (height, width))
+    spans = inputs.image_spans
+    first = int(grids[0][0, 0])
+    n_before = first - spans[numbers[0]].start + (cross and model.vision_encoder.has_class_token)
+    patches = torch.stack([grid.flatten() for grid in grids])
+    before = patches[:, :1] + torch.arange(-n_before, 0, device=patches.device)
+    return _ImageKeys(torch.cat([before, patches], 1), n_before, (grids[0].shape[0], grids[0].shape[1]))
 
 
 def _query_weights(inputs: VLMInputs, queries: Query | Sequence[Query]) -> Float[Tensor, "batch pos"]:
@@ -210,6 +230,7 @@ def score_batch(
     queries: Query | Sequence[Query],
     masks: Sequence[Any] | None = None,
     query_role: str = "",
+    image: int | None = None,
 ) -> pd.DataFrame:
     """Every score of every head for each example of a batch, in one run.
 
@@ -220,6 +241,7 @@ def score_batch(
         queries: as `image_attention`.
         masks: one for each example, None for those without; or None.
         query_role: what the query is, for the table.
+        image: as `image_attention`.
 
     Returns:
         One row for each example, kind, layer and head: row (the example's place in the batch) and `COLUMNS`. NaN
@@ -234,7 +256,7 @@ def score_batch(
         raise DataError(
             f"{len(given)} masks were given for {len(inputs)} examples: one each, None where there is none."
         )
-    attention, norms = image_attention(model, inputs, kinds, queries)
+    attention, norms = image_attention(model, inputs, kinds, queries, image=image)
     cover = torch.full((len(inputs), norms.shape[1]), torch.nan)
     has = [i for i, mask in enumerate(given) if mask is not None]
     if has and attention:
@@ -245,7 +267,14 @@ def score_batch(
 
 
 def score_example(
-    model: HookedVLM, inputs: VLMInputs, *, kinds: Iterable[str], query: Query, mask: Any = None, query_role: str = ""
+    model: HookedVLM,
+    inputs: VLMInputs,
+    *,
+    kinds: Iterable[str],
+    query: Query,
+    mask: Any = None,
+    query_role: str = "",
+    image: int | None = None,
 ) -> pd.DataFrame:
     """`score_batch` of one example: a table with `COLUMNS`.
 
@@ -256,12 +285,14 @@ def score_example(
         query: position of the query, or several.
         mask: white where the object is, or None.
         query_role: what the query is, for the table.
+        image: as `image_attention`.
 
     Raises:
         PositionError: as `image_attention`.
     """
     masks = None if mask is None else [mask]
-    scores = score_batch(model, inputs, kinds=kinds, queries=query, masks=masks, query_role=query_role)
+    options: dict[str, Any] = {"masks": masks, "query_role": query_role, "image": image}
+    scores = score_batch(model, inputs, kinds=kinds, queries=query, **options)
     return scores.drop(columns="row")
 
 

@@ -22,22 +22,33 @@ from hooked_vlm.notice import directory
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, query, restored, stacked
 from hooked_vlm.notice.running import Run
-from hooked_vlm.notice.schema import Selection
+from hooked_vlm.notice.schema import Figure
+from hooked_vlm.notice.selections import HeldOut
 from hooked_vlm.notice.storage import digest_of
 
 
-def ablate_kept(run: Run, sets: Mapping[Selection, Sequence[Head]]) -> None:
-    """Ablate each set of heads, and as many random ones, in every kept example that has no such file yet.
+def ablate_kept(run: Run, chosen: Mapping[str, Sequence[HeldOut]]) -> None:
+    """Ablate each set of heads, and as many random ones, in every kept example that judges it and has no such file yet.
 
     Args:
         run: under way.
-        sets: of heads.
+        chosen: sets of heads, and the examples that judge them, of each task by its name in files.
     """
     place, config, model = run.place, run.config, run.model
     kinds = [kind for kind in config.kinds if of_heads(kind)]
-    named = {selection.name: heads for selection, heads in sets.items()}
-    asked = digest_of({name: [list(head) for head in heads] for name, heads in named.items()})
-    for task in config.tasks if sets else ():
+    for task in config.tasks:
+        parts = [
+            (held.examples, {str(selection): heads for selection, heads in held.sets.items()})
+            for held in chosen.get(file_name(task), ())
+        ]
+        if not any(named for _, named in parts):
+            continue
+        asked = digest_of(
+            [
+                [sorted(ids), {name: [list(head) for head in heads] for name, heads in named.items()}]
+                for ids, named in parts
+            ]
+        )
         kept = place.numbers(directory.EFFECTS, task)
         missing = set(kept) - set(place.numbers(directory.ABLATION, task, asked))
         if not missing:
@@ -49,14 +60,18 @@ def ablate_kept(run: Run, sets: Mapping[Selection, Sequence[Head]]) -> None:
         for group in _again(run, task, kept):
             if missing.isdisjoint(example.number for example in group):
                 continue
-            right, wrong = ([getattr(e.tokens, side) for e in group] for side in ("right", "wrong"))
-            table = ablation.ablate(
-                model, stacked(group), right, wrong, named, means, draws=config.random_draws, seed=config.seed
-            )
             tables = {}
-            for i, example in enumerate(group):
-                about = {"task": file_name(task), "example": example.row["id"]}
-                tables[example.number] = own_rows(table, i, about)
+            for ids, named in parts:
+                mine = [example for example in group if example.row["id"] in ids]
+                if not mine:
+                    continue
+                right, wrong = ([getattr(e.tokens, side) for e in mine] for side in ("right", "wrong"))
+                table = ablation.ablate(
+                    model, stacked(mine), right, wrong, named, means, draws=config.random_draws, seed=config.seed
+                )
+                for i, example in enumerate(mine):
+                    about = {"task": file_name(task), "example": example.row["id"]}
+                    tables[example.number] = own_rows(table, i, about)
             place.add(directory.ABLATION, task, tables, asked)
             run.go_on()
 
@@ -76,7 +91,7 @@ def _again(run: Run, task: str, kept: Sequence[int]) -> Iterator[list[Example]]:
 # --- figures --------------------------------------------------------------------------------------------
 
 
-def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
+def draw_attention(run: Run, heads: Sequence[Head]) -> list[Figure]:
     """Draw where heads look in the first kept example of every task, less the mean over all heads as in the paper.
 
     Args:
@@ -87,7 +102,8 @@ def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
         A record for each figure, the `figures` of summary.json; none where matplotlib is not installed, the heads
         cannot see the image, or the processor's way with the picture is not known: a run does not fail for a picture.
     """
-    place, config, model, records = run.place, run.config, run.model, []
+    place, config, model = run.place, run.config, run.model
+    records: list[Figure] = []
     for task in config.tasks if heads else ():
         numbers = place.numbers(directory.EFFECTS, task)
         if not numbers:
@@ -120,7 +136,7 @@ def draw_attention(run: Run, heads: Sequence[Head]) -> list[dict[str, Any]]:
                 return []
             place.write_figure(f"{directory.FIGURES}/{name}", figure)
             caption = f"{head_name(kind, layer, head)}: {row['prompt']} ({row['answer']})"
-            about = {"file": f"{directory.FIGURES}/{name}", "kind": kind, "layer": layer, "head": head}
-            records.append({**about, "example": row["id"], "caption": caption})
+            about = {"kind": kind, "layer": layer, "head": head, "example": row["id"], "caption": caption}
+            records.append(cast(Figure, {"file": f"{directory.FIGURES}/{name}", **about}))
             run.go_on()
     return records

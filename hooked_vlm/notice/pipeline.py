@@ -49,7 +49,7 @@ def run(
     out: str | os.PathLike[str],
     *,
     progress: bool = True,
-    model: Any = None,
+    model: HookedVLM | None = None,
     accept_versions: bool = False,
 ) -> Path:
     """Run NOTICE, or go on with a run that was stopped.
@@ -99,7 +99,7 @@ def load(config: NoticeConfig) -> Any:
 
 
 @contextmanager
-def _fitting(place: RunDirectory, model: Any, bar: Progress) -> Iterator[None]:
+def _fitting(place: RunDirectory, model: HookedVLM, bar: Progress) -> Iterator[None]:
     """While it is open, what runs out of memory also says what that means for the run: what is kept, what to do."""
     try:
         with told_if_out(lambda: "the run", lambda: model.device, lambda: ()):
@@ -239,12 +239,12 @@ def _shape(example: Example) -> tuple[Any, ...]:
     return example.clean.input_ids.shape[1], len(example.tokens.shared), example.positions, example.corrupt
 
 
-def _attention(model: Any, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
+def _attention(model: HookedVLM, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
     """What each head of each example attends to, as tables."""
     queries = [query(config, example) for example in group]
     masks = [example.row.get("mask") for example in group]
     table = score_batch(
-        model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.select_at
+        model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.watch_at
     )
     rows = [example.row for example in group]
     about = [{"task": row["task"], "example": row["id"], "group": row["group"] or ""} for row in rows]
@@ -291,9 +291,9 @@ def _conclude(run: Run) -> None:
     run.place.forget_parts()
     found = summary.select(run.place, run.config.to_json())
     run.bar.say("ablating")
-    conclusion.ablate_kept(run, selections.to_ablate(found.records))
+    conclusion.ablate_kept(run, summary.to_ablate(found))
     run.bar.say("drawing")
-    figures = conclusion.draw_attention(run, selections.to_draw(found.records))
+    figures = conclusion.draw_attention(run, selections.to_draw(found.heads))
     run.bar.say("summarising")
     summary.conclude(run.place, found, figures)
     report.write(run.place.path)

@@ -8,24 +8,29 @@ few milliseconds and a few kilobytes an example. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from hooked_vlm.analysis import clusters
+from hooked_vlm.analysis.ablation import SELECTED
 from hooked_vlm.analysis.grid import Grid, Moments
 from hooked_vlm.analysis.image_attention import SCORES
+from hooked_vlm.analysis.universal_heads import CLUSTERS, Families, Measured
 from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 LACKING = [f"{name}_lacking" for name in CORRUPT]  # of a kept example, why it has no such corruption
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", *CORRUPTIONS)]
-ABOUT = ["task", "example", "number", "group", "answer", "wrong_answer", "generated", "kept", "reason"]
+ABOUT = ["task", "example", "number", "group", "prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
-MEASURES = ["effect", "restoration", "normalised"]
+MEASURES = ["effect", "restoration", "normalized"]
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
 ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role", *SCORES]
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
@@ -46,6 +51,7 @@ class RunTables:
         attention: for each kind a grid of `SCORES`, cells (layer, head).
         ablation: for each task a grid of correct and logit_diff, cells (selection, draw).
         sets: for each (task, selection, draw) its n_heads, and overlap where it was written.
+        chosen: for each (task, selection) the heads of the selection itself, one text for each half if they differ.
         task_of: the task of each row of the attention grids.
         query_roles: where the queries stood whose attention was scored.
         n_effects: examples with effects.
@@ -58,7 +64,8 @@ class RunTables:
     places: dict[tuple[str, str, str], Moments] = field(default_factory=dict)
     attention: dict[str, Grid] = field(default_factory=dict)
     ablation: dict[str, Grid] = field(default_factory=dict)
-    sets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
+    sets: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     task_of: dict[str, str] = field(default_factory=dict)
     query_roles: set[str] = field(default_factory=set)
     n_effects: int = 0
@@ -83,15 +90,70 @@ class RunTables:
         """The tasks, in the order in which their examples stand."""
         return list(dict.fromkeys(self.examples["task"])) if len(self.examples) else []
 
-    def families(self, at: str) -> Any:
-        """The effects as `universal_heads.select_matrices` takes them, of every head that any task has."""
+    def clusters(self, task: str, examples: Iterable[str]) -> list[clusters.Codes]:
+        """The ways in which some examples of a task hang together: by answer, group and template of the prompt.
+
+        Args:
+            task: which.
+            examples: their ids.
+        """
+        ids = list(examples)
+        columns = self._about.loc[[(task, example) for example in ids]]
+        return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(ids))
+
+    @cached_property
+    def _about(self) -> pd.DataFrame:
+        """What clusters an example, by task and example; a template is the prompt without its answers."""
+        rows = self.examples.drop_duplicates(["task", "example"])
+        words = zip(
+            rows["prompt"].astype(str), rows["answer"].astype(str), rows["wrong_answer"].astype(str), strict=True
+        )
+        templates = [
+            re.sub("|".join(rf"\b{re.escape(word)}\b" for word in (right, wrong) if word), "_", prompt)
+            for prompt, right, wrong in words
+        ]
+        return rows.assign(template=templates).set_index(["task", "example"])
+
+    def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
+        """The clean less corrupt logit difference of some examples of a task."""
+        rows = self._about.loc[[(task, example) for example in examples]]
+        return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
+
+    def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
+        """Of each task its examples with effects in two halves, drawn at random.
+
+        What is chosen on one of them can be judged on the other.
+        """
+        found = {}
+        for i, task in enumerate(self.tasks):
+            there = {example for (_, _, of), grid in self.heads.items() if of == task for example in grid.examples}
+            rows = self.examples[self.examples["task"] == task]
+            ordered = [str(example) for example in rows["example"] if example in there]
+            at = np.random.default_rng((seed, 11, i)).permutation(len(ordered))
+            cut = (len(ordered) + 1) // 2
+            first, second = ([ordered[place] for place in sorted(part)] for part in (at[:cut], at[cut:]))
+            found[task] = (first, second)
+        return found
+
+    def families(self, only: Mapping[str, Collection[str]] | None = None) -> Families:
+        """The effects as `universal_heads.select_matrices` takes them, of every head that any task has.
+
+        Args:
+            only: of each task the examples to take; None for all.
+        """
         grids: dict[tuple[str, str], dict[str, Grid]] = {}
         for (corrupt, kind, task), grid in self.heads.items():
             grids.setdefault((corrupt, kind), {})[task] = grid
-        families = {}
+        families: Families = {}
         for key, of_tasks in grids.items():
             heads = sorted({cell for grid in of_tasks.values() for cell in grid.cells})
-            families[key] = (heads, {task: grid.matrix(at, heads) for task, grid in of_tasks.items()})
+            measured = {}
+            for task, grid in of_tasks.items():
+                if only is not None:
+                    grid = grid.rows([i for i, example in enumerate(grid.examples) if example in only[task]])
+                spans = self.spans(key[0], task, grid.examples)
+                measured[task] = Measured(grid.matrix("effect", heads), spans, self.clusters(task, grid.examples))
+            families[key] = (heads, measured)
         return families
 
 
@@ -131,7 +193,7 @@ def _read(
 ) -> None:
     for task in place.tasks:
         done = set(place.kept(task))
-        for number, table in place.tables(kind, task, columns, optional=["overlap"]):
+        for number, table in place.tables(kind, task, columns, optional=["overlap", "heads"]):
             if number in done:
                 add(found, table)
 
@@ -210,7 +272,10 @@ def _add_ablation(found: RunTables, rows: pa.Table) -> None:
     cells = [(names[c], int(draw)) for c, draw in zip(code, _column(rows, "draw"), strict=True)]
     values = np.stack([_column(rows, name).astype(np.float64) for name in ("correct", "logit_diff")], 1)
     found.ablation.setdefault(task, Grid("correct", "logit_diff")).add(str(rows.column("example")[0]), cells, values)
-    known = [name for name in ("n_heads", "overlap") if name in rows.column_names]
-    about = [_column(rows, name).tolist() for name in known]
+    known = [name for name in ("n_heads", "overlap", "heads") if name in rows.column_names]
+    about = [rows.column(name).to_pylist() for name in known]
     for cell, *numbers in zip(cells, *about, strict=True):
         found.sets[(task, *cell)] = dict(zip(known, numbers, strict=True))
+        if cell[1] == SELECTED and "heads" in known:
+            named = found.chosen.setdefault((task, cell[0]), [])
+            named += [numbers[-1]] if numbers[-1] not in named else []

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 import torch
 
+from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.answers import SENTENCE
 from hooked_vlm.analysis.head_labels import NONE
 from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
-from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.schema import Records
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
-from hooked_vlm.notice.wording import percent, with_interval
+from hooked_vlm.notice.report.text.words import at_place, listed, percent, two, with_interval
+from hooked_vlm.notice.schema import Counts, Function, Power, known
+from hooked_vlm.notice.stored import Summary
+from hooked_vlm.notice.vocabulary import CORRUPT
 from hooked_vlm.patching.result import ROUNDING
 
 ONE_WORD = "Answer with one word."
+FEW = 30  # examples of a task, below which intervals are wide and what they show is a hint
 OFTEN = 0.1  # of the answers: sentences that are more than this are worth another run
 
 
-def cautions(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
-    """What to be careful about in this run, in sentences; the weightiest first."""
-    said = []
+def cautions(summary: Summary, record: Mapping[str, Any]) -> list[str]:
+    """What to be careful about in a run, in sentences; the weightiest first.
+
+    Args:
+        summary: the run's; those that one of version 1 keeps are given as they are.
+        record: what run.json says.
+    """
+    if "cautions" in summary:
+        return summary["cautions"]
+    tables, config, rule = summary, summary["config"], numbers_of(summary)
+    asked, said = str(config["select_at"]), []
+    if set(summary["select_at"].values()) - {asked}:
+        said.append(f"No prompt has a token of role {asked!r}: heads are selected on every position at once instead.")
+    said += about_packages(record)
     kept = {row["task"]: row["kept"] for row in tables["counts"]}
     least = {row["task"]: claims.fewest(row) for row in tables["counts"]}
-    needed = rule.fewest_examples
+    needed = rule.fewest
     if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
-            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to hold "
-            "out a half: it can select nothing."
+            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to select "
+            "anything."
         )
     if thin := [f"{task} ({n})" for task, n in least.items() if needed <= n < FEW]:
         said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")
@@ -46,19 +60,25 @@ def cautions(data: RunTables, tables: Mapping[str, Records], config: Mapping[str
                 f"{row['task']}: only {row['kept']} of {row['seen']} examples were kept; what follows holds of those, "
                 "which may be the easy ones."
             )
-    for row in tables["behaviour"]:
-        if row["flipped"] < 0.5 and row["corrupt"] in CORRUPT:
+    for change in tables["behaviour"]:
+        if change["corrupt"] in CORRUPT and change["flipped"] is not None and change["flipped"] < 0.5:
             said.append(
-                f"{row['task']}: {row['corrupt']} corruption turns the answer round in "
-                f"{with_interval(row, 'flipped', percent)} of the examples only, so patching has little to restore "
+                f"{change['task']}: {change['corrupt']} corruption turns the answer round in "
+                f"{with_interval(change, 'flipped', percent)} of the examples only, so patching has little to restore "
                 "in the others."
             )
-    said += _about_heads(data, tables, rule)
-    said += _about_scope(data, tables, config)
+    said += _about_heads(summary, rule)
+    said += _about_scope(summary, config)
     return said
 
 
-def _about_lacking(counts: Records) -> list[str]:
+def numbers_of(summary: Summary) -> Rule:
+    """The numbers that a run's heads were selected by."""
+    given, names = summary.get("rule") or {}, {one.name for one in fields(Rule)}
+    return Rule(**cast(Any, {name: value for name, value in given.items() if name in names}))
+
+
+def _about_lacking(counts: list[Counts]) -> list[str]:
     """Which tasks have examples without a corruption that others have, and why."""
     said = []
     for row in counts:
@@ -76,7 +96,7 @@ def _about_lacking(counts: Records) -> list[str]:
 _A = {"image": "an image corruption", "text": "a text corruption"}
 
 
-def about_sentences(counts: Records, config: Mapping[str, Any]) -> list[str]:
+def about_sentences(counts: list[Counts], config: Mapping[str, Any]) -> list[str]:
     """How to ask for a word where a model answers in sentences.
 
     Args:
@@ -126,9 +146,9 @@ def accepted(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> list[str]:
+def _about_heads(tables: Summary, rule: Rule) -> list[str]:
     said = []
-    for kind in data.head_kinds:
+    for kind in tables["select_at"]:
         n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
         most = (n - 1) / math.sqrt(n) if n else 0.0
         what = module_of(kind)
@@ -142,14 +162,16 @@ def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> 
                 f"{_most_above(n, rule.sds)} can pass mean + {rule.sds:g} SD together: the paper's rule was made for "
                 "models of 144 heads and more."
             )
-    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and not math.isnan(row["p"])])
+    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and known(row["p"])])
     if n_tests:
         said.append(
-            f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
-            f"{rule.alpha:g} in each corruption and kind of heads, not over the whole report; the paper's rule "
-            "corrects for nothing."
+            f"{n_tests} effects (heads, tasks, corruptions) were tested. In each corruption and kind of heads, not "
+            f"over the whole report, the false discovery rate over tasks is held at {rule.alpha:g}, and so is the chance of "
+            "any false universal head; the paper's rule corrects for nothing. Verdicts are corrected together (Holm)."
         )
-        said.append(f"Heads are read {at_place(data.at)}, and selected, ablated and drawn by that alone.")
+        roles = listed(map(at_place, dict.fromkeys(tables["select_at"].values())))
+        said.append(f"Heads are read {roles}, and selected, ablated and drawn by that alone.")
+    said += _about_clusters(tables)
     if len({row["task"] for row in tables["heads"]}) == 1:
         said.append("There is one task: 'universal' says no more than that a head stands out in it.")
     corrupts = {row["corrupt"] for row in tables["heads"]} & set(CORRUPT)
@@ -159,12 +181,42 @@ def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> 
     return said
 
 
-def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any]) -> list[str]:
+def _about_clusters(tables: Summary) -> list[str]:
+    """Tasks of few answers, and what a run of so many examples could find."""
+    fewest: dict[str, int] = {}
+    for row in tables["heads"]:
+        if 1 < (n := row.get("clusters") or 0) < clusters.FEW:
+            fewest[row["task"]] = min(n, fewest.get(row["task"], n))
+    said = []
+    if fewest:
+        said.append(
+            f"Few answers, groups or templates: {listed(f'{task} ({n})' for task, n in fewest.items())}. What is "
+            "said of a head in one task holds for these answers, in each of which it has to act; whether it is "
+            "universal is asked of answers in general, by a test that takes the means of so few as normal. More answers "
+            "would tell more than more examples."
+        )
+    for verdict in tables["findings"]:
+        if isinstance(verdict.evidence, claims.Selected):
+            said += [_about_power(row) for row in verdict.evidence.power if known(row["power"])]
+    return said
+
+
+def _about_power(row: Power) -> str:
+    where = "" if row["tasks"] == 1 else " in both tasks" if row["tasks"] == 2 else f" in all {row['tasks']} tasks"
+    needed = "no number of examples is enough" if row["needed"] is None else f"it takes {row['needed']} examples a task"
+    return (
+        f"Power, {row['corrupt']} corruption, {module_of(row['kind'])}: were every example independent, a head whose "
+        f"effect varies as the strongest ones' here (SD {two(row['cv'])} times the mean) would be found{where} with a "
+        f"chance of {percent(row['power'])} by {row['n']} examples; for {percent(0.8)}, {needed}."
+    )
+
+
+def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
     said = []
     if tables["ablation"]:
         said.append(
-            "Heads are ablated on the examples that they were selected on, which favours them a little over random "
-            "heads; and on those that the model had answered rightly, where accuracy can only fall."
+            "Heads are ablated on examples that had no say in their choice: each half is judged by what was chosen on "
+            "the other; all are examples that the model had answered rightly, where accuracy can only fall."
         )
         few: dict[str, str] = {}
         for row in tables["ablation"]:  # the sets are the same in every task
@@ -180,7 +232,7 @@ def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping
                 f"than 1 / (sets + 1).{max(few.values())}"
             )
     if tables["functions"]:
-        masked = any(not math.isnan(row["lift"]) for row in tables["functions"])
+        masked = any(known(row["lift"]) for row in tables["functions"])
         said.append(
             "Labels say where attention goes, not why: a head that looks at whatever stands out, or always at the "
             "middle, overlaps objects that stand out or stand there."
@@ -210,13 +262,13 @@ def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping
     return said
 
 
-def _about_labels(rows: Records) -> list[str]:
+def _about_labels(rows: list[Function]) -> list[str]:
     """Heads that are called one thing in one task and another in another."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        if row["label"] != NONE:
+        if (label := row["label"]) not in (NONE, None):
             of_head = found.setdefault(head_name(row["kind"], row["layer"], row["head"]), {})
-            of_head.setdefault(row["label"], []).append(str(row["task"]))
+            of_head.setdefault(str(label), []).append(str(row["task"]))
     parted = [
         f"{head}: {listed(f'{label} in {listed(tasks)}' for label, tasks in of_head.items())}"
         for head, of_head in found.items()
