@@ -156,7 +156,7 @@ def _judged(
     """Means over some examples, clustered by what is not the column asked about."""
     others = [each.examples[name][rows] for name in CLUSTERS if name != column and name in each.examples]
     turned = (each.effects * sign)[rows][:, heads]
-    judged = clusters.judge(turned, clusters.codes(*others, n=len(turned)), level=level)
+    judged = clusters.judge(turned, clusters.codes(*others, n=len(turned)), flips=clusters.ROUGH, level=level)
     if len(turned) < 2:
         return judged
     low, high = spread(judged.low, judged.high, judged.mean)

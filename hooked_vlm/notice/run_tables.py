@@ -21,6 +21,7 @@ import pyarrow as pa
 from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.ablation import SELECTED
 from hooked_vlm.analysis.grid import Grid, Moments
+from hooked_vlm.analysis.heads import Head
 from hooked_vlm.analysis.image_attention import SCORES
 from hooked_vlm.analysis.universal_heads import CLUSTERS, Families, Measured
 from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
@@ -109,9 +110,12 @@ class RunTables:
             task: which.
             examples: their ids.
         """
-        ids = list(examples)
-        columns = self._about.loc[[(task, example) for example in ids]]
-        return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(ids))
+        columns = self.about(task, examples)
+        return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(columns))
+
+    def about(self, task: str, examples: Iterable[str]) -> pd.DataFrame:
+        """The rows of some examples of a task, with the template of the prompt."""
+        return self._about.loc[[(task, example) for example in examples]]
 
     @cached_property
     def _about(self) -> pd.DataFrame:
@@ -122,7 +126,7 @@ class RunTables:
 
     def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
         """The clean less corrupt logit difference of some examples of a task."""
-        rows = self._about.loc[[(task, example) for example in examples]]
+        rows = self.about(task, examples)
         return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
 
     def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -191,6 +195,33 @@ def gather(place: RunDirectory, at: str) -> RunTables:
     found = RunTables(at, examples if len(examples) else pd.DataFrame(columns=EXAMPLE_COLUMNS))
     _read(found, place, EFFECTS, EFFECT_COLUMNS, _add_effects)
     _read(found, place, ATTENTION, ATTENTION_COLUMNS, _add_attention)
+    return found
+
+
+def gather_places(place: RunDirectory, heads: Collection[Head]) -> dict[tuple[str, str, str], Grid]:
+    """The effect of some heads in each example, at tokens of each role: of (corrupt, kind, task) a grid.
+
+    Its cells are ((layer, head), role); where a role has several positions, an example's effect is their mean.
+
+    Raises:
+        RunDirectoryError: as `gather`.
+    """
+    found: dict[tuple[str, str, str], Grid] = {}
+    for task in place.tasks:
+        done = set(place.kept(task))
+        for number, table in place.tables(EFFECTS, task, EFFECT_COLUMNS):
+            if number not in done or not table.num_rows:
+                continue
+            rows = table.select(["example", "corrupt", "kind", "layer", "head", "role", "effect"]).to_pandas()
+            keys = zip(rows["kind"].astype(str), rows["layer"], rows["head"], strict=True)
+            rows = rows[np.array([key in heads for key in keys], bool) & np.isfinite(rows["effect"].to_numpy())]
+            by = ["corrupt", "kind", "layer", "head", "role"]
+            means = rows.groupby(by, observed=True, sort=True)["effect"].mean().reset_index()
+            example = str(table.column("example")[0])
+            for (corrupt, kind), part in means.groupby(["corrupt", "kind"], observed=True):
+                cells = [((int(r.layer), int(r.head)), str(r.role)) for r in part.itertuples()]
+                grid = found.setdefault((str(corrupt), str(kind), task), Grid("effect"))
+                grid.add(example, cells, part[["effect"]].to_numpy(np.float64))
     return found
 
 

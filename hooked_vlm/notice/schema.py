@@ -221,6 +221,46 @@ class Power(TypedDict, total=False):
     """The fewest values of what clusters the examples."""
 
 
+class Localised(_Row, total=False):
+    """Where a head that was selected at every position at once acts, one position at a time."""
+
+    corrupt: str
+    kind: str
+    layer: int
+    head: int
+    role: str
+    n: int
+    mean: Number
+    ci_low: Number
+    ci_high: Number
+    p: Number
+    q: Number
+    """Within the head's roles, raised for the choice of heads (Benjamini & Bogomolov 2014)."""
+    acts: bool
+
+
+class ByAnswer(_Row, total=False):
+    """The effect of a head, where heads are selected, in the examples of one answer."""
+
+    corrupt: str
+    kind: str
+    layer: int
+    head: int
+    answer: str
+    n: int
+    mean: Number
+    ci_low: Number
+    ci_high: Number
+    most: bool
+    """Whether this is the answer that the head does most for."""
+    alone: bool | None
+    """Of that answer, whether the head acts for it alone: `by_answer.answer_specific`."""
+    rest: Number
+    """Its mean effect for the other answers than that."""
+    p: Number
+    """Of that answer, that it is as the others; over all heads and answers (Holm)."""
+
+
 class RoleEffect(_Row, total=False):
     """Effects by layer and token role: the effect, and |effect|.
 

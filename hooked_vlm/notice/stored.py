@@ -19,10 +19,12 @@ from hooked_vlm.notice.claims import Earlier, Verdict
 from hooked_vlm.notice.schema import (
     Ablation,
     Behaviour,
+    ByAnswer,
     Counts,
     Figure,
     Function,
     HeadEffect,
+    Localised,
     Noise,
     Noted,
     RoleEffect,
@@ -55,6 +57,8 @@ class Summary(TypedDict, total=False):
     noted: list[Noted]
     behaviour: list[Behaviour]
     heads: list[HeadEffect]
+    localised: list[Localised]
+    answers: list[ByAnswer]
     roles: list[RoleEffect]
     universal: list[Universal]
     functions: list[Function]

@@ -18,7 +18,7 @@ import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
 from hooked_vlm.analysis.head_labels import labels_of
-from hooked_vlm.notice import findings, places, selections, tables
+from hooked_vlm.notice import findings, places, selected_heads, selections, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
@@ -138,6 +138,8 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> 
         "noted": _as_asked(_noted(place), asked),
         "behaviour": _as_asked(tables.behaviour(data, seed), asked),
         "heads": selected.heads,
+        "localised": _as_asked(selected_heads.localised(place, data, chosen, rule), asked),
+        "answers": _as_asked(selected_heads.by_answers(data, chosen), asked),
         "roles": tables.roles(data, seed),
         "universal": selected.universal,
         "functions": labels(data.attention).to_dict("records"),

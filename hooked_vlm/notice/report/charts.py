@@ -46,7 +46,7 @@ LOWEST: Final = 160  # pixels of a map: plotly hides a label that is taller than
 HOVER: Final = (
     "<b>layer %{y}, head %{x}</b>, %{customdata[3]} examples<br>%{z:.3f} %{customdata[0]} %{customdata[10]}<br>"
     "p %{customdata[1]}, q %{customdata[2]}<br>"
-    "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
+    "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 median head<br>"
     "restoration %{customdata[6]}, normalized %{customdata[7]}<br>"
     "%{customdata[8]}, repeats in %{customdata[9]} of halves<br>"
     "most: %{customdata[11]}<extra></extra>"

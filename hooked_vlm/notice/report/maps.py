@@ -18,6 +18,7 @@ from hooked_vlm.notice.report.text import places, read_at
 from hooked_vlm.notice.report.text.words import (
     at_place,
     corruption_name,
+    estimate,
     heading,
     kind_name,
     kind_title,
@@ -43,7 +44,40 @@ def heads(run: Loaded) -> View | None:
         title = heading(kind_title(kind), corruption_name(corrupt))
         ends = _ends(bound, f"mean effect {read_at(run)}")
         found[corrupt in NOISES].append(row(maps, title, ends, wide=shape[1] > CROWDED))
-    return {"maps": found[False], "noisy": found[True], "strongest": strongest_heads([("", run)])}
+    return {
+        "maps": found[False],
+        "noisy": found[True],
+        "strongest": strongest_heads([("", run)]),
+        "localised": localised_heads(run),
+        "answers": by_answer(run),
+    }
+
+
+def localised_heads(run: Loaded) -> View:
+    """A table of the roles at which selected heads act."""
+    rows = [
+        [head_name(one["kind"], one["layer"], one["head"]), str(one["task"]), corruption_name(one["corrupt"]),
+         at_place(one["role"]), estimate(one["mean"], one["ci_low"], one["ci_high"], two), number(one["q"])]
+        for one in run.records("localised") if one["acts"]
+    ]  # fmt: skip
+    return table(
+        ["head", "task", "corruption", "acts", "mean effect there", "q"], rows, "Where selected heads act", (4, 5)
+    )
+
+
+def by_answer(run: Loaded) -> View:
+    """A table of the heads that matter, with their effects by answer."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for one in run.records("answers"):
+        key = (head_name(one["kind"], one["layer"], one["head"]), str(one["task"]), corruption_name(one["corrupt"]))
+        found.setdefault(key, []).append(one)
+    rows = [
+        [*key, "; ".join(f"{one['answer']} {two(one['mean'])} ({one['n']})" for one in each),
+         next((f"{one['answer']}" for one in each if one["alone"]), "")]
+        for key, each in found.items()
+    ]  # fmt: skip
+    header = ["head", "task", "corruption", "mean effect of each answer (examples)", "alone"]
+    return table(header, rows, f"Effects by answer, {read_at(run)}")
 
 
 def families(rows: pd.DataFrame, kinds: Sequence[str], corruptions: Sequence[str]) -> Iterable[tuple[Any, Any]]:

@@ -142,7 +142,11 @@ def headlines(run: Loaded) -> list[str]:
             "where a right answer comes from. The reasons are counted below."
         ]
     found = verdicts.headlines(verdicts_of(run))
-    told = [found.get("universal"), *strongest(run), found.get("harm"), *_labelled(run), found.get("noise")]
+    summary = run.summary
+    where = places.localised(summary.get("localised") or [])[:1]
+    alone = places.for_one_answer(summary.get("answers") or [])
+    heads = [found.get("universal"), *strongest(run), *where, *alone]
+    told = [*heads, found.get("harm"), *_labelled(run), found.get("noise")]
     return [sentence for sentence in told if sentence]
 
 
@@ -252,6 +256,8 @@ def ending(run: Loaded) -> list[str]:
             named = ", ".join(head_name(*head) for head in heads)
             said.append(f"Strongest under {corrupt} corruption, {read_at(run)}: {named}")
             said += [f"  {sentence}" for sentence in places.told(summary["strongest"], corrupt)]
+    said += places.localised(summary.get("localised") or [])
+    said += places.for_one_answer(summary.get("answers") or [])
     for rule in RULES if summary["heads"] else ():
         told = carriers(row for row in summary["universal"] if row["rule"] == rule)
         alone = ", in the one task there is" if told and len(summary["counts"]) == 1 else ""

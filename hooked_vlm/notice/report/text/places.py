@@ -7,9 +7,10 @@ from typing import Final
 
 from hooked_vlm.analysis.heads import head_name
 from hooked_vlm.notice.places import at_its_best
-from hooked_vlm.notice.report.text.words import at_place, listed, two, with_interval
-from hooked_vlm.notice.schema import HeadEffect, Strongest
+from hooked_vlm.notice.report.text.words import at_place, estimate, listed, two, with_interval
+from hooked_vlm.notice.schema import ByAnswer, HeadEffect, Localised, Strongest
 
+MOST: Final = 4  # places of heads that one sentence names
 CORRUPTED: Final = {"image": "image swapped", "text": "word replaced"}
 
 
@@ -48,6 +49,37 @@ def told(records: Iterable[Strongest], corrupt: str) -> list[str]:
         more = [f"{_name(one)} in {one['task']} ({effect(one)}; {two(one['here'])} {place})" for one in there]
         said.append(f"A{at_place(role)[1:]}, more is done by {listed(more)}.")
     return said
+
+
+def localised(rows: Iterable[Localised]) -> list[str]:
+    """Where the strongest selected heads do most, one position at a time: a sentence for each corruption."""
+    said = []
+    for corrupt, with_it in CORRUPTED.items():
+        best: dict[tuple[str, str], Localised] = {}
+        for row in rows:
+            if row["corrupt"] == corrupt and row["acts"]:
+                key = (head_name(row["kind"], row["layer"], row["head"]), row["task"])
+                best[key] = max(best.get(key, row), row, key=lambda one: abs(one["mean"] or 0.0))
+        ordered = sorted(best.items(), key=lambda one: -abs(one[1]["mean"] or 0.0))[:MOST]
+        parts: dict[str, list[str]] = {}
+        for (head, task), row in ordered:
+            parts.setdefault(head, []).append(f"{at_place(row['role'])} in {task} ({two(row['mean'])})")
+        if parts:
+            told = listed(f"{head} {listed(places)}" for head, places in parts.items())
+            said.append(f"With the {with_it}, one position at a time, selected heads do most so: {told}.")
+    return said
+
+
+def for_one_answer(rows: Iterable[ByAnswer]) -> list[str]:
+    """Heads that act for one answer alone, in one sentence."""
+    found = []
+    for row in rows:
+        if row["alone"]:
+            head = head_name(row["kind"], row["layer"], row["head"])
+            own = estimate(row["mean"], row["ci_low"], row["ci_high"], two)
+            others = f"for other answers {two(row['rest'])}"
+            found.append(f"{head} for “{row['answer']}” in {row['task']} ({row['corrupt']}: {own}, {others})")
+    return [f"Acting for one answer alone: {listed(found)}."] if found else []
 
 
 def _by_head(records: Iterable[Strongest]) -> dict[str, list[str]]:
