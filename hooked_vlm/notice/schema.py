@@ -74,12 +74,11 @@ class Selection:
             found = _SELECTION.validate_python({"how": how, "corrupt": corrupt, "rule": rule, "n": n or None})
         except ValidationError:
             found = None
-        if str(found) != key:
+        if found is None or str(found) != key:
             raise RunDirectoryError(
                 f"heads were ablated as {quoted(key)}, a set that no run makes: run the same `hooked-vlm notice` "
                 "command in another directory"
             )
-        assert found is not None
         return found
 
     @property

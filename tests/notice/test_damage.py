@@ -23,6 +23,7 @@ from hooked_vlm.notice import pipeline, report
 from hooked_vlm.notice.directory import RESULTS, RunDirectory
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.schema import Selection
 from hooked_vlm.notice.storage import Packed, packed
 from hooked_vlm.notice.summary import summarise
 from tests.notice.killed import config_of
@@ -131,7 +132,14 @@ def as_before(run: Path, n_rows: int) -> None:
         place.write(str(path.relative_to(run)), packed(tables, found.about))
     summary = place.values("summary.json") | {"version": 1}
     heads = [{key.replace("normalized", "normalised"): value for key, value in row.items()} for row in summary["heads"]]
-    place.write_json("summary.json", summary | {"heads": heads})
+    ablation = [row | {"selection": str(Selection(**row["selection"]))} for row in summary["ablation"]]
+    place.write_json("summary.json", summary | {"heads": heads, "ablation": ablation, "findings": []})
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    """A run's summary but for what is said of it, and by which numbers."""
+    said = ("findings", "cautions", "disagreements", "rule")
+    return {name: value for name, value in Loaded.read(run).summary.items() if name not in said}
 
 
 def test_an_earlier_versions_run_is_read_in_todays_words(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -140,8 +148,9 @@ def test_an_earlier_versions_run_is_read_in_todays_words(task: str, runs: tuple[
     effects = next((run / "effects").iterdir())
     assert "normalised" in pq.read_schema(effects).names and b'"normalised"' in (run / "summary.json").read_bytes()
     assert any("normalized" in row for row in Loaded.read(run).summary["heads"])
-    assert Loaded.read(run).summary == Loaded.read(runs[0]).summary
-    assert summarise(run, figures=Loaded.read(run).summary["figures"]) == Loaded.read(runs[0]).summary
+    assert numbers(run) == numbers(runs[0])
+    figures = Loaded.read(run).summary["figures"]
+    assert summarise(run, figures=figures) == Loaded.read(runs[0]).summary
     assert "normalised" in pq.read_schema(effects).names  # who only reads changes nothing
 
 
