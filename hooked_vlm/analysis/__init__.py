@@ -5,12 +5,13 @@
 - `corruption`: what turns a clean run into a corrupt one, as hook functions.
 - `answers`: what a model answered, and by which tokens its two answers are told apart.
 - `ablation`: what heads are worth, against as many random ones.
-- `image_attention`, `head_labels`: where heads look, and what that makes of them.
+- `image_attention`, `causes`, `head_labels`: where heads look, what the answer owes to it, and what that
+  makes of them.
 - `lens`: what a stream would say, and which part of the model says it.
 - `universal_heads`: which heads matter in every task, from a table of effects.
 - `statistics`: intervals and tests over examples.
 
-Cost: the first four run a model, some forwards a batch of examples; the last two take seconds of arithmetic. Nothing
+Cost: the first five run a model, some forwards a batch of examples; the last two take seconds of arithmetic. Nothing
 heavy is imported until a name is used. Knows no run, no file and no family.
 """
 
@@ -27,6 +28,7 @@ _PUBLIC = {
     "SemanticImagePair": "corruption",
     "SymmetricTokenReplacement": "corruption",
     "ablate": "ablation",
+    "attention_causes": "causes",
     "direct_logit_attribution": "lens",
     "labels": "head_labels",
     "logit_lens": "lens",
@@ -38,6 +40,7 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from hooked_vlm.analysis.ablation import ReferenceMeans, ablate
+    from hooked_vlm.analysis.causes import attention_causes
     from hooked_vlm.analysis.corruption import (
         GaussianNoise,
         RegionCorruption,
@@ -57,6 +60,7 @@ __all__ = [
     "SemanticImagePair",
     "SymmetricTokenReplacement",
     "ablate",
+    "attention_causes",
     "direct_logit_attribution",
     "labels",
     "logit_lens",
