@@ -6,9 +6,14 @@ then; knows no other module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pkgutil import resolve_name
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 from warnings import warn
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MOVED: Final = {
     "hooked_vlm.lens": "hooked_vlm.analysis.lens",
@@ -20,6 +25,7 @@ MOVED: Final = {
     "hooked_vlm.notice.statistics": "hooked_vlm.analysis.statistics",
     "hooked_vlm.notice.universal": "hooked_vlm.analysis.universal_heads",
     "hooked_vlm.patching.metrics.answering": "hooked_vlm.patching.metrics.answer_logits",
+    "hooked_vlm.patching.metrics.normalised": "hooked_vlm.patching.metrics.normalized",
     **{
         f"hooked_vlm.notice.{name}": f"hooked_vlm.analysis.{name}"
         for name in (
@@ -47,3 +53,21 @@ def moved(module: str, name: str) -> Any:
     found = resolve_name(now)
     warn(f"{module}.{name} is deprecated: it is {now} now", DeprecationWarning, stacklevel=3)
     return found
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a function that also takes arguments by their old names, with a warning: old name = new name."""
+
+    def with_old(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old, now in names.items():
+                if old in kwargs and now not in kwargs:
+                    kwargs[now] = kwargs.pop(old)
+                    said = f"{function.__name__}'s {old} is deprecated: it is {now} now"
+                    warn(said, DeprecationWarning, stacklevel=2)
+            return function(*args, **kwargs)
+
+        return called
+
+    return with_old

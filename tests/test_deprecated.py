@@ -60,6 +60,28 @@ def test_every_import_of_an_old_spelling_warns_where_it_stands():
     ]
 
 
+RENAMED = """
+from hooked_vlm.deprecated import renamed
+
+@renamed(old="new")
+def called(new):
+    print(new)
+
+called(old=1)
+called(2)
+called(new=3)
+"""
+
+
+def test_an_old_argument_is_the_new_one_and_warns_where_it_stands():
+    ran = subprocess.run(
+        [sys.executable, "-W", "default::DeprecationWarning", "-c", RENAMED],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["1", "2", "3"]
+    assert ran.stderr.splitlines() == ["<string>:8: DeprecationWarning: called's old is deprecated: it is new now"]
+
+
 def test_a_name_that_never_was_is_no_old_name():
     module = import_module("hooked_vlm.lens")
     with warnings.catch_warnings():

@@ -275,9 +275,9 @@ class Resume(Way):
     def run(self, case: drawn.Case, model: HookedVLM, plan: Any) -> list[Found]:
         _, state = model.run_with_state(case.inputs, interpolate_pos_encoding=case.interpolate)
         first, changes = self.changes(state.resid_pre(plan.stack, 0), plan)
-        joins = {layer: (state.resid_pre(plan.stack, layer)[:, None] + x) for layer, x in changes.items()}
-        joins = {layer: x[:, :, first:].flatten(0, 1) for layer, x in joins.items()}
-        logits = model.resume(state, plan.stack, joins, first_position=first)
+        injected = {layer: (state.resid_pre(plan.stack, layer)[:, None] + x) for layer, x in changes.items()}
+        injected = {layer: x[:, :, first:].flatten(0, 1) for layer, x in injected.items()}
+        logits = model.resume(state, plan.stack, injected, first_position=first)
         logits = logits.unflatten(0, (len(case.inputs), -1))
         first = first if plan.stack == model.answer_stack and case.kind != "itm" else 0
         axes = [2] if prompt_axes(model, "hook_logits") else []

@@ -145,8 +145,8 @@ def test_the_wheel_ships_code_types_checkpoints_and_pages(tmp_path):
     (tmp_path / "tests" / "test_nothing.py").write_text("")
     shipped = {Path(file.distribution_path).as_posix() for file in WheelBuilder(str(tmp_path)).recurse_included_files()}
     code = {f"hooked_vlm/{named(source)}" for source in SOURCES}
-    pages = {f"hooked_vlm/{named(file)}" for end in ("j2", "css", "js") for file in PACKAGE.rglob(f"*.{end}")}
-    assert len(pages) > 4
+    pages = {f"hooked_vlm/{named(file)}" for end in ("j2", "css", "js", "json") for file in PACKAGE.rglob(f"*.{end}")}
+    assert len(pages) > 4 and "hooked_vlm/datasets/words.json" in pages
     assert shipped >= code | pages | {"hooked_vlm/py.typed"} | {f"hooked_vlm/zoo/a-checkpoint/{name}" for name in data}
     assert all(path.startswith("hooked_vlm/") for path in shipped)
 
@@ -341,6 +341,18 @@ def test_every_error_is_of_the_family_and_says_when_it_is_raised(where, node):
         assert builtins[0] is not Exception, f"{node.name} fits no built-in exception"
 
 
+def test_a_model_that_is_asked_for_has_a_type():
+    untyped = [
+        f"{named(source)}:{each.lineno}"
+        for source in SOURCES
+        for each in ast.walk(parsed(source))
+        if isinstance(each, ast.arg)
+        and each.arg == "model"
+        and ast.unparse(each.annotation or ast.Name("Any")) == "Any"
+    ]
+    assert not untyped
+
+
 # Each room and the rooms it may look into; arrows run one way.
 ROOMS = {
     "errors": set(),
@@ -349,12 +361,13 @@ ROOMS = {
     "unpickling": {"errors"},
     "options": {"errors"},
     "images": {"errors", "given"},
+    "resizing": {"errors"},
     "components": {"errors", "options"},
     "hooks": {"errors", "options", "positions"},
     "datasets": {"errors", "given", "images"},
-    "viz": {"errors", "images"},
+    "viz": {"errors", "images", "resizing"},
     # zoo: where a checkpoint that ships with the package lies
-    "models": {"errors", "given", "options", "positions", "images", "components", "zoo"},
+    "models": {"errors", "deprecated", "given", "options", "positions", "images", "resizing", "components", "zoo"},
     "patching": {"errors", "deprecated", "options", "positions", "components", "hooks", "models"},
     "analysis": {"errors", "positions", "images", "hooks", "components", "models", "patching"},
     "deprecated": set(),

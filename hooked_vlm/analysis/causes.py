@@ -94,6 +94,7 @@ def attention_causes(
     queries: Query | Sequence[Query],
     masks: Sequence[Any] | None = None,
     rival_masks: Sequence[Any] | None = None,
+    image: int | None = None,
     max_rows: int = 256,
 ) -> pd.DataFrame:
     """What becomes of the logit difference when single heads no longer see an object, or see nothing else.
@@ -107,6 +108,7 @@ def attention_causes(
         queries: at which positions their attention is changed, as `image_attention` takes them.
         masks: of the object asked about, white where it is: one for each example, None for those without; or None.
         rival_masks: of its rival, in the same way.
+        image: as `image_attention`.
         max_rows: rows in one pass.
 
     Returns:
@@ -126,9 +128,10 @@ def attention_causes(
     chosen = _known(model, heads)
     kinds = list(dict.fromkeys(kind for kind, _, _ in chosen))
     with torch.no_grad():
-        attention, norms = image_attention(model, inputs, kinds, queries)
+        attention, norms = image_attention(model, inputs, kinds, queries, image=image)
         covers = [covered(model, one_each(each, len(inputs)), norms.shape[1]) for each in (masks, rival_masks)]
-        targets = {kind: _targets(model, inputs, kind, covers, norms.cpu()) for kind in attention}
+        keys = {kind: image_keys(model, inputs, kind, image) for kind in attention}
+        targets = {kind: _targets(each, covers, norms.cpu()) for kind, each in keys.items() if each is not None}
         edits = [(*head, name) for head in chosen if head[0] in targets for name in INTERVENTIONS]
         if not edits:
             return pd.DataFrame(columns=list(COLUMNS))
@@ -156,9 +159,7 @@ def _known(model: HookedVLM, heads: Iterable[Head]) -> list[Head]:
     return sorted(chosen, key=lambda head: head[1])
 
 
-def _targets(model: HookedVLM, inputs: VLMInputs, kind: str, covers: Sequence[Tensor], norms: Tensor) -> _Targets:
-    keys = image_keys(model, inputs, kind)
-    assert keys is not None
+def _targets(keys: ImageKeys, covers: Sequence[Tensor], norms: Tensor) -> _Targets:
     asked, rival = (cover.nan_to_num(0.0) for cover in covers)
     patches = {
         "asked": object_patches(asked).float(),
@@ -167,7 +168,7 @@ def _targets(model: HookedVLM, inputs: VLMInputs, kind: str, covers: Sequence[Te
         "to asked": asked / asked.sum(1, keepdim=True).clamp(min=1e-9),
         "to rival": rival / rival.sum(1, keepdim=True).clamp(min=1e-9),
     }
-    before = {name: torch.full((len(inputs), keys.n_before), float(name == "outliers")) for name in patches}
+    before = {name: torch.full((len(norms), keys.n_before), float(name == "outliers")) for name in patches}
     return _Targets(keys, {name: torch.cat([before[name], patches[name]], 1) for name in patches})
 
 

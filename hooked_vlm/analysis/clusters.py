@@ -42,6 +42,9 @@ ROUGH = 999
 """Resamples that intervals take, and that show which p-values need more."""
 _CLEARLY = 20.0  # times the smallest p-value that resamples can give
 
+TELLING = 6
+"""Examples of a cluster whose signs alone can give p <= 0.05."""
+
 Codes = Int[np.ndarray, "example"]
 
 
@@ -66,7 +69,7 @@ class Judged(NamedTuple):
 
 
 def codes(*columns: ArrayLike, n: int) -> list[Codes]:
-    """The ways to cluster `n` examples: each alone, and by every column that has `FEWEST` values or more.
+    """The ways to cluster `n` examples: each alone, and by every column of two values or more.
 
     Columns that cluster alike count once; so does one in which every example has a value of its own.
 
@@ -79,7 +82,7 @@ def codes(*columns: ArrayLike, n: int) -> list[Codes]:
         _, first, inverse = np.unique(np.asarray(column, dtype=str), return_index=True, return_inverse=True)
         order = np.argsort(np.argsort(first))  # by first appearance, so that equal partitions have equal codes
         coded = order[np.ravel(inverse)]
-        if len(first) >= FEWEST and not any(np.array_equal(coded, other) for other in found):
+        if len(first) > 1 and not any(np.array_equal(coded, other) for other in found):
             found.append(coded)
     return found
 
@@ -101,38 +104,103 @@ def judge(
         seed: which.
         level: of the intervals.
     """
-    each = [
-        _judge(values, one, flips, _seed(seed, i), level) for i, one in enumerate(clusterings or codes(n=len(values)))
-    ]
-    for i, one in enumerate(each[1:], 1):  # of a cell that was measured in too few clusters
-        tells = one.clusters >= FEWEST
-        each[i] = one._replace(**{name: np.where(tells, getattr(one, name), np.nan) for name in one._fields[1:]})
-    p, se, high = (_most([getattr(one, name) for one in each]) for name in ("p", "se", "high"))
-    low, clusters = (-_most([-getattr(one, name) for one in each]) for name in ("low", "clusters"))
-    bare = np.isnan(each[0].low)  # no spread among examples, none among clusters
-    return Judged(each[0].mean, p, np.where(bare, np.nan, low), np.where(bare, np.nan, high), se, clusters)
+    return granted(judge_each(values, clusterings, flips=flips, seed=seed, level=level))
+
+
+def judge_each(
+    values: Matrix,
+    clusterings: Sequence[Codes] = (),
+    *,
+    flips: int = 9999,
+    seed: int | tuple[int, ...] = 0,
+    level: float = statistics.LEVEL,
+) -> list[Judged]:
+    """`judge` by each clustering alone; all but the first have NaN where there are fewer than `FEWEST` clusters."""
+    found = []
+    for i, one in enumerate(clusterings or codes(n=len(values))):
+        judged = _judge(values, one, flips, _seed(seed, i), level)
+        if i:
+            tells = judged.clusters >= FEWEST
+            fields = {name: np.where(tells, getattr(judged, name), np.nan) for name in Judged._fields[1:]}
+            judged = judged._replace(**fields)
+        found.append(judged)
+    return found
+
+
+def granted(each: Sequence[Judged], fewest: int = FEWEST) -> Judged:
+    """What several clusterings grant together.
+
+    Args:
+        each: from `judge_each`.
+        fewest: leave out the clusterings, but for the first, of fewer clusters.
+    """
+    used = [one for i, one in enumerate(each) if not i or np.nanmax(one.clusters, initial=0) >= fewest]
+    p, se, high = (_most([getattr(one, name) for one in used]) for name in ("p", "se", "high"))
+    low, clusters = (-_most([-getattr(one, name) for one in used]) for name in ("low", "clusters"))
+    bare = np.isnan(used[0].low)  # no spread among examples, none among clusters
+    return Judged(used[0].mean, p, np.where(bare, np.nan, low), np.where(bare, np.nan, high), se, clusters)
+
+
+def in_every_cluster(values: Matrix, coded: Codes, *, flips: int = ROUGH, seed: int | tuple[int, ...] = 0) -> Array:
+    """p-values that there is an effect of one sign in every cluster, [cell]: the largest of all clusters' sign flips.
+
+    Clusters of fewer than `TELLING` examples cannot tell and are left out; NaN where no two of a cell can.
+
+    Args:
+        values: [example cell].
+        coded: the cluster of each example.
+        flips: sign patterns.
+        seed: which.
+    """
+    p, signs = [], []
+    for cluster in np.unique(coded):
+        rows = values[coded == cluster]
+        telling = (~np.isnan(rows)).sum(0) >= TELLING
+        own = statistics.sign_flip(rows, flips=flips, seed=_seed(seed, int(cluster)))
+        p.append(np.where(telling, own, np.nan))
+        signs.append(np.where(telling, np.sign(statistics.means(rows)), np.nan))
+    one_sign = ~(np.fmax.reduce(signs) > np.fmin.reduce(signs))
+    enough = (~np.isnan(p)).sum(0) > 1
+    return np.where(enough, np.where(one_sign, np.fmax.reduce(p), 1.0), np.nan)
 
 
 def interval_of(
-    values: ArrayLike, *columns: ArrayLike, flips: int = 1999, seed: int = 0, level: float = statistics.LEVEL
+    values: ArrayLike,
+    clusterings: Sequence[Codes] = (),
+    *,
+    flips: int = 1999,
+    seed: int | tuple[int, ...] = 0,
+    level: float = statistics.LEVEL,
 ) -> dict[str, float]:
-    """The mean of some numbers, one an example, with its interval: mean, low, high, n. NaN is left out.
+    """The mean of some numbers, one an example, with its interval: mean, low, high, n, p. NaN is left out.
 
     Args:
         values: the numbers.
-        columns: what clusters the examples, one value each.
-        flips: resamples.
+        clusterings: from `codes`.
+        flips: as `judge` takes them.
         seed: which.
         level: e.g. 0.95.
     """
-    given = np.asarray(values, np.float64)
-    known = ~np.isnan(given)
-    if not known.any():
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    kept = [np.asarray(column)[known] for column in columns]
-    found = judge(given[known][:, None], codes(*kept, n=int(known.sum())), flips=flips, seed=seed, level=level)
-    mean, low, high = (float(one[0]) for one in (found.mean, found.low, found.high))
-    return {"mean": mean, "low": low, "high": high, "n": int(known.sum())}
+    given = np.asarray(values, np.float64)[:, None]
+    n = int((~np.isnan(given)).sum())
+    if not n:
+        return dict.fromkeys(("mean", "low", "high", "p"), np.nan) | {"n": 0}
+    found = judge(given, clusterings, flips=flips, seed=seed, level=level)
+    return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
+
+
+def side_by_side(parts: Sequence[Sequence[Codes]]) -> list[Codes]:
+    """The clusterings of examples of several tasks, one after another: no cluster reaches into another task.
+
+    Args:
+        parts: of each task, from `codes`; where one has fewer ways than another, its examples stand alone in the rest.
+    """
+    found = []
+    for way in range(max(map(len, parts), default=0)):
+        chosen = [part[way] if way < len(part) else part[0] for part in parts]
+        starts = np.cumsum([0, *(int(one.max(initial=-1)) + 1 for one in chosen[:-1])])
+        found.append(np.concatenate([one + start for one, start in zip(chosen, starts, strict=True)]))
+    return found
 
 
 def weights(coded: Codes, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:

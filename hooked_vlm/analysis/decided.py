@@ -11,13 +11,13 @@ from collections.abc import Iterable
 Holds = bool | None  # None: the data cannot tell
 
 
-def above(low: float, high: float, bound: float) -> Holds:
+def above(low: float | None, high: float | None, bound: float) -> Holds:
     """Whether a number lies above a bound, by its interval; None where the interval holds the bound, or is none.
 
     >>> above(0.2, 0.5, 0.0), above(-0.5, -0.2, 0.0), above(-0.1, 0.4, 0.0), above(float("nan"), 1.0, 0.0)
     (True, False, None, None)
     """
-    if math.isnan(low) or math.isnan(high) or low <= bound <= high:
+    if low is None or high is None or math.isnan(low) or math.isnan(high) or low <= bound <= high:
         return None
     return low > bound
 

@@ -8,16 +8,16 @@ Benjamini-Hochberg.
 | label | sight: attention of the query | cause: what `attention_causes` gives |
 |---|---|---|
 | `looks_at_objects` | `objects_lift` > 1: more than evenly on objects, asked about or not | |
-| `looks_at_asked` | `lift` > 1 and `grounding` > 0: more than evenly on the object asked about, more than on its rival | |
-| `detects` ("object detection") | `looks_at_asked`, `auc` > 0.5, `relative_inside` > 0 | cost(asked) > cost(rival) |
-| `suppresses` ("object suppression") | `lift` < 1, `auc` < 0.5, `relative_inside` < 0 | cost(asked) < 0: the answer gains without |
-| `parks` ("outlier suppression") | `outlier` > 0.5: most of it on outlier patches and class token | cost(outliers) > 0 |
+| `looks_at_asked` | `lift` > 1, and `grounding` > 0: more on the object asked about than on its rival | |
+| `detects` | `looks_at_asked`, `auc` > 0.5, `relative_inside` > 0 | cost(asked) > cost(rival) |
+| `suppresses` | `lift` < 1, `auc` < 0.5, `relative_inside` < 0 | cost(asked) < 0: the answer gains without it |
+| `parks` | `outlier` > 0.5: most of it on outlier patches and class token | cost(outliers) > 0 |
 
-The last three are the paper's (Golovanevsky et al. 2025), which reads them off the attention; they ask a head, too,
-that its patching has a significant effect *in this task*. What they are called in a word is `label`: the first that
-holds, in the order `parks`, `detects`, `suppresses`, `looks_at_objects` ("looks at objects"); else "undecided" where
-one of the four is, else "none". A head without a significant effect is "none": attention that changes nothing does
-nothing.
+The last three are "object detection", "object suppression" and "outlier suppression" of the paper (Golovanevsky et al.
+2025), which reads them off the attention; here they ask a head, too, that its patching has a significant effect *in
+this task*. `label` says it in a word: the first that holds, in the order `parks`, `detects`, `suppresses`,
+`looks_at_objects` ("looks at objects"); else "undecided" where one of the four is, else "none". A head without a
+significant effect is "none": attention that changes nothing does nothing.
 
 Cost: a few resamples of a matrix [example head] for each score. Knows no model.
 """
@@ -40,16 +40,28 @@ from hooked_vlm.analysis.image_attention import SCORES
 from hooked_vlm.analysis.universal_heads import CLUSTERS
 
 SHARES = frozenset({"inside", "auc", "pointing", "outlier"})  # scores between 0 and 1 that are means of one an example
+MAJORITY = 0.5  # of a head's attention to the image, for a label by its outliers
 OBJECT, SUPPRESSION, OUTLIER, NONE = "object detection", "object suppression", "outlier suppression", "none"
 LOOKS, UNDECIDED = "looks at objects", "undecided"
 CLAIMS: Final = ("looks_at_objects", "looks_at_asked", "detects", "suppresses", "parks")
 NAMED: Final = {"parks": OUTLIER, "detects": OBJECT, "suppresses": SUPPRESSION, "looks_at_objects": LOOKS}
 """Of each claim that makes a label, its name, in the order in which they are looked at."""
-COSTS: Final = tuple(f"cost_{name.replace(' ', '_')}" for name in INTERVENTIONS)
 LACKS: Final = ("mask", "rival mask", "causes")
 """What may be missing to decide whether a head detects the object, the first first."""
 
 Ways = Mapping[str, tuple[str, ...]]
+
+
+def cost_column(intervention: str) -> str:
+    """The column that holds what an intervention costs.
+
+    >>> cost_column("to rival")
+    'cost_to_rival'
+    """
+    return f"cost_{intervention.replace(' ', '_')}"
+
+
+COSTS: Final = tuple(map(cost_column, INTERVENTIONS))
 
 
 def labels(
@@ -57,7 +69,7 @@ def labels(
     causes: pd.DataFrame | None = None,
     *,
     significant: Iterable[Head] | Mapping[str, Iterable[Head]] | None = None,
-    majority: float = 0.5,
+    majority: float = MAJORITY,
     seed: int = 0,
     alpha: float = statistics.ALPHA,
     level: float = statistics.LEVEL,
@@ -80,8 +92,9 @@ def labels(
         One row for each task, kind, layer, head: label, score, ci_low, ci_high (of the outlier share where that is
         the label or there are no masks, else of lift), scored ("lift" or "outlier"), n (examples), significant, lacks
         (what is missing to say whether it detects: "mask", "rival mask", "causes" or ""), `CLAIMS`, q (of auc),
-        objects_q, grounding_q; the mean of each of `SCORES`, and of `COSTS` and cost_gap (cost_asked less
-        cost_rival) over n_causes examples, each with its interval as lift_low, lift_high and so on.
+        objects_q, grounding_q, gap_q (of cost_gap, over the heads that were tested); the mean of each of `SCORES`,
+        and of `COSTS` and cost_gap (cost_asked less cost_rival) over n_causes examples, each with its interval as
+        lift_low, lift_high and so on.
     """
     ways = _ways(scores, causes)
     tables = [scores] if causes is None else [scores, _wide(causes)]
@@ -110,7 +123,7 @@ def labels_of(
     *,
     ways: Ways | None = None,
     significant: Iterable[Head] | None = None,
-    majority: float = 0.5,
+    majority: float = MAJORITY,
     seed: int = 0,
     alpha: float = statistics.ALPHA,
     level: float = statistics.LEVEL,
@@ -161,7 +174,7 @@ def over_tasks(of_all: pd.DataFrame, of_each: pd.DataFrame) -> pd.DataFrame:
     """
     if of_all.empty:
         return of_all
-    by_head = {key: rows for key, rows in of_each.groupby(["kind", "layer", "head"])}
+    by_head = dict(iter(of_each.groupby(["kind", "layer", "head"])))
     records = []
     for row in of_all.to_dict("records"):
         rows = by_head[row["kind"], row["layer"], row["head"]].to_dict("records")
@@ -205,7 +218,8 @@ def _of_causes(grid: Grid, heads: list[Any], ways: Ways | None, seed: int, level
     values = {name: grid.matrix(name, heads) for name in COSTS}
     values["cost_gap"] = values["cost_asked"] - values["cost_rival"]
     n = (~np.isnan(np.stack([values[name] for name in COSTS]))).any(0).sum(0)
-    return {"n_causes": n, **_judged(values, grid, ways, clusters.ROUGH, (seed, 6), level)}
+    made = _judged(values, grid, ways, clusters.ROUGH, (seed, 6), level)
+    return {"n_causes": n, **made, "gap_q": statistics.benjamini_hochberg(made["cost_gap_p"])}
 
 
 def _judged(
@@ -250,7 +264,7 @@ def _claims(row: Mapping[str, float], significant: bool | None, majority: float,
     return {
         "looks_at_objects": tested(over("objects_lift", 1.0), row["objects_q"], alpha),
         "looks_at_asked": at_asked,
-        "detects": every([matters, sees, over("cost_gap", 0.0)]),
+        "detects": every([matters, sees, tested(over("cost_gap", 0.0), row["gap_q"], alpha)]),
         "suppresses": every([matters, avoids, under("cost_asked", 0.0)]),
         "parks": every([matters, over("outlier", majority), over("cost_outliers", 0.0)]),
     }
@@ -289,7 +303,7 @@ def _grids(table: pd.DataFrame, measures: tuple[str, ...]) -> dict[str, Grid]:
 
 def _wide(causes: pd.DataFrame) -> pd.DataFrame:
     """A column of cost for each intervention."""
-    named = causes.assign(name="cost_" + causes["intervention"].str.replace(" ", "_"))
+    named = causes.assign(name=causes["intervention"].map(cost_column))
     about = ["kind", "task", "example", "layer", "head"]
     return named.pivot(index=about, columns="name", values="cost").reset_index()
 

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -86,7 +87,12 @@ Query = int | Sequence[int]
 
 
 def image_attention(
-    model: HookedVLM, inputs: VLMInputs, kinds: Iterable[str], queries: Query | Sequence[Query]
+    model: HookedVLM,
+    inputs: VLMInputs,
+    kinds: Iterable[str],
+    queries: Query | Sequence[Query],
+    *,
+    image: int | None = None,
 ) -> tuple[dict[str, ImageAttention], Float[Tensor, "batch patch"]]:
     """Attention of query tokens over the image in one run, and the norms of the image's patches.
 
@@ -96,12 +102,15 @@ def image_attention(
         kinds: "cross_attn-heads" or "attn-heads", of the prompt's stack. A kind whose keys hold no image (BLIP's
             self-attention) is left out of what is returned; so is any kind that is not of heads.
         queries: position of the query, or several (their attention is averaged), or such for each example.
+        image: which image of each prompt, from 0; may be left out where each has one.
 
     Raises:
         PositionError: if a query is no position of the prompt.
+        InputsError: if a prompt has no such image, or several and none was named, or its positions are no grid.
     """
     stack = model.stacks[model.prompt_stack]
-    attended = {kind: image_keys(model, inputs, kind) for kind in kinds}
+    numbers = _chosen(inputs, image)
+    attended = {kind: _image_keys(model, inputs, kind, numbers) for kind in kinds}
     weights = query_weights(inputs, queries)
     tower = model.vision_encoder
     last = f"{tower.prefix}blocks.{tower.cfg.n_layers - 1}.hook_resid_post"
@@ -129,9 +138,20 @@ def image_attention(
         assert keys is not None
         over = torch.stack([rows[name] for name in of_layers], 1)  # [batch layer head key]
         places = keys.places.to(over.device)[:, None, None, :].expand(*over.shape[:3], -1)
-        image = over.gather(-1, places)
-        found[kind] = ImageAttention(image[..., keys.n_before :], image[..., 0] if keys.n_before else None, keys.grid)
-    return found, norms[last][:, int(tower.has_class_token) :]
+        on = over.gather(-1, places)
+        found[kind] = ImageAttention(on[..., keys.n_before :], on[..., 0] if keys.n_before else None, keys.grid)
+    return found, norms[last][numbers, int(tower.has_class_token) :]
+
+
+def _chosen(inputs: VLMInputs, image: int | None) -> list[int]:
+    """The numbers in the batch of the image meant of each prompt."""
+    each = inputs.images_each
+    if not inputs.n_images or (image is None and set(each) != {1}):
+        named = f"; or name which is meant, image=0 to image={min(each) - 1}" if min(each) else ""
+        raise InputsError(f"the prompts have {each} images: expected one in each{named}")
+    if image is not None and not 0 <= image < min(each):
+        raise InputsError(f"image {image} of each prompt was asked for, and the prompts have {each} images")
+    return [end - n + (image or 0) for end, n in zip(accumulate(each), each, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,28 +163,39 @@ class ImageKeys:
     grid: tuple[int, int]
 
 
-def image_keys(model: HookedVLM, inputs: VLMInputs, kind: str) -> ImageKeys | None:
-    """Where the image is among the keys of a kind of heads, or None where it is not."""
+def image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, image: int | None = None) -> ImageKeys | None:
+    """Where the image is among the keys of a kind of heads, or None where it is not.
+
+    Args:
+        model: as `image_attention`.
+        inputs: as `image_attention`.
+        kind: of heads.
+        image: as `image_attention`.
+    """
+    return _image_keys(model, inputs, kind, _chosen(inputs, image))
+
+
+def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, numbers: list[int]) -> ImageKeys | None:
     if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
     if cross != (inputs.layout.image_token_id is None):  # cross-attention reads the image; self-attention the prompt
         return None
-    patch = model.vision_encoder.patch_size
-    if inputs.pixel_values is None or set(inputs.images_each) != {1}:
-        raise InputsError(f"the prompts have {inputs.images_each} images: expected one in each")
-    height, width = (side // patch for side in inputs.pixel_values.shape[-2:])
-    spans = inputs.image_spans
-    n_before = 1 if cross and model.vision_encoder.has_class_token else 0
-    starts = torch.tensor([span.start - n_before for span in spans])
-    extra = spans[0].stop - spans[0].start - height * width
-    if extra not in (0, 1):
+    try:
+        grids = [inputs.grid(number) for number in numbers]
+    except PositionError as error:
+        raise InputsError(f"attention is mapped over a grid of patches: {error}") from error
+    if len({grid.shape for grid in grids}) > 1:
         raise InputsError(
-            f"the prompt holds {spans[0].stop - spans[0].start} image positions for {height} x {width} patches: "
-            "expected one a patch, and at most a class token before them"
+            f"the images have grids of {[tuple(grid.shape) for grid in grids]} patches: expected one; take the "
+            "examples apart, inputs[i]"
         )
-    n_before += extra
-    return ImageKeys(starts[:, None] + torch.arange(n_before + height * width), n_before, (height, width))
+    spans = inputs.image_spans
+    first = int(grids[0][0, 0])
+    n_before = first - spans[numbers[0]].start + (cross and model.vision_encoder.has_class_token)
+    patches = torch.stack([grid.flatten() for grid in grids])
+    before = patches[:, :1] + torch.arange(-n_before, 0, device=patches.device)
+    return ImageKeys(torch.cat([before, patches], 1), n_before, (grids[0].shape[0], grids[0].shape[1]))
 
 
 def query_weights(inputs: VLMInputs, queries: Query | Sequence[Query]) -> Float[Tensor, "batch pos"]:
@@ -223,6 +254,7 @@ def score_batch(
     masks: Sequence[Any] | None = None,
     rival_masks: Sequence[Any] | None = None,
     query_role: str = "",
+    image: int | None = None,
 ) -> pd.DataFrame:
     """Every score of every head for each example of a batch, in one run.
 
@@ -234,6 +266,7 @@ def score_batch(
         masks: of the object asked about, one for each example, None for those without; or None.
         rival_masks: of its rival, in the same way.
         query_role: what the query is, for the table.
+        image: as `image_attention`.
 
     Returns:
         One row for each example, kind, layer and head: row (the example's place in the batch) and `COLUMNS`. NaN
@@ -244,7 +277,7 @@ def score_batch(
         DataError: if there are not as many masks as examples.
     """
     given = [one_each(each, len(inputs)) for each in (masks, rival_masks)]
-    attention, norms = image_attention(model, inputs, kinds, queries)
+    attention, norms = image_attention(model, inputs, kinds, queries, image=image)
     cover, rival = (covered(model, each if attention else [None] * len(each), norms.shape[1]) for each in given)
     parts = [_scored(kind, each, cover, rival, norms.cpu()) for kind, each in attention.items()]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *COLUMNS])
@@ -283,6 +316,7 @@ def score_example(
     mask: Any = None,
     rival_mask: Any = None,
     query_role: str = "",
+    image: int | None = None,
 ) -> pd.DataFrame:
     """`score_batch` of one example: a table with `COLUMNS`.
 
@@ -294,14 +328,14 @@ def score_example(
         mask: white where the object is, or None.
         rival_mask: white where its rival is, or None.
         query_role: what the query is, for the table.
+        image: as `image_attention`.
 
     Raises:
         PositionError: as `image_attention`.
     """
-    given = [None if each is None else [each] for each in (mask, rival_mask)]
-    scores = score_batch(
-        model, inputs, kinds=kinds, queries=query, masks=given[0], rival_masks=given[1], query_role=query_role
-    )
+    masks, rivals = (None if each is None else [each] for each in (mask, rival_mask))
+    options: dict[str, Any] = {"masks": masks, "rival_masks": rivals, "query_role": query_role, "image": image}
+    scores = score_batch(model, inputs, kinds=kinds, queries=query, **options)
     return scores.drop(columns="row")
 
 

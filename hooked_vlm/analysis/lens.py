@@ -7,7 +7,7 @@ at any position, image positions included (nostalgebraist 2020, "interpreting GP
 
 Where that holds. The last norm is linear once its scale is taken from the run, so both hold in a pre-norm stack whose
 stream is unembedded: LLaVA's language model. BLIP's answer decoder is post-norm: each sum passes a norm before the next
-layer, so no logit is a sum over layers or heads. What holds there is its head on each layer's normalised stream, exact
+layer, so no logit is a sum over layers or heads. What holds there is its head on each layer's normalized stream, exact
 after the last layer, and how that reading changes from layer to layer, which sums to the logit by telescoping; it is
 called what it is, in `Lens.form`. A vision tower and BLIP's question encoder have no unembedding, and asking for one
 raises. Cost: one forward; logits of one layer at a time. Knows no family.
@@ -38,7 +38,7 @@ from hooked_vlm.positions import Index, read
 Token = str | int
 Tokens = Token | Sequence[Token]
 PRE_NORM: Final = "last norm and unembedding on the residual stream"
-POST_NORM: Final = "decoder head on the normalised stream"
+POST_NORM: Final = "decoder head on the normalized stream"
 AT_ONCE = 2**25  # logits that are held at a time: 128 MiB in float32
 
 

@@ -13,13 +13,15 @@ helps.
 
 **The FDR-controlled rule** asks four things of a head:
 
-1. *Systematic*: the mean effect differs from 0, by the least favourable p-value of `clusters.judge`: each example
-   alone, and by whatever clusters them (columns answer, group, template). A cell (a head in a task) is judged by
-   Benjamini-Hochberg over all heads x tasks of the corruption, ``q <= alpha``. "In every task" is one more claim
-   (the partial conjunction, Benjamini & Heller 2008): a head's largest p-value over tasks, weighed against the heads
-   whose other p-values are as small, since no other head could be taken for universal (AdaFilter, Wang, Gui, Su,
-   Sabatti & Owen 2022). ``q_all <= alpha`` holds the chance of *any* false one below alpha. In the same way
-   `at_least` says in how many tasks, at least, a head matters.
+1. *Systematic*: the mean effect differs from 0, by the least favourable p-value of `clusters`: each example alone, and
+   by whatever clusters them (columns answer, group, template). In one task, by Benjamini-Hochberg over all heads x
+   tasks of the corruption, ``q <= alpha``; where a column has fewer than 8 values they are taken as all there are, and
+   the head has to act in each of them (`p_each`, within each and of one sign): what is said then holds for these
+   answers. "In every task" is one more claim (the partial conjunction, Benjamini & Heller 2008), and of answers in
+   general, however few were seen: a head's largest p-value over tasks, weighed against the heads whose other p-values
+   are as small, since no other head could be taken for universal (AdaFilter, Wang, Gui, Su, Sabatti & Owen 2022).
+   ``q_all <= alpha`` holds the chance of *any* false one below alpha. In the same way `at_least` says in how many
+   tasks, at least, a head matters for the answers seen.
 2. *Not next to nothing*: the end of the mean's interval that is nearer to 0 lies beyond `floor` of the corruption's
    span (1 %), the mean clean less corrupt logit difference. Among inert heads any trace would stand out.
 3. *Large*: ``ratio = mean |effect| of the head / that of the median head``; the lower end of its percentile bootstrap
@@ -120,9 +122,9 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
     Returns:
         One row for each corrupt, kind, task, layer, head: n (examples), clusters (the fewest that it was judged by),
         mean, mean_abs, sd (of the effect), se (of mean), ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs),
-        span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, q, repeats,
-        fdr (the FDR-controlled rule selects it here) and undecided; and, the same in every task of a head, p_all,
-        q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
+        span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, p_each, q,
+        repeats, fdr (the FDR-controlled rule selects it here) and undecided; and, the same in every task of a head,
+        p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
 
     Raises:
         DataError: if a column is missing, or an example has two rows for one head, or two spans, answers or groups.
@@ -152,7 +154,7 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
 
 _CELL = ("corrupt", "kind", "task", "layer", "head")
 _MEASURED = ("n", "clusters", "mean", "mean_abs", "sd", "se", "ci_low", "ci_high", "abs_low", "abs_high", "span")
-_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "q", "repeats", "fdr", "undecided")
+_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "p_each", "q", "repeats", "fdr", "undecided")
 _EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all", "at_least")
 _COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
 
@@ -173,16 +175,18 @@ def _family(
     table = pd.concat(parts, ignore_index=True)
     table["q"] = statistics.benjamini_hochberg(table["p"])
     shape = (len(tasks), len(heads))
-    p = table["p"].to_numpy().reshape(shape)
-    low, high = _reach(table)
+    low, high = _reach(table, "seen_low", "seen_high")
     enough, floor = table["n"] >= rule.fewest, rule.floor * table["span"].fillna(0.0)
-    large = enough & (low > floor) & (table["ratio_low"] > rule.times)
-    grid = large.to_numpy().reshape(shape)
-    p_all, q_all = partial_conjunction(p, len(tasks))
-    fdr_all = (q_all <= rule.alpha) & grid.all(0)
-    table["fdr"] = ((table["q"] <= rule.alpha) | np.tile(fdr_all, len(tasks))) & large
-    reaches = (high > floor) & ((table["ratio_high"] > rule.times) | table["ratio_high"].isna())
+    stands_out = enough & (table["ratio_low"] > rule.times)
+    large = stands_out & (low > floor) & ~(table["p_each"] > rule.alpha)
+    general = (stands_out & (_reach(table)[0] > floor)).to_numpy().reshape(shape)
+    p_all, q_all = partial_conjunction(table["p_general"].to_numpy().reshape(shape), len(tasks))
+    fdr_all = (q_all <= rule.alpha) & general.all(0)
+    everywhere_it = np.tile(fdr_all, len(tasks))
+    table["fdr"] = everywhere_it | ((table["q"] <= rule.alpha) & large)
+    reaches = (high > floor) & ~(table["ratio_high"] <= rule.times)
     table["undecided"] = (table["n"] > 0) & ~table["fdr"] & (reaches | (~enough & (table["mean_abs"] > floor)))
+    p_seen = np.where(table["fdr"] | large, table["p"], np.fmax(table["p"], 1.0)).reshape(shape)
     repeats_all = np.mean(np.all(repeated, 0), 0) if all(map(len, repeated)) else np.full(len(heads), np.nan)
     everywhere = {
         "p_all": p_all,
@@ -190,7 +194,7 @@ def _family(
         "repeats_all": repeats_all,
         "paper_all": table["paper"].to_numpy().reshape(shape).all(0),
         "fdr_all": fdr_all,
-        "at_least": _at_least(np.where(grid, p, np.fmax(p, 1.0)), rule.alpha),
+        "at_least": np.where(fdr_all, len(tasks), _at_least(p_seen, rule.alpha)),
     }
     return table.assign(**{name: np.tile(values, len(tasks)) for name, values in everywhere.items()})[_COLUMNS]
 
@@ -226,9 +230,20 @@ def _at_least(p: Float[np.ndarray, "task head"], alpha: float) -> NDArray[np.int
     return np.sum(held[1:], 0)
 
 
-def _reach(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The least and the greatest |mean| in the interval of each cell; the mean itself where nothing varies."""
-    low, high = table["ci_low"].fillna(table["mean"]), table["ci_high"].fillna(table["mean"])
+def matters(selection: pd.DataFrame, rule: Rule = DEFAULT) -> pd.Series:
+    """Whether patching each cell has a systematic effect that is not next to nothing: the first two things of the rule.
+
+    Args:
+        selection: from `select`.
+        rule: the numbers it was made with.
+    """
+    low, _ = _reach(selection)
+    return (selection["q"] <= rule.alpha) & (low > rule.floor * selection["span"].fillna(0.0))
+
+
+def _reach(table: pd.DataFrame, *ends: str) -> tuple[pd.Series, pd.Series]:
+    """The least and the greatest |mean| in an interval of each cell; the mean itself where nothing varies."""
+    low, high = (table[end].fillna(table["mean"]) for end in ends or ("ci_low", "ci_high"))
     least = np.where(np.sign(low) == np.sign(high), np.minimum(low.abs(), high.abs()), 0.0)
     return pd.Series(least, table.index), np.maximum(low.abs(), high.abs())
 
@@ -269,14 +284,20 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
     values, size = measured.effects, np.abs(measured.effects)
     ways = measured.clusters or clusters.codes(n=len(values))
     n = (~np.isnan(values)).sum(0)
-    found = clusters.judge(values, ways, flips=flips, seed=(rule.seed, 0, task), level=rule.level)
+    each = clusters.judge_each(values, ways, flips=flips, seed=(rule.seed, 0, task), level=rule.level)
+    found, seen = clusters.granted(each), clusters.granted(each, clusters.FEW)
     sizes = clusters.judge(size, ways, flips=clusters.ROUGH, seed=(rule.seed, 1, task), level=rule.level)
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = statistics.means((values - found.mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
     known = sizes.mean[~np.isnan(sizes.mean)]
     threshold = known.mean() + rule.sds * known.std(ddof=1) if len(known) > 1 else np.nan
     ends = []
+    p_each = np.full(len(n), np.nan)
     for i, way in enumerate(ways):
+        few = int(way.max(initial=-1)) + 1 < clusters.FEW
+        if i and few:
+            p_each = np.fmax(p_each, clusters.in_every_cluster(values, way, seed=(rule.seed, 5, task, i)))
+            continue
         drawn = _ratio(statistics.means(size, clusters.weights(way, rule.bootstrap, (rule.seed, 4, task, i))))
         ends.append(_ends(drawn, rule.level, alone=len(np.unique(way)) < 2))
     return pd.DataFrame(
@@ -297,7 +318,11 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
             "ratio": _ratio(sizes.mean),
             "ratio_low": np.fmin.reduce([low for low, _ in ends]),
             "ratio_high": np.fmax.reduce([high for _, high in ends]),
-            "p": found.p,
+            "p": seen.p,
+            "p_each": p_each,
+            "p_general": found.p,
+            "seen_low": seen.low,
+            "seen_high": seen.high,
         }
     )
 
@@ -452,6 +477,8 @@ def _faults(row: dict[str, Any], rule: Rule) -> list[str]:
         faults.append(
             f"its effect is not systematic (q = {r['q']:.3g}: mean {r['mean']:.3g}, mean |effect| {r['mean_abs']:.3g})"
         )
+    elif float(row["p_each"]) > rule.alpha:
+        faults.append(f"it does not act in each value of a column that has few (p = {row['p_each']:.2g} in one)")
     elif not (r["ci_low"] > rule.floor * r["span"] or r["ci_high"] < -rule.floor * r["span"]) and r["span"] > 0:
         faults.append(
             f"it may be less than {rule.floor:.0%} of the span of {r['span']:.3g} (mean {r['mean']:.3g}, "

@@ -16,7 +16,7 @@ from hooked_vlm.components.weights import in_memory
 
 
 class HookedNorm(Declared, nn.Module):
-    """A Hugging Face norm layer that shows its scale and its normalised output.
+    """A Hugging Face norm layer that shows its scale and its normalized output.
 
     As in TransformerLens 4, `hook_normalized` stands before the weight and bias are applied.
 
@@ -35,7 +35,7 @@ class HookedNorm(Declared, nn.Module):
         self.hook_normalized = HookPoint("batch pos d_model")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """`x` normalised, scaled and shifted."""
+        """`x` normalized, scaled and shifted."""
         (leaf,) = self._leaves
         if not hooked(self.hook_scale, self.hook_normalized):
             return leaf(x)

@@ -17,7 +17,7 @@ For runs side by side give each thread a `copy.deepcopy(model)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ from hooked_vlm.models.bypassed import ForeignHooks
 from hooked_vlm.models.config import ByStack, VLMConfig
 from hooked_vlm.models.focus import FocusedStack
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.resuming import Resumes
 from hooked_vlm.models.run import Run, Stopped, stop_at
 from hooked_vlm.models.shown import Shown
@@ -65,6 +65,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
     """
 
     towers: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the model_types that a family reads, by part of the config
+    hf_model: Any  # an nn.Module, with what its class names in it
     vision_encoder: VisionStack
     unembed: Unembed  # in families that make tokens
 
@@ -75,7 +76,7 @@ class HookedVLM(Shown, PreparesInputs, Resumes, placement.Placed, Signatures):
         self.hook_pixel_values = HookPoint("batch channel height width", aliased=True)
         self._build()
         self.hook_logits = HookPoint("batch pos d_vocab")
-        config = cast(Any, hf_model).config
+        config = self.hf_model.config
         self.cfg = VLMConfig(
             getattr(config, "_name_or_path", "") or "built in memory",
             type(hf_model).__name__,

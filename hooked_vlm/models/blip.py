@@ -31,7 +31,7 @@ from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.conversations import Prompt, one_each, plain
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.run import Run
 from hooked_vlm.models.vit import vision_stack
 
@@ -100,7 +100,7 @@ class HookedBLIP(HookedVLM):
     text_decoder: TextStack  # in question answering and captioning
 
     def _build(self) -> None:
-        hf = cast(Any, self.hf_model)
+        hf = self.hf_model
         self.vision_encoder = vision_tower(hf.vision_model)
         self.hook_image_features = HookPoint("batch image_pos d_vision")
         self.stacks["vision_encoder"] = self.vision_encoder
@@ -172,12 +172,12 @@ class HookedBLIP(HookedVLM):
         return self.hook_logits(self.unembed(self.text_decoder.head(x)))
 
     def _stop_tokens(self) -> tuple[list[int], int]:
-        config = cast(Any, self.hf_model).config.text_config
+        config = self.hf_model.config.text_config
         return [config.sep_token_id], config.pad_token_id
 
     @property
     def _start_token(self) -> int:
-        return int(cast(Any, self.hf_model).config.text_config.bos_token_id)
+        return int(self.hf_model.config.text_config.bos_token_id)
 
 
 @register("BlipForQuestionAnswering")
@@ -218,7 +218,7 @@ class HookedBLIPForQuestionAnswering(HookedBLIP):
         return self._logits(self._select(answer, run))
 
     def _hf_logits(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
-        hf, (so_far, _) = cast(Any, self.hf_model), self._answer_so_far(inputs)
+        hf, (so_far, _) = self.hf_model, self._answer_so_far(inputs)
         image = hf.vision_model(inputs.pixel_values).last_hidden_state
         question = hf.text_encoder(input_ids=inputs.input_ids, encoder_hidden_states=image).last_hidden_state
         logits: Tensor = hf.text_decoder(input_ids=so_far, encoder_hidden_states=question).logits
@@ -304,7 +304,7 @@ class HookedBLIPForRetrieval(HookedBLIP):
         return self._checked_run(self.as_inputs(inputs), run)
 
     def _run(self, inputs: VLMInputs, run: Run) -> Tensor:
-        hf = cast(Any, self.hf_model)
+        hf = self.hf_model
         image = self._image(inputs, run)
         inputs = self._text_of_rows(inputs, image)
         text = self._text(

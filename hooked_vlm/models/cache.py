@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import einsum, rearrange
@@ -30,6 +30,10 @@ from hooked_vlm.errors import (
 )
 from hooked_vlm.models import shown
 from hooked_vlm.positions import read
+
+if TYPE_CHECKING:
+    from hooked_vlm.models.base import HookedVLM
+    from hooked_vlm.models.focus import FocusedStack
 
 # What ActivationCache offers that takes the residual stream apart, or puts a norm or the logits on parts of it.
 DECOMPOSITIONS = (
@@ -115,7 +119,7 @@ class KeyedCache(ActivationCache):
     layer type of the blocks: "attn", "cross_attn", "mlp", "ln1", ...; a negative layer counts from the last.
     """
 
-    model: Any
+    model: HookedVLM | FocusedStack  # type: ignore[assignment]  # which to TransformerLens is one of its own
 
     def __getitem__(self, key: Any) -> Tensor:
         """The activation that a key means.
@@ -200,7 +204,7 @@ class VLMCache(KeyedCache):
     In a model with a main stack (LLaVA) it can be asked here, and means that stack.
     """
 
-    model: Any  # a HookedVLM
+    model: HookedVLM
 
     def __repr__(self) -> str:
         return shown.cache("VLMCache", self.cache_dict, type(self.model).__name__)
@@ -237,7 +241,7 @@ class StackCache(KeyedCache):
     they do not hold and raise `ResidualError`.
     """
 
-    model: Any  # a FocusedStack
+    model: FocusedStack
 
     def stack_head_results(
         self,

@@ -8,7 +8,7 @@ on it unchanged. Cost: every run is a run of the whole model; for sweeps over th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,9 @@ from hooked_vlm.errors import HookNameError, InputsError, ResidualError
 from hooked_vlm.models.cache import StackCache, VLMCache, cut, sliced
 from hooked_vlm.models.hooking import pairs
 from hooked_vlm.models.inputs import VLMInputs
+
+if TYPE_CHECKING:
+    import hooked_vlm.models.base  # named in full, as run-time checks look a name up that is not imported
 
 
 class Renamed:
@@ -50,7 +53,9 @@ class FocusedStack:
         StackNameError: if the model has no such stack.
     """
 
-    def __init__(self, model: Any, name: str, images: Any = None, texts: Any = None) -> None:
+    def __init__(
+        self, model: hooked_vlm.models.base.HookedVLM, name: str, images: Any = None, texts: Any = None
+    ) -> None:
         self.model, self.name, self.stack = model, name, model.stacks[name]
         self._images, self._texts = images, texts
         self._seen: list[Tensor] = []  # pixel values of the images that stand for ids (vision encoder)
@@ -91,9 +96,10 @@ class FocusedStack:
             AttributeError: if the stack has none that its output passes.
         """
         owner = self.model if self.name == self.model.main_stack else self.stack
-        if "ln_final" not in owner._modules:
+        norm = owner._modules.get("ln_final")
+        if norm is None:
             raise AttributeError(f"no norm follows the last block of {self.name}")
-        return owner._modules["ln_final"]
+        return norm
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -109,7 +115,7 @@ class FocusedStack:
 
     # --- running ------------------------------------------------------------------------------------
 
-    def __call__(self, tokens: Any, return_type: str = "logits", **options: Any) -> Any:
+    def __call__(self, tokens: Any, return_type: Any = "logits", **options: Any) -> Any:
         """The whole model's output for these tokens, the rest held fixed; a `stop_at_layer` is one of this stack."""
         return self.model(self.to_inputs(tokens), return_type, **self._options(options))
 

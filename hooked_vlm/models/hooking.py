@@ -59,6 +59,7 @@ class HasHooks(HookedRootModule):
     as_inputs: Callable[..., VLMInputs]
     stages: ClassVar[tuple[str, ...]] = ()  # stacks, and modules and hook points before them, in running order
     stacks: ByStack[Stack]
+    hook_dict: dict[str, HookPoint]  # type: ignore[assignment]  # to TransformerLens, a dict of its own hook points
     outside: PositionOffset  # of hook points that belong to no stack
     turn: Turn
 
@@ -73,7 +74,7 @@ class HasHooks(HookedRootModule):
                     self.hook_dict[name] = module
         for name, point in self.hook_dict.items():
             owner = self.stack_of(name)
-            cast(HookPoint, point).offset = self.outside if owner is None else self.stacks[owner].offset
+            point.offset = self.outside if owner is None else self.stacks[owner].offset
 
     def hook_names(self, name: HookName | Sequence[str]) -> list[str]:
         """The hook points that a name, a list of names or a filter means.
@@ -94,7 +95,7 @@ class HasHooks(HookedRootModule):
             raise HookNameError(f"the filter matches none of the {len(self.hook_dict)} hook points in model.hook_dict")
         live = [hook for hook in matched if self._is_on(hook)]
         if not live:
-            raise gated_error(cast(HookPoint, self.hook_dict[matched[0]]))
+            raise gated_error(self.hook_dict[matched[0]])
         return live
 
     def _awaited(self, named: HookName | Iterable[Any]) -> list[list[str]]:
@@ -129,7 +130,7 @@ class HasHooks(HookedRootModule):
         return self.stages.index(stage) < self.stages.index(stack)
 
     def _is_on(self, hook: str) -> bool:
-        gate = cast(HookPoint, self.hook_dict[hook]).gate
+        gate = self.hook_dict[hook].gate
         owner = self.mod_dict.get(hook.rpartition(".")[0])
         return gate is None or bool(getattr(cast(Any, owner).cfg, gate))
 
@@ -138,7 +139,7 @@ class HasHooks(HookedRootModule):
             near = ", ".join(closest(hook, self.hook_dict))
             raise HookNameError(f"there is no hook point {hook!r}. The closest are {near}; model.hook_dict lists all")
         if not self._is_on(hook):
-            raise gated_error(cast(HookPoint, self.hook_dict[hook]))
+            raise gated_error(self.hook_dict[hook])
 
     @alone
     def add_hook(self, name: HookName, hook: Any, *args: Any, **kwargs: Any) -> None:
@@ -266,5 +267,5 @@ class HasHooks(HookedRootModule):
         cache, fwd, bwd = self.get_caching_hooks(*args, **kwargs)
         for hooks, direction in ((fwd, "fwd"), (bwd, "bwd")):
             for name, fn in hooks:
-                self.hook_dict[name].add_hook(fn, direction)  # type: ignore[arg-type]
+                self.hook_dict[name].add_hook(fn, direction)
         return cache

@@ -13,12 +13,19 @@ from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError, RowError, closest
 from hooked_vlm.models import placement, shown
-from hooked_vlm.models.naming import Layout, NamesPositions
+from hooked_vlm.models.layout import Layout
+from hooked_vlm.models.naming import NamesPositions
 from hooked_vlm.options import whole
 from hooked_vlm.positions import read
 
 PARTS = ("pixel_values", "input_ids", "attention_mask", "decoder_input_ids")
 UNREAD = ("token_type_ids", "mm_token_type_ids", "image_sizes")  # what Hugging Face's processors may give besides
+
+
+def _members(sizes: Sequence[int], groups: Sequence[int]) -> list[int]:
+    """The members of some groups, where all groups' members are numbered through."""
+    ends = list(accumulate(sizes))
+    return [member for group in groups for member in range(ends[group] - sizes[group], ends[group])]
 
 
 def _is_integral(ids: Tensor) -> bool:
@@ -31,24 +38,28 @@ class VLMInputs(NamesPositions):
 
     Args:
         pixel_values: [image channel height width], preprocessed: one a row; where images stand in the prompt (LLaVA)
-            as many as each row has places for, row by row, and None for texts alone.
+            as many as each row has places for, row by row, and None for texts alone. A family whose processor makes
+            other axes says so in `layout.pixel_axes`.
         input_ids: [batch pos], the prompt (BLIP: the question).
         attention_mask: [batch pos], 1 for tokens and 0 for padding; None for no padding.
         decoder_input_ids: [batch answer_pos], what BLIP's answer decoder has so far; None: its start token.
         layout: filled in by `model.to_inputs`; `model.layout` for inputs built by hand.
+        image_parts: what else the processor says of the images, a row each: those that `layout.image_parts` names.
 
     Raises:
         InputsError: if shapes, dtypes or batch sizes do not fit one another, or the mask holds more than 0 and 1.
     """
 
-    pixel_values: Float[Tensor, "image channel height width"] | None
+    pixel_values: Float[Tensor, "..."] | None
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Tensor | None = None
     decoder_input_ids: Int[Tensor, "batch answer_pos"] | None = None
     layout: Layout = field(default_factory=Layout)
+    image_parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, ndim in (("input_ids", 2), ("pixel_values", 4), ("attention_mask", 2), ("decoder_input_ids", 2)):
+        ndims = {"input_ids": 2, "pixel_values": len(self.layout.pixel_axes)}
+        for name, ndim in (ndims | {"attention_mask": 2, "decoder_input_ids": 2}).items():
             value = getattr(self, name)
             if value is None and name != "input_ids":
                 continue
@@ -59,7 +70,7 @@ class VLMInputs(NamesPositions):
             if not value.numel():
                 raise InputsError(f"{name} has shape {tuple(value.shape)}, which is empty; expected at least one row")
             batch, device = self.input_ids.shape[0], self.input_ids.device
-            if value.shape[0] != batch and (name != "pixel_values" or len(value) != sum(self.images_each)):
+            if value.shape[0] != batch and (name != "pixel_values" or len(value) != sum(self._pixel_rows)):
                 way = ". For several images in a prompt, layout=model.layout says where" * (name == "pixel_values")
                 raise InputsError(f"{name} has {value.shape[0]} rows and input_ids {batch}; they must be as many{way}")
             if value.device != device:
@@ -111,14 +122,17 @@ class VLMInputs(NamesPositions):
             )
         if given.get("input_ids") is None:
             raise InputsError("the inputs lack input_ids; model.to_inputs makes them all")
-        unknown = [name for name in given if name not in (*PARTS, *UNREAD) and given[name] is not None]
+        layout = layout or Layout()
+        known = (*PARTS, *layout.image_parts, *UNREAD)
+        unknown = [name for name in given if name not in known and given[name] is not None]
         if unknown:
             raise InputsError(
                 f"the inputs hold {unknown[0]!r}, which no model here reads; expected {', '.join(PARTS)} (closest: "
                 f"{closest(str(unknown[0]), PARTS, 1)[0]})"
             )
         parts: dict[str, Any] = {name: given.get(name) for name in PARTS}
-        return cls(**parts, layout=layout or Layout())
+        of_images = {name: given[name] for name in layout.image_parts if given.get(name) is not None}
+        return cls(**parts, layout=layout, image_parts=of_images)
 
     # --- as a batch ---------------------------------------------------------------------------------
 
@@ -197,19 +211,26 @@ class VLMInputs(NamesPositions):
         return replace(self, **changes)
 
     def _of_rows(self, rows: Sequence[int]) -> VLMInputs:
-        each = self.images_each
-        ends = list(accumulate(each))
-        of_images = [image for row in rows for image in range(ends[row] - each[row], ends[row])]
+        of_images = list(rows) if self.layout.pixel_axes[0] == "batch" else _members(self.images_each, rows)
+        pixels = None
+        if self.pixel_values is not None and of_images:
+            by_image = self.layout.pixel_rows is not None
+            pixels = self.pixel_values[_members(self._pixel_rows, of_images) if by_image else of_images]
         parts: dict[str, Any] = {
             name: None if (t := getattr(self, name)) is None else t[list(rows)] for name in PARTS[1:]
         }
-        pixels = None if self.pixel_values is None or not of_images else self.pixel_values[of_images]
-        return replace(self, pixel_values=pixels, **parts)
+        of_each = {name: part[of_images] for name, part in self.image_parts.items()} if of_images else {}
+        return replace(self, pixel_values=pixels, image_parts=of_each, **parts)
+
+    @property
+    def _pixel_rows(self) -> list[int]:
+        """How many rows of `pixel_values` each row of the batch has, or each image if the layout counts so."""
+        return self.images_each if self.layout.pixel_rows is None else list(self.layout.pixel_rows(self))
 
     def _each(self, fn: Any) -> VLMInputs:
         given = {name: getattr(self, name) for name in PARTS}
         changed: dict[str, Any] = {name: None if t is None else fn(t) for name, t in given.items()}
-        return replace(self, **changed)
+        return replace(self, **changed, image_parts={name: fn(t) for name, t in self.image_parts.items()})
 
     def __repr__(self) -> str:
         return shown.inputs(self)

@@ -8,7 +8,7 @@ that padding on the left shifts nothing.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,7 @@ from hooked_vlm.models.base import HookedVLM, register
 from hooked_vlm.models.config import stack_config
 from hooked_vlm.models.conversations import Prompt, as_many, said, turns
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.run import Run
 from hooked_vlm.models.vit import vision_stack
 
@@ -140,8 +140,8 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     }
 
     def _build(self) -> None:
-        hf = cast(Any, self.hf_model).model
-        config = cast(Any, self.hf_model).config
+        hf = self.hf_model.model
+        config = self.hf_model.config
         self._feature_layers = feature_layers(config.vision_feature_layer, hf.vision_tower.config.num_hidden_layers)
         self.vision_encoder = vision_tower(hf.vision_tower, max(self._feature_layers))
         self.projector = HookedProjector(hf.multi_modal_projector)
@@ -150,7 +150,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         language = language_stack(hf.language_model)
         self.blocks = language.blocks
         self.ln_final = HookedNorm(hf.language_model.norm)
-        self.unembed = Unembed(cast(Any, self.hf_model).lm_head)
+        self.unembed = Unembed(self.hf_model.lm_head)
         self.stacks.update(vision_encoder=self.vision_encoder, language_model=language)
         if hasattr(self.processor, "image_token"):
             self._fit_processor()
@@ -162,7 +162,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding; the parameter itself."""
-        return dense_weight(cast(Any, self.hf_model).model.language_model.embed_tokens)
+        return dense_weight(self.hf_model.model.language_model.embed_tokens)
 
     @property
     def layout(self) -> Layout:
@@ -172,11 +172,11 @@ class HookedLLaVA(StackedWeights, HookedVLM):
 
     @property
     def _image_token(self) -> int:
-        return int(cast(Any, self.hf_model).config.image_token_id)
+        return int(self.hf_model.config.image_token_id)
 
     @property
     def _drops_first(self) -> bool:
-        return cast(Any, self.hf_model).config.vision_feature_select_strategy == "default"
+        return self.hf_model.config.vision_feature_select_strategy == "default"
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
 
     def _merged(self, inputs: VLMInputs, features: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings with the image's features in place of its tokens."""
-        embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(inputs.input_ids))
+        embeds = self.hook_embed(self.hf_model.model.language_model.embed_tokens(inputs.input_ids))
         if features is None:
             return embeds
         places = (inputs.input_ids == self._image_token)[..., None]
@@ -243,7 +243,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         return self._angles(places[:1] if inputs.real is None else places)
 
     def _angles(self, position_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-        rotary = cast(Any, self.hf_model).model.language_model.rotary_emb
+        rotary = self.hf_model.model.language_model.rotary_emb
         # Of these kinds one batch has one set of frequencies, that of its longest row: each row is asked for alone.
         by_length = "dynamic" in rotary.rope_type or rotary.rope_type == "longrope"
         alike = position_ids[:, None].unbind() if by_length else (position_ids,)
@@ -259,14 +259,14 @@ class HookedLLaVA(StackedWeights, HookedVLM):
         return self.hook_logits(self.unembed(self.ln_final(x)))
 
     def _embed_next(self, tokens: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Rotary]]:
-        embeds = self.hook_embed(cast(Any, self.hf_model).model.language_model.embed_tokens(tokens))
+        embeds = self.hook_embed(self.hf_model.model.language_model.embed_tokens(tokens))
         return embeds, {ROTARY: self._angles(position_ids)}
 
     def _answer_so_far(self, inputs: VLMInputs) -> tuple[Tensor, Tensor | None]:
         return inputs.input_ids, inputs.real
 
     def _stop_tokens(self) -> tuple[list[int], int]:
-        hf = cast(Any, self.hf_model)
+        hf = self.hf_model
         stop = hf.generation_config.eos_token_id
         stop = hf.config.text_config.eos_token_id if stop is None else stop
         stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
@@ -315,7 +315,7 @@ class HookedLLaVA(StackedWeights, HookedVLM):
     def _fit_processor(self) -> None:
         """Let the processor count image tokens as the model makes features: what it was saved with may differ."""
         self.processor.patch_size = self.vision_encoder.patch_size
-        self.processor.vision_feature_select_strategy = cast(Any, self.hf_model).config.vision_feature_select_strategy
+        self.processor.vision_feature_select_strategy = self.hf_model.config.vision_feature_select_strategy
         self.processor.num_additional_image_tokens = int(self.vision_encoder.has_class_token)
 
     def _encoded(self, images: list[list[Image.Image]], prompts: list[str]) -> tuple[Tensor | None, list[list[int]]]:

@@ -12,7 +12,6 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 import torch
@@ -57,9 +56,9 @@ def shown(n: int | float) -> str:
     return f"{n / GIB:,.1f} GiB" if n >= GIB / 10 else f"{n / 2**20:,.1f} MiB"
 
 
-def general_ways(model: Any) -> list[str]:
-    """Ways out that any run of a model has."""
-    wide = model.dtype not in placement.HALF
+def general_ways(dtype: torch.dtype) -> list[str]:
+    """Ways out that any run has of a model in this dtype."""
+    wide = dtype not in placement.HALF
     return [
         *(["half precision (dtype='bfloat16' or 'float16') takes half the memory"] if wide else []),
         "device_map='auto' or quantization_config= (HookedVLM.from_pretrained) spreads or shrinks the weights",

@@ -7,17 +7,19 @@ Cost: a walk along the tokens of a row.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_vlm.errors import InputsError, PositionError, quoted
+from hooked_vlm.models import layout as described
 from hooked_vlm.models import spelling
+from hooked_vlm.models.layout import Layout, Role
 
 _NAMED = "make them with model.to_inputs, or inputs.replace(layout=model.layout), to name positions"
 _UNFINISHED = "\ufffd"  # what the first bytes of a letter decode to
@@ -30,47 +32,14 @@ def _with_free_spaces(text: str) -> str:
     return "".join(re.escape(part) + joint for part, joint in zip(parts, [*joints, ""], strict=False))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a model family lays out its sequence: what `VLMInputs` needs to name positions.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer, or None.
-        image_processor: a Hugging Face image processor, or None.
-        image_token_id: the placeholder's id where image and text share one sequence (LLaVA), else None.
-        patch_size: side of a patch in pixels. Without an `image_token_id` the patches are keys of cross-attention,
-            after a class token (BLIP).
-    """
-
-    tokenizer: Any = None
-    image_processor: Any = None
-    image_token_id: int | None = None
-    patch_size: int | None = None
-
-
-class Role(NamedTuple):
-    """What stands at a position: "text", "padding", or a part of an image.
-
-    Args:
-        kind: "text", "padding", "patch", or "class token" of an image.
-        image: the image's number in the batch, None elsewhere.
-        row: the patch's row in its picture, from the top.
-        column: its column, from the left.
-    """
-
-    kind: str
-    image: int | None = None
-    row: int | None = None
-    column: int | None = None
-
-
 class NamesPositions:
     """What `VLMInputs` knows of its positions."""
 
-    pixel_values: Float[Tensor, "image channel height width"] | None
+    pixel_values: Float[Tensor, "..."] | None
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Tensor | None
     layout: Layout
+    image_parts: Mapping[str, Tensor]
 
     @property
     def real(self) -> Tensor | None:
@@ -140,13 +109,25 @@ class NamesPositions:
     @property
     def images_each(self) -> list[int]:
         """How many images each row has."""
-        n_rows, n_images = len(self.input_ids), 0 if self.pixel_values is None else len(self.pixel_values)
+        n_rows, n_images = len(self.input_ids), self.n_images
         if not n_images or self.layout.image_token_id is None:
-            return [min(n_images, 1)] * n_rows
+            return [n_images // n_rows if self.layout.images else min(n_images, 1)] * n_rows
         n_tokens = self.is_image.sum(1).tolist()
+        if self.layout.images is not None:
+            ends = [0, *accumulate(len(image) for image in self._images)]
+            stops = [0, *accumulate(n_tokens)]
+            fits = set(stops) <= set(ends) and stops[-1] == ends[-1]
+            return [ends.index(b) - ends.index(a) for a, b in pairwise(stops)] if fits else [1] * n_rows
         size, over = divmod(sum(n_tokens), n_images)
-        fits = size and not over and not any(n % size for n in n_tokens)
+        fits = bool(size) and not over and not any(n % size for n in n_tokens)
         return [n // size for n in n_tokens] if fits else [1] * n_rows  # what does not fit, the model refuses
+
+    @property
+    def n_images(self) -> int:
+        """How many images there are in all."""
+        if self.pixel_values is None:
+            return 0
+        return len(self.pixel_values if self.layout.images is None else self.layout.images(self))
 
     @property
     def image_span(self) -> slice:
@@ -172,62 +153,64 @@ class NamesPositions:
             PositionError: if a row has no place for its image, or text between the tokens of one, or the layout is
                 not known yet.
         """
-        token = self.layout.image_token_id
-        if token is None and self.layout.patch_size is not None:
-            rows, columns = self._grid_size
-            return [slice(1, 1 + rows * columns)] * len(self.input_ids)
-        if token is None:
-            raise PositionError(f"these inputs were built by hand and know no layout: {_NAMED}")
         spans = []
-        for i, (row, n_images) in enumerate(zip(self.is_image, self.images_each, strict=True)):
-            places = row.nonzero()[:, 0].tolist()
-            if n_images and not places:
-                raise PositionError(f"row {i} has no image token {token} in its prompt")
-            size = len(places) // max(n_images, 1)
-            for k in range(n_images):
-                own = places[k * size : (k + 1) * size]
-                if own[-1] - own[0] >= len(own):
-                    raise PositionError(
-                        f"row {i} has image tokens from {own[0]} to {own[-1]} and others between them, so they are "
-                        "no span: use inputs.is_image"
-                    )
-                spans.append(slice(own[0], own[-1] + 1))
+        if self.layout.image_token_id is None:  # of the keys of cross-attention, those that show the picture
+            for (_, places), roles in zip(self._places, self._images, strict=True):
+                shown = [at for at, role in zip(places, roles, strict=True) if role.kind == "patch"]
+                spans.append(slice(shown[0], shown[-1] + 1))
+            return spans
+        for row, places in self._places:
+            if places[-1] - places[0] >= len(places):
+                raise PositionError(
+                    f"row {row} has image tokens from {places[0]} to {places[-1]} and others between them, so they are "
+                    "no span: use inputs.is_image"
+                )
+            spans.append(slice(places[0], places[-1] + 1))
         return spans
 
-    def grid(self, image: int = 0) -> Int[Tensor, "row column"]:
+    def grid(self, image: int | None = None, view: int = 0) -> Int[Tensor, "row column"]:
         """The positions of an image's patches as they lie in the picture: ``inputs.grid(0)[0, -1]`` is top right.
 
+        What else an image has (class tokens, newlines) is in no grid; `roles` says where it stands.
+
         Args:
-            image: its number in the batch: the images of row 0, of row 1, ...
+            image: its number in the batch: the images of row 0, of row 1, ...; may be left out where every row has
+                one, and they stand at the same positions.
+            view: which of the image's views, where it is seen in several: LLaVA-NeXT's whole picture is view 0, its
+                tiles together are view 1.
 
         Raises:
-            PositionError: if there is no such image, or as `image_spans`.
+            PositionError: if there is no such image or view, none was named and the rows differ, or as `image_spans`.
         """
-        spans = self.image_spans
-        if isinstance(image, bool) or not isinstance(image, Integral) or not -len(spans) <= image < len(spans):
-            raise PositionError(f"image {quoted(image)} was asked for; these inputs have images 0 to {len(spans) - 1}")
-        if self.layout.patch_size is None:
-            raise PositionError(f"these inputs know no size of a patch: {_NAMED}")
-        rows, columns = self._grid_size
-        span = spans[int(image)]
-        first = self._first_patch(span)
-        if first < span.start:
+        n_images = len(self._images)
+        if image is None:
+            grids = [self.grid(each, view) for each in range(n_images)]
+            alike = all(torch.equal(each, grids[0]) for each in grids)
+            if set(self.images_each) == {1} and alike:
+                return grids[0]
             raise PositionError(
-                f"image {image} has {span.stop - span.start} positions for {rows} x {columns} patches: the model drops "
+                f"the rows have {self.images_each} images{'' if alike else ', at differing positions'}: name one of "
+                f"the batch's, inputs.grid(0) to inputs.grid({n_images - 1})"
+            )
+        if isinstance(image, bool) or not isinstance(image, Integral) or not -n_images <= image < n_images:
+            raise PositionError(f"image {quoted(image)} was asked for; these inputs have images 0 to {n_images - 1}")
+        (_, places), roles = self._places[int(image)], self._images[int(image)]
+        patches = {
+            (role.row, role.column): at
+            for at, role in zip(places, roles, strict=True)
+            if role.kind == "patch" and role.view == view
+        }
+        if not patches:
+            views = sorted({role.view for role in roles if role.kind == "patch"})
+            raise PositionError(f"image {image} has no patches of view {quoted(view)}; it has views {views}")
+        rows, columns = (1 + max(side) for side in zip(*patches, strict=True))
+        if len(patches) < rows * columns:
+            raise PositionError(
+                f"image {image} has {len(places)} positions for {rows} x {columns} patches: the model drops "
                 "the first, so they are no grid; inputs.roles says which stands where"
             )
-        return torch.arange(first, span.stop, device=self.input_ids.device).view(rows, columns)
-
-    @property
-    def _grid_size(self) -> tuple[int, int]:
-        assert self.pixel_values is not None and self.layout.patch_size is not None
-        height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
-        return height, width
-
-    def _first_patch(self, span: slice) -> int:
-        """Where an image's first patch stands, or would: a class token may stand before it, and it may be dropped."""
-        rows, columns = self._grid_size
-        return int(span.stop) - rows * columns
+        ordered = [patches[row, column] for row in range(rows) for column in range(columns)]
+        return torch.tensor(ordered, device=self.input_ids.device).view(rows, columns)
 
     @property
     def roles(self) -> list[list[Role]]:
@@ -235,12 +218,52 @@ class NamesPositions:
         found = [[Role("text" if real else "padding") for real in row] for row in self.is_real.tolist()]
         if self.layout.image_token_id is None:
             return found
-        owners = [row for row, n_images in enumerate(self.images_each) for _ in range(n_images)]
-        for image, (row, span) in enumerate(zip(owners, self.image_spans, strict=True)):
-            for at in range(span.start, span.stop):
-                place = at - self._first_patch(span)
-                patch = Role("patch", image, *divmod(place, self._grid_size[1]))
-                found[row][at] = patch if place >= 0 else Role("class token", image)
+        for image, ((row, places), roles) in enumerate(zip(self._places, self._images, strict=True)):
+            for at, role in zip(places, roles, strict=True):
+                found[row][at] = role._replace(image=image)
+        return found
+
+    @property
+    def _images(self) -> list[described.Image]:
+        """What stands at each position of each image, in order."""
+        if self.layout.images is not None:
+            return list(self.layout.images(self)) if self.n_images else []
+        return [self._square(len(places)) for _, places in self._places]
+
+    def _square(self, n: int) -> described.Image:
+        """An image that is one grid: a class token may stand before it, and the first patch may be dropped."""
+        if self.layout.patch_size is None:
+            raise PositionError(f"these inputs know no size of a patch: {_NAMED}")
+        patches = described.grid(*self._grid_size)
+        return (Role("class token"),) * (n - len(patches)) + patches[-n:]
+
+    @property
+    def _grid_size(self) -> tuple[int, int]:
+        assert self.pixel_values is not None and self.layout.patch_size is not None
+        height, width = (side // self.layout.patch_size for side in self.pixel_values.shape[-2:])
+        return height, width
+
+    @property
+    def _places(self) -> list[tuple[int, list[int]]]:
+        """The row that each image is in, and its positions there."""
+        token, each, found = self.layout.image_token_id, self.images_each, list[tuple[int, list[int]]]()
+        sizes = None if self.layout.images is None else [len(image) for image in self._images]
+        if token is None and sizes is None:
+            if self.layout.patch_size is None:
+                raise PositionError(f"these inputs were built by hand and know no layout: {_NAMED}")
+            sizes = [1 + self._grid_size[0] * self._grid_size[1]] * sum(each)
+        for row, n_images in enumerate(each):
+            own = None if sizes is None else sizes[len(found) : len(found) + n_images]
+            at = list(range(sum(own or ()))) if token is None else self.is_image[row].nonzero()[:, 0].tolist()
+            if n_images and not at:
+                raise PositionError(f"row {row} has no image token {token} in its prompt")
+            own = [len(at) // max(n_images, 1)] * n_images if own is None else own
+            if self.layout.images is not None and sum(own) != len(at):
+                raise PositionError(
+                    f"row {row} has {len(at)} image tokens and its images {own} positions: make the inputs with "
+                    "model.to_inputs, or model.processor, which count alike"
+                )
+            found += [(row, at[stop - size : stop]) for size, stop in zip(own, accumulate(own), strict=True)]
         return found
 
     def find(self, text: str, occurrence: int | None = None) -> list[int]:

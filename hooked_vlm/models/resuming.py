@@ -17,6 +17,7 @@ from torch import Tensor
 from hooked_vlm.components.embed import VisionStack
 from hooked_vlm.components.hook_point import PositionOffset
 from hooked_vlm.components.stack import Stack, StackPass
+from hooked_vlm.deprecated import renamed
 from hooked_vlm.errors import InputsError, StackError
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.inputs import VLMInputs
@@ -49,6 +50,7 @@ class Resumes:
         state = RunState(inputs, interpolate_pos_encoding)
         return self._checked_run(inputs, Run(interpolate=interpolate_pos_encoding, keep=state)), state
 
+    @renamed(joins="injected")
     @alone
     def resume(
         self,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from hooked_vlm.models import spelling
 from hooked_vlm.models.config import FLAGS
+
+if TYPE_CHECKING:
+    import hooked_vlm.models.base  # named in full, as run-time checks look a name up that is not imported
 
 N_ROWS = 4  # of a batch
 N_TOKENS = 40  # of a row, a run of image tokens counted once
@@ -56,26 +59,26 @@ class Shown:
         return f"<div><b>{escape(_title(self))}</b><table>{''.join(body)}</table>{escape(_ending(self))}</div>"
 
 
-def _title(model: Any) -> str:
+def _title(model: hooked_vlm.models.base.HookedVLM) -> str:
     n = sum(parameter.numel() for parameter in model.hf_model.parameters())
     count = next((f"{n / size:.1f} {unit}" for size, unit in ((1e9, "B"), (1e6, "M")) if n >= size), f"{n:,}")
     dtype = str(model.dtype).removeprefix("torch.")
     return f"{type(model).__name__} ({_cut(model.cfg.model_name)}): {count} weights, {dtype} on {model.device}"
 
 
-def _ending(model: Any) -> str:
+def _ending(model: hooked_vlm.models.base.HookedVLM) -> str:
     flags = "; ".join(f"cfg.{name} is {getattr(model.cfg, name)}" for name in FLAGS)
     return f"{len(model.hook_dict)} hook points, in model.hook_dict; {flags}"
 
 
-def _stack_rows(model: Any) -> list[tuple[str, ...]]:
+def _stack_rows(model: hooked_vlm.models.base.HookedVLM) -> list[tuple[str, ...]]:
     """A line for each stack, under a heading."""
     rows: list[tuple[str, ...]] = [HEADING]
     for name, stack in model.stacks.items():
         cfg = stack.cfg
         kv = "" if not cfg.n_key_value_heads else f" ({cfg.n_key_value_heads} kv)"
         attention = ", ".join(filter(None, (_having(stack, kind) for kind in ("attn", "cross_attn"))))
-        norm = "RMS" if cfg.normalization_type.startswith("RMS") else "LN"
+        norm = "RMS" if str(cfg.normalization_type).startswith("RMS") else "LN"
         rows.append(
             (
                 name,
@@ -115,11 +118,11 @@ def _images(given: Any) -> str:
     """The images of each row in a few words."""
     if given.pixel_values is None:
         return "no image"
-    channels, height, width = given.pixel_values.shape[1:]
+    shape = " ".join(map(str, given.pixel_values.shape[1:]))
     kind = "" if given.dtype == torch.float32 else f" {str(given.dtype).removeprefix('torch.')}"
     each = given.images_each
     several = "" if set(each) == {1} else f"{each[0] if len(set(each)) == 1 else each} "
-    return f"{several}[{channels} {height} {width}]{kind} pixels"
+    return f"{several}[{shape}]{kind} pixels"
 
 
 def inputs_html(given: Any) -> str:
@@ -161,9 +164,11 @@ def _printable(token: str) -> str:
 
 
 def _thumbnails(given: Any, i: int) -> str:
-    """A row's pictures as HTML images."""
+    """A row's pictures, or their tiles, as HTML images; nothing where the pixels are single patches."""
     pixels = given[i].pixel_values
-    return "" if pixels is None else "".join(_thumbnail(each, given.layout.image_processor) for each in pixels)
+    if pixels is None or pixels.ndim < 4:
+        return ""
+    return "".join(_thumbnail(each, given.layout.image_processor) for each in pixels.flatten(0, -4))
 
 
 def _thumbnail(pixels: Tensor, processor: Any) -> str:

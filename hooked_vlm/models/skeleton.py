@@ -7,7 +7,7 @@ widths with a constant in every weight, which takes as long as its weights would
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def shallow(model: HookedVLM, *, device: torch.device, dtype: torch.dtype) -> Ho
     """
     from accelerate import init_empty_weights
 
-    hf = cast(Any, model.hf_model)
+    hf = model.hf_model
     config = copy.deepcopy(hf.config)
     for part in (config.text_config, config.vision_config):
         part.num_hidden_layers = min(N_LAYERS, part.num_hidden_layers)

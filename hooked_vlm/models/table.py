@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.shown import collapsed
 
@@ -44,8 +42,7 @@ class HookRow:
 
 def hook_table(model: HookedVLM) -> list[HookRow]:
     """Every hook point of a model, layers collapsed; a stack's embedding stands before its blocks."""
-    points = ((name, cast(HookPoint, point)) for name, point in model.hook_dict.items())
-    rows = dict.fromkeys(HookRow(collapsed(name), point.axes, point.gate) for name, point in points)
+    rows = dict.fromkeys(HookRow(collapsed(name), point.axes, point.gate) for name, point in model.hook_dict.items())
     parts = list(dict.fromkeys(row.name.partition(".")[0] for row in rows))
 
     def place(row: HookRow) -> tuple[int, bool]:

@@ -22,7 +22,7 @@ from hooked_vlm.models import spelling
 from hooked_vlm.models.config import ByStack
 from hooked_vlm.models.conversations import Prompt, asked, said
 from hooked_vlm.models.inputs import VLMInputs
-from hooked_vlm.models.naming import Layout
+from hooked_vlm.models.layout import Layout
 from hooked_vlm.models.prompts import listed, refuse_endless, refuse_huge, refuse_special_tokens, refuse_unread
 from hooked_vlm.models.turn import Turn
 

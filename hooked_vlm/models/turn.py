@@ -125,7 +125,7 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
                 rows = f" with {n} row{'s' * (n != 1)}" if n else ""
                 return f"{called}{rows} in {model.dtype}".replace("torch.", "")
 
-            with memory.told_if_out(what, lambda: model.device, lambda: _ways(model, takes, n)):
+            with memory.told_if_out(what, lambda: model.device, lambda: _ways(model.dtype, takes, n)):
                 return run(*args, **kwargs)
 
     return held
@@ -140,7 +140,7 @@ def _rows(given: Iterable[Any]) -> int:
     return 0
 
 
-def _ways(model: Any, takes: set[str], n_rows: int) -> list[str]:
+def _ways(dtype: torch.dtype, takes: set[str], n_rows: int) -> list[str]:
     """Out of a lack of memory, for a run with arguments of these names."""
     ways = [f"fewer rows at a time (inputs[:{n_rows // 2}])"] if n_rows > 1 else []
     if "names_filter" in takes:
@@ -149,4 +149,4 @@ def _ways(model: Any, takes: set[str], n_rows: int) -> list[str]:
         ways.append("fewer layers of sites at a time, since what is patched in is held for all of them")
     elif torch.is_grad_enabled() and "max_new_tokens" not in takes:
         ways.append("with torch.no_grad() nothing is held for gradients")
-    return [*ways, *memory.general_ways(model)]
+    return [*ways, *memory.general_ways(dtype)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,11 +21,22 @@ from hooked_vlm.given import is_blank, unwritable
 from hooked_vlm.notice.schema import Corrupt, Kind
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, KINDS
 
+if TYPE_CHECKING:
+    import hooked_vlm.models.base  # named in full, as run-time checks look a name up that is not imported
+
 SEEN_FOR_EACH = 4  # rows seen for each example wanted, before a task is given up
 SMALL = 20_000_000  # weights; below, Python takes longer than the arithmetic, and examples run together
 BATCH = 16
 OPEN = (None, "auto")  # a device or dtype that is left to the machine and the checkpoint
-_LEFT: Final = ("kinds", "select_at", "every_position", "batch", "device", "dtype")  # what may be left to the model
+_LEFT: Final = (
+    "kinds",
+    "select_at",
+    "watch_at",
+    "every_position",
+    "batch",
+    "device",
+    "dtype",
+)  # what may be left to the model
 _SAYS_NOTHING: Final = "a text that says something"
 _ONCE: Final = "each name once, and at least one"
 _EXPECTED: Final = {  # by pydantic's name of an error
@@ -114,8 +125,11 @@ class NoticeConfig:
     positions: Annotated[Literal["text", "answer", "last", "all"], _OneOf] = "text"
     """Where: text (all but the image's), answer (the right answer's word), last or all."""
     select_at: Annotated[SelectAt, _OneOf] = "auto"
-    """Where heads are selected: answer, last, 'every position', or auto, the paper's choice: answer in BLIP, last in
-    LLaVA."""
+    """Where heads are selected: answer, last, 'every position', or auto: 'every position' where heads are patched so, else
+    as watch_at."""
+    watch_at: Annotated[SelectAt, _OneOf] = "auto"
+    """From where heads are watched, whose attention on the image is scored: answer, last, 'every position', or auto: where
+    heads are selected if that is a single one, else the paper's choice, answer in BLIP and last in LLaVA."""
     every_position: bool | None = None
     """Patch heads at every position at once, too; if left out, where it is affordable and single positions were not
     asked for."""
@@ -136,7 +150,7 @@ class NoticeConfig:
     prompt_template: Annotated[Annotated[str, BeforeValidator(_template)] | None, Flag("--template")] = None
     """A text with {prompt}; with <image> in it, in place of the model's own template, else inside it. Control tokens in
     it (</s>) are read as such, those in a row's prompt are refused."""
-    random_draws: Annotated[int, Field(ge=0, le=10_000)] = 20
+    random_draws: Annotated[int, Field(ge=0, le=10_000)] = 199
     """Random sets of heads to compare with."""
     bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Resamples for every interval."""
@@ -166,7 +180,7 @@ class NoticeConfig:
         if len({file_name(task) for task in self.tasks}) < len(self.tasks):
             raise InputsError(f"tasks {quoted(self.tasks)} would be written to files of the same names: rename one")
 
-    def resolved(self, model: Any) -> NoticeConfig:
+    def resolved(self, model: hooked_vlm.models.base.HookedVLM) -> NoticeConfig:
         """The same with "auto" and empty choices decided by a model.
 
         Args:
@@ -200,13 +214,15 @@ class NoticeConfig:
                 raise InputsError(
                     f"{type(model).__name__} has no {kind!r} in its {model.prompt_stack}: it has {', '.join(there)}"
                 )
-        at: SelectAt = self.select_at
-        if at == "auto":
-            own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
-            at = self.positions if self.positions in ("answer", "last") else own
+        own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
+        single: SelectAt = self.positions if self.positions in ("answer", "last") else own
         every = self.every_position
         if every is None and self.positions in ("answer", "last"):
-            every = at == EVERY
+            every = self.select_at == EVERY
+        if every is None and self.select_at == EVERY:
+            every = True
+        at = self.select_at if self.select_at != "auto" or every is None else EVERY if every else single
+        watched = single if at in ("auto", EVERY) else at
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)
         device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
@@ -214,6 +230,7 @@ class NoticeConfig:
             self,
             kinds=self.kinds or there,
             select_at=at,
+            watch_at=watched if self.watch_at == "auto" else self.watch_at,
             every_position=every,
             batch=batch,
             device=device if self.device in OPEN else self.device,
@@ -239,7 +256,7 @@ class NoticeConfig:
         """
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise InputsError(f"the configuration is {quoted(given)}; expected options by name, as to_json gives them")
-        return cls(**given)
+        return cls(**{"watch_at": given.get("select_at", "auto"), **given})  # one option in earlier versions
 
     def differences(self, other: NoticeConfig) -> list[str]:
         """What differs in another configuration, in words: "seed was 0 and is 1"; what it leaves open does not."""
@@ -265,7 +282,7 @@ def options() -> dict[str, FieldInfo]:
     return found
 
 
-def available(model: Any) -> tuple[Kind, ...]:
+def available(model: hooked_vlm.models.base.HookedVLM) -> tuple[Kind, ...]:
     """The kinds that a model's prompt stack has, in the order of `vocabulary.KINDS`."""
     crossed = any(block.has_cross_attn for block in model.stacks[model.prompt_stack].blocks)
     return tuple(kind for kind in KINDS if crossed or not kind.startswith("cross_attn"))

@@ -2,9 +2,9 @@
 
 `run.json` says of which model, rows, options and packages the run is, under a checksum; `manifest.jsonl` has a line
 with the digest of every other file, written before the file is put in place, and run.json's content once more. The
-tables of results lie in `examples/`, `effects/`, `attention/` and `ablation/`, in blocks of some rows: a block's file
-is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any moment and
-loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and block it is
+tables of results lie in `examples/`, `effects/`, `attention/`, `ablation/` and `causes/`, in blocks of some rows: a
+block's file is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any
+moment and loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and block it is
 of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped or renamed
 is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary, a
 report, a comparison) goes by the manifest, which also knows what is missing.
@@ -34,10 +34,10 @@ from hooked_vlm.notice.storage import PART, Packed, digest, packed, refuse_link,
 
 VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
-EXAMPLES, EFFECTS, ATTENTION, ABLATION = "examples", "effects", "attention", "ablation"
+EXAMPLES, EFFECTS, ATTENTION, ABLATION, CAUSES = "examples", "effects", "attention", "ablation", "causes"
 FIGURES, ROWS, PARTS = "figures", "rows", "parts"
 MEASURED = (EFFECTS, ATTENTION)  # of every example that is kept
-RESULTS = (*MEASURED, ABLATION, EXAMPLES)
+RESULTS = (*MEASURED, ABLATION, CAUSES, EXAMPLES)
 BLOCK = 16  # rows of a task in one file of results, at least: a paper's 4,500 rows are 1,100 files
 _LOCK = ".lock"
 _NAME = re.compile(r"(?P<task>.+)-(?P<block>[0-9]{6,})\.parquet")
@@ -171,6 +171,8 @@ class RunDirectory(ListedFiles):
     def verify(self, tasks: Collection[str]) -> None:
         """Look at every file of results; remove what is damaged or out of place, so that it is computed again.
 
+        A file of an earlier version, whose columns had other names, is written anew with today's.
+
         Args:
             tasks: of the run.
 
@@ -185,8 +187,10 @@ class RunDirectory(ListedFiles):
             for kind, path in self._files():
                 name = f"{kind}/{path.name}"
                 data = path.read_bytes()
-                if self._place(kind, path.name, data, tasks):
+                if found := self._place(kind, path.name, data, tasks):
                     self._digests.setdefault(name, []).append(digest(data))
+                    if not found.is_as_now:
+                        self.write(name, packed(found.tables(), found.about))
                     continue
                 self._refuse_another(path, data)
                 path.unlink()
@@ -252,23 +256,23 @@ class RunDirectory(ListedFiles):
                     )
                 yield kind, path
 
-    def _place(self, kind: str, name: str, data: bytes, tasks: Collection[str] | None) -> bool:
-        """Whether a file says that it is what its name says; if so, it is taken into the index."""
+    def _place(self, kind: str, name: str, data: bytes, tasks: Collection[str] | None) -> Packed | None:
+        """A file that says that it is what its name says, which is taken into the index; None for any other."""
         match = _NAME.fullmatch(name)
         assert match is not None
         task, block = match["task"], int(match["block"])
         try:
             found = Packed(data)
         except ValueError:
-            return False
+            return None
         said = dict(found.about)
         given = said.pop("given", "")
         if said != self._about(kind, task, block) or (tasks is not None and task not in map(file_name, tasks)):
-            return False
+            return None
         if not all(number // self.record["block"] == block for number in found.numbers):
-            return False
+            return None
         self._blocks.setdefault((kind, task), {})[block] = {"numbers": found.numbers, "given": given}
-        return True
+        return found
 
     def _about(self, kind: str, task: str, block: int) -> dict[str, Any]:
         return {"run": self.record["id"], "kind": kind, "task": task, "block": block}

@@ -1,7 +1,7 @@
 """Patching effects of examples: each corruption swept over each kind of site, as tables.
 
 With L = logit(right) - logit(wrong) and P the probability of the right answer, at the answer's token:
-effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalised = effect / (L_clean - L_corrupt)
+effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalized = effect / (L_clean - L_corrupt)
 (Golovanevsky et al. 2025). The clean activation is patched into the corrupt run.
 
 Costs one exact sweep a corruption, and a clean run. Sites where clean and corrupt are equal have an effect of 0, and
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hooked_vlm.analysis.heads import module_of, of_heads
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import Example, corruptions, stacked
 from hooked_vlm.notice.parts import Parts, Swept
@@ -52,12 +53,12 @@ class Effects:
     skipped: dict[str, int]
 
 
-def resid_hook(model: Any) -> str:
+def resid_hook(model: HookedVLM) -> str:
     """The residual stream as the next block of the prompt's stack receives it."""
     return "normalized_resid_post" if model.stacks[model.prompt_stack].post_norm else "resid_post"
 
 
-def sites_of(model: Any, kind: Kind, positions: Any) -> Sites:
+def sites_of(model: HookedVLM, kind: Kind, positions: Any) -> Sites:
     """The sites of a kind, in the prompt's stack.
 
     Args:
@@ -72,7 +73,7 @@ def sites_of(model: Any, kind: Kind, positions: Any) -> Sites:
     return Sites.module(model, stack, hooks[kind], positions=positions)
 
 
-def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) -> dict[str, Sites]:
+def sites_by_kind(model: HookedVLM, config: NoticeConfig, positions: Sequence[int]) -> dict[str, Sites]:
     """The sites of every kind, by its name; behind those of heads the same at every position at once, with `AT_ONCE`.
 
     Args:
@@ -89,7 +90,7 @@ def sites_by_kind(model: Any, config: NoticeConfig, positions: Sequence[int]) ->
 
 
 def measured(
-    model: Any,
+    model: HookedVLM,
     config: NoticeConfig,
     examples: Sequence[Example],
     budget: int | None = None,
@@ -166,7 +167,7 @@ def _swept(result: SitesResult, n_examples: int) -> Swept:
 class _Skeleton:
     """The rows of a table of effects that do not depend on the example: which kind, layer, head and position."""
 
-    def __init__(self, model: Any, config: NoticeConfig, positions: tuple[int, ...]) -> None:
+    def __init__(self, model: HookedVLM, config: NoticeConfig, positions: tuple[int, ...]) -> None:
         self.model, self.kinds, self.positions = model, config.kinds, positions
         self.screened = config.screen is not None
         cfg = model.stacks[model.prompt_stack].cfg
@@ -209,7 +210,7 @@ class _Skeleton:
         effects, restored = (np.stack([each.effects[k, :, i] for each in found.values()]) for k in (0, 1))
         spans = np.array([high - each.baseline[i] for each in found.values()])
         spans[spans == 0] = np.nan
-        measures = {"effect": effects, "restoration": restored, "normalised": effects / spans[:, None]}
+        measures = {"effect": effects, "restoration": restored, "normalized": effects / spans[:, None]}
         columns |= {name: pa.array(values.ravel()) for name, values in measures.items()}
         if self.screened:
             columns["measured"] = pa.array(np.concatenate([each.measured for each in found.values()]))

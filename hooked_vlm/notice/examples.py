@@ -23,6 +23,7 @@ from hooked_vlm.analysis import answers
 from hooked_vlm.analysis.answers import Scored
 from hooked_vlm.analysis.corruption import GaussianNoise, RegionCorruption, SemanticImagePair, SymmetricTokenReplacement
 from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.roles import roles
@@ -93,7 +94,7 @@ class Example:
         return [place for place, found in enumerate(self.roles) if found == role]
 
 
-def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
+def prepared(model: HookedVLM, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
     """The examples of a block of rows.
 
     Args:
@@ -106,7 +107,7 @@ def prepared(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[st
     return _laid_out(model, config, examples)
 
 
-def unanswered(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
+def unanswered(model: HookedVLM, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
     """What a block of rows would be if the model gave every right answer, in one token; only those that can be patched.
 
     Args:
@@ -120,7 +121,7 @@ def unanswered(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[
     return [example for example in _laid_out(model, config, examples) if example.kept]
 
 
-def _laid_out(model: Any, config: NoticeConfig, examples: list[Example]) -> list[Example]:
+def _laid_out(model: HookedVLM, config: NoticeConfig, examples: list[Example]) -> list[Example]:
     """Examples with their corrupt inputs and the positions at which they are patched; some are no longer kept."""
     for example in [each for each in examples if each.kept]:
         _corrupt(model, config, example)
@@ -129,7 +130,7 @@ def _laid_out(model: Any, config: NoticeConfig, examples: list[Example]) -> list
     return examples
 
 
-def given(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
+def given(model: HookedVLM, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[Example]:
     """Rows with their clean inputs, all through the processor at once; a row that cannot be read says so.
 
     Args:
@@ -152,7 +153,7 @@ def given(model: Any, config: NoticeConfig, rows: Sequence[tuple[int, dict[str, 
     return examples
 
 
-def restored(model: Any, example: Example, tokens: Scored) -> None:
+def restored(model: HookedVLM, example: Example, tokens: Scored) -> None:
     """Give an example the tokens it is scored by; what both answers begin with follows its prompt."""
     example.scored = tokens
     if not tokens.shared:
@@ -227,13 +228,15 @@ def first_changed(example: Example) -> list[int]:
 
 
 def query(config: NoticeConfig, example: Example) -> list[int]:
-    """The positions from which an example's heads are watched: where they are selected."""
-    if config.select_at == EVERY:
+    """The positions from which an example's heads are watched."""
+    if config.watch_at == EVERY:
         return [place for place, role in enumerate(example.roles) if role != "image"]
-    return example.where(config.select_at)
+    return example.where(config.watch_at)
 
 
-def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+def refuse_unreadable(
+    model: HookedVLM, config: NoticeConfig, task: str, rows: Iterable[tuple[int, dict[str, Any]]]
+) -> None:
     """Refuse a task of whose rows none can be given to the model; the first that can ends the search.
 
     Args:
@@ -261,7 +264,7 @@ def refuse_unreadable(model: Any, config: NoticeConfig, task: str, rows: Iterabl
 # --- steps ----------------------------------------------------------------------------------------------
 
 
-def _read(model: Any, config: NoticeConfig, images: Any, prompts: str | list[str]) -> VLMInputs:
+def _read(model: HookedVLM, config: NoticeConfig, images: Any, prompts: str | list[str]) -> VLMInputs:
     """Images and the rows' prompts, in the run's template, through the processor; rows hold no control tokens."""
     if config.prompt_template is None:
         return model.to_inputs(images, prompts)
@@ -271,7 +274,7 @@ def _read(model: Any, config: NoticeConfig, images: Any, prompts: str | list[str
     return model.to_inputs(images, filled, allow_special_tokens=True)  # those of the template
 
 
-def _answer(model: Any, examples: list[Example]) -> None:
+def _answer(model: HookedVLM, examples: list[Example]) -> None:
     """Let the model answer, those of equal length together; keep what it answers rightly."""
     for group in grouped([example for example in examples if example.kept], lambda e: e.clean.input_ids.shape[1]):
         tokens, said = answers.generated_tokens(model, stacked(group))
@@ -288,7 +291,7 @@ def _answer(model: Any, examples: list[Example]) -> None:
                 example.scored = found
 
 
-def _corrupt(model: Any, config: NoticeConfig, example: Example) -> None:
+def _corrupt(model: HookedVLM, config: NoticeConfig, example: Example) -> None:
     """Make the corruptions that were asked for; an example that has none of them is not kept."""
     row, clean = example.row, example.clean
     corrupt, reasons = None, dict.fromkeys(("text", "image"), "")
@@ -314,7 +317,7 @@ def _corrupt(model: Any, config: NoticeConfig, example: Example) -> None:
     restored(model, example, example.tokens)
 
 
-def _corrupt_image(model: Any, config: NoticeConfig, example: Example) -> str:
+def _corrupt_image(model: HookedVLM, config: NoticeConfig, example: Example) -> str:
     row = example.row
     picture = row.get("corrupt_image")
     if config.region is not None:
@@ -343,7 +346,7 @@ def _place(config: NoticeConfig, example: Example) -> None:
         "answer": example.where("answer"),
         "last": example.where("last"),
     }[config.positions]
-    if not example.where("answer") and "answer" in (config.positions, config.select_at):
+    if not example.where("answer") and "answer" in (config.positions, config.select_at, config.watch_at):
         example.reason = NOT_IN_PROMPT
     example.positions = tuple(places)
 

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from hooked_vlm.datasets import pairs
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice.storage import digest_of
 
 PACKAGES = (
@@ -33,7 +34,7 @@ _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype
 _LEFT_BY_CALLS = ("padding", "truncation")
 
 
-def of_model(model: Any) -> dict[str, str]:
+def of_model(model: HookedVLM) -> dict[str, str]:
     """Digests of a model's parts, by name.
 
     Args:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.effects import sites_by_kind
 from hooked_vlm.notice.examples import Example, first_changed, noisy_places
@@ -57,7 +57,7 @@ class Foreseen:
         return sum(ceil((each.sites - each.skipped) / size) for each in self.costs.values())
 
 
-def foreseen(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> Foreseen:
+def foreseen(config: NoticeConfig, model: HookedVLM, examples: Sequence[Example]) -> Foreseen:
     """What sweeping some examples takes.
 
     Args:
@@ -89,7 +89,7 @@ def foreseen(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> F
     return Foreseen(costs, n_tokens, sum(left) / max(1, len(left) - 1), kept, row)
 
 
-def first_difference(model: Any, corruption: str, example: Example) -> int:
+def first_difference(model: HookedVLM, corruption: str, example: Example) -> int:
     """The first position of the prompt at which a corruption changes anything; 0 where every position sees a change."""
     image = example.clean.layout.image_token_id
     if not model.stacks[model.prompt_stack].causal or (corruption.startswith("image") and image is None):
@@ -101,7 +101,7 @@ def first_difference(model: Any, corruption: str, example: Example) -> int:
 
 
 def which_matter(
-    model: Any, sites: Sites, corruption: str, begins: int, n_tokens: int
+    model: HookedVLM, sites: Sites, corruption: str, begins: int, n_tokens: int
 ) -> tuple[Bool[Tensor, " site"], Int[Tensor, " site"]]:
     """Which sites a corruption can make a difference to, and the first position that each changes.
 
@@ -126,12 +126,12 @@ def which_matter(
     return matters, at if stack.causal else torch.zeros_like(at)
 
 
-def _kept(model: Any, kinds: Iterable[Sites], lengths: cost.Lengths) -> int:
+def _kept(model: HookedVLM, kinds: Iterable[Sites], lengths: cost.Lengths) -> int:
     hooks = {sites.hook: cost.source_numbers(model, sites, lengths) for sites in kinds}
     return cost.state_numbers(model, lengths) + sum(hooks.values())
 
 
-def _screened(every: SitesCost, screen: int | None, model: Any, lengths: cost.Lengths) -> SitesCost:
+def _screened(every: SitesCost, screen: int | None, model: HookedVLM, lengths: cost.Lengths) -> SitesCost:
     """What is left of sites' cost where the largest estimates and as many others are measured."""
     n_run = every.sites - every.skipped
     if screen is None or n_run <= 2 * screen:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hooked_vlm.errors import ResumeError
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import directory, fingerprint
 from hooked_vlm.notice.config import NoticeConfig, file_name
 from hooked_vlm.notice.directory import RunDirectory, block_size
@@ -34,7 +35,7 @@ def begun(place: RunDirectory, config: NoticeConfig) -> NoticeConfig:
 
 
 def started(
-    place: RunDirectory, config: NoticeConfig, model: Any, rows: Mapping[str, TaskRows], *, accept_versions: bool
+    place: RunDirectory, config: NoticeConfig, model: HookedVLM, rows: Mapping[str, TaskRows], *, accept_versions: bool
 ) -> NoticeConfig:
     """The configuration, decided, once every row that may be used is looked through; all of it as when the run began.
 
@@ -74,7 +75,7 @@ def started(
     return config
 
 
-def _record(config: NoticeConfig, model: Any, now: Mapping[str, Any]) -> dict[str, Any]:
+def _record(config: NoticeConfig, model: HookedVLM, now: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json says of a run that begins."""
     cfg = model.stacks[model.prompt_stack].cfg
     assert config.batch is not None
@@ -99,7 +100,12 @@ def _record(config: NoticeConfig, model: Any, now: Mapping[str, Any]) -> dict[st
 
 
 def _refuse_another(
-    place: RunDirectory, model: Any, now: Mapping[str, Any], rows: Mapping[str, TaskRows], *, accept_versions: bool
+    place: RunDirectory,
+    model: HookedVLM,
+    now: Mapping[str, Any],
+    rows: Mapping[str, TaskRows],
+    *,
+    accept_versions: bool,
 ) -> None:
     """Refuse to go on with another model, other rows, or other packages than the run began with, by name."""
     stored = place.record
@@ -137,7 +143,7 @@ def _refuse_another(
     place.begin(stored | {"accepted": [*stored["accepted"], {"packages": now["packages"], "when": _now()}]})
 
 
-def _commit(model: Any) -> str | None:
+def _commit(model: HookedVLM) -> str | None:
     """The commit on the hub that a model was loaded from."""
     found: str | None = getattr(model.hf_model.config, "_commit_hash", None)
     return found

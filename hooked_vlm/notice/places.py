@@ -8,20 +8,19 @@ model and no file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pandas as pd
 
 from hooked_vlm.analysis import statistics
-from hooked_vlm.analysis.heads import HEAD, head_name
+from hooked_vlm.analysis.heads import HEAD
 from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.vocabulary import CORRUPT, at_place, listed
-from hooked_vlm.notice.wording import known, two, with_interval
+from hooked_vlm.notice.schema import HeadEffect, Strongest, known
+from hooked_vlm.notice.vocabulary import CORRUPT
 
 KEY: Final = ["corrupt", "task", *HEAD]
 STRONG: Final = 0.5  # of the largest mean |effect| of any head anywhere: a head of so much is strong
 TIMES: Final = 2.0  # how many times its size where it is read makes a head stronger elsewhere
-CORRUPTED: Final = {"image": "image swapped", "text": "word replaced"}
 
 
 def best_places(data: RunTables) -> pd.DataFrame:
@@ -53,7 +52,7 @@ def _of_family(corrupt: str, kind: str, task: str, data: RunTables) -> pd.DataFr
     return best.assign(elsewhere=(best["best_at"] != data.at) & strong & weaker_here & (best["best_abs"] > 0))
 
 
-def strongest(heads: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def strongest(heads: Iterable[HeadEffect]) -> list[Strongest]:
     """The strongest head of each task and corruption where heads are read, and one a kind that does more elsewhere.
 
     Args:
@@ -63,85 +62,32 @@ def strongest(heads: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Records: corrupt, task, kind, layer, head, role, mean, mean_low, mean_high, mean_abs at that role, at (where
         heads are read) and here (the mean effect there). Those with role other than at do more elsewhere.
     """
-    found = []
+    found: list[Strongest] = []
     rows = [row for row in heads if row["corrupt"] in CORRUPT and known(row["mean_abs"])]
     for corrupt in CORRUPT:
         for task in dict.fromkeys(row["task"] for row in rows):
             mine = [row for row in rows if (row["corrupt"], row["task"]) == (corrupt, task)]
             if not mine:
                 continue
-            best = max(mine, key=lambda row: row["mean_abs"])
-            ends = {"mean": best["mean"], "mean_low": best["ci_low"], "mean_high": best["ci_high"]}
-            found.append(_about(best) | ends | {"role": best["at"], "mean_abs": best["mean_abs"]})
-            more = [row for row in stronger_elsewhere(mine) if row["best_abs"] > best["mean_abs"]]
-            found += [_elsewhere(row) for row in {row["kind"]: row for row in reversed(more)}.values()]
+            best = max(mine, key=lambda row: row["mean_abs"] or 0.0)
+            found.append(_at(best, "at", "mean", "ci_low", "ci_high", "mean_abs"))
+            more = [row for row in stronger_elsewhere(mine) if (row["best_abs"] or 0.0) > (best["mean_abs"] or 0.0)]
+            found += [at_its_best(row) for row in {row["kind"]: row for row in reversed(more)}.values()]
     return found
 
 
-def stronger_elsewhere(heads: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def stronger_elsewhere(heads: Iterable[HeadEffect]) -> list[HeadEffect]:
     """Of some heads those that are strong, and not where they are read; the strongest first."""
     found = [row for row in heads if known(row.get("best_abs")) and row["elsewhere"]]
-    return sorted(found, key=lambda row: -row["best_abs"])
+    return sorted(found, key=lambda row: -(row["best_abs"] or 0.0))
 
 
-def _about(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in (*KEY, "at")} | {"here": row["mean"]}
+def at_its_best(row: HeadEffect) -> Strongest:
+    """A head's effect at the role where it is strongest, for a row that says where that is."""
+    return _at(row, "best_at", "best", "best_low", "best_high", "best_abs")
 
 
-def _elsewhere(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _about(row) | _at_its_best(row) | {"role": row["best_at"]}
-
-
-def _at_its_best(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"mean": "best", "mean_low": "best_low", "mean_high": "best_high", "mean_abs": "best_abs"}
-    return {name: row[column] for name, column in names.items()}
-
-
-# --- telling ----------------------------------------------------------------------------------------
-
-
-def effect(record: Mapping[str, Any]) -> str:
-    r"""A record's effect with its interval; its size as well, where signs cancel.
-
-    >>> effect({"mean": 5.78, "mean_low": 4.33, "mean_high": 7.22, "mean_abs": 5.9}).replace("\N{NO-BREAK SPACE}", " ")
-    '5.78 [4.33, 7.22]'
-    """
-    signed = with_interval(record, "mean", two)
-    return signed if 2 * abs(record["mean"]) >= record["mean_abs"] else f"{signed}, |effect| {two(record['mean_abs'])}"
-
-
-def there(row: Mapping[str, Any]) -> str:
-    """Where a head is stronger than where it is read, and how strong: for a row of heads that has `elsewhere`."""
-    return f"{effect(_at_its_best(row))} {at_place(row['best_at'])}"
-
-
-def told(records: Iterable[Mapping[str, Any]], corrupt: str) -> list[str]:
-    """The strongest heads under one corruption, where they were read, and the stronger ones elsewhere: sentences.
-
-    Args:
-        records: from `strongest`.
-        corrupt: which corruption.
-    """
-    mine = [record for record in records if record["corrupt"] == corrupt]
-    here = [record for record in mine if record["role"] == record["at"]]
-    if not here:
-        return []
-    names = listed(f"{head} in {listed(tasks)}" for head, tasks in _by_head(here).items())
-    said = [f"With the {CORRUPTED[corrupt]}, the strongest single head {at_place(here[0]['at'])} is {names}."]
-    for role in dict.fromkeys(record["role"] for record in mine if record["role"] != record["at"]):
-        there = [record for record in mine if record["role"] == role]
-        place = at_place(there[0]["at"])
-        more = [f"{_name(one)} in {one['task']} ({effect(one)}; {two(one['here'])} {place})" for one in there]
-        said.append(f"A{at_place(role)[1:]}, more is done by {listed(more)}.")
-    return said
-
-
-def _by_head(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for record in records:
-        found.setdefault(_name(record), []).append(f"{record['task']} ({effect(record)})")
-    return found
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    return head_name(record["kind"], record["layer"], record["head"])
+def _at(row: Mapping[str, Any], role: str, *numbers: str) -> Strongest:
+    ends = zip(("mean", "mean_low", "mean_high", "mean_abs"), numbers, strict=True)
+    about = {**{name: row[name] for name in (*KEY, "at")}, "here": row["mean"], "role": row[role]}
+    return cast(Strongest, about | {name: row[column] for name, column in ends})

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models import loading, placement
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.memory import free_bytes
 from hooked_vlm.models.memory import shown as _bytes
 from hooked_vlm.models.skeleton import shallow, skeleton
@@ -137,7 +137,11 @@ class Plan:
 
 
 def plan(
-    config: NoticeConfig, *, model: Any = None, timed: bool = True, rows: Mapping[str, TaskRows] | None = None
+    config: NoticeConfig,
+    *,
+    model: HookedVLM | None = None,
+    timed: bool = True,
+    rows: Mapping[str, TaskRows] | None = None,
 ) -> Plan:
     """What a run will cost.
 
@@ -152,8 +156,8 @@ def plan(
         DataError, TaskSchemaError, InputsError, ...: as a run does, if a task or an option cannot be used.
         CheckpointError, ...: as loading does.
     """
-    loaded = model is not None
-    config, model = (config.resolved(model), model) if loaded else _without_weights(config)
+    loaded = model
+    config, model = _without_weights(config) if model is None else (config.resolved(model), model)
     device, dtype = torch.device(str(config.device)), placement.to_dtype(config.dtype)
     opened = rows or {task: TaskRows(config, task) for task in config.tasks}
     examples = [example for each in opened.values() for example in looked_at(config, model, each)]
@@ -161,7 +165,7 @@ def plan(
     found, batch = foreseen(config, model, examples), int(config.batch or 1)
     forwards = _n_forwards(config) * cost.run_flop(model, cost.lengths_of(model, found.n_tokens))
     weights = sum(weight.numel() for weight in model.hf_model.parameters()) * dtype.itemsize
-    free = free_bytes(device) + (weights if loaded else 0)
+    free = free_bytes(device) + (weights if loaded is not None else 0)
     kept, row = (numbers * dtype.itemsize * batch for numbers in (found.kept, found.row))
     size = max(1, ((free - weights) // 4 - kept) // row)
     n_examples = len(config.tasks) * config.examples
@@ -182,13 +186,13 @@ def plan(
         return made
     made.refuse_unfit()
     inputs = stacked(examples[:1]).repeat(batch).to(device)
-    timed_on = model if loaded else shallow(model, device=device, dtype=dtype)
+    timed_on = loaded or shallow(model, device=device, dtype=dtype)
     return replace(
         made, seconds=n_examples * _seconds(config, model, found, rates(timed_on, model, inputs, found, size), size)
     )
 
 
-def decided(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> NoticeConfig:
+def decided(config: NoticeConfig, model: HookedVLM, examples: Sequence[Example]) -> NoticeConfig:
     """A configuration that says whether every position at once is swept: where it is affordable, if it was left open.
 
     Args:
@@ -199,14 +203,14 @@ def decided(config: NoticeConfig, model: Any, examples: Sequence[Example]) -> No
     if config.every_position is not None:
         return config
     if config.screen is not None:
-        return replace(config, every_position=True)
+        return replace(config, every_position=True).resolved(model)
     costs = foreseen(config, model, examples).costs
     at_once = sum(each.flop for (_, kind), each in costs.items() if kind.endswith(AT_ONCE))
     rest = sum(each.flop for each in costs.values()) - at_once
-    return replace(config, every_position=at_once <= AFFORDABLE * rest)
+    return replace(config, every_position=at_once <= AFFORDABLE * rest).resolved(model)
 
 
-def looked_at(config: NoticeConfig, model: Any, rows: TaskRows) -> list[Example]:
+def looked_at(config: NoticeConfig, model: HookedVLM, rows: TaskRows) -> list[Example]:
     """The first rows of a task that can be patched, as if the model answered them rightly.
 
     Args:
@@ -218,7 +222,7 @@ def looked_at(config: NoticeConfig, model: Any, rows: TaskRows) -> list[Example]
     return unanswered(model, config, [(number, {**row, "task": rows.task}) for number, row in first])
 
 
-def _without_weights(config: NoticeConfig) -> tuple[NoticeConfig, Any]:
+def _without_weights(config: NoticeConfig) -> tuple[NoticeConfig, HookedVLM]:
     """A configuration, resolved by the model that its checkpoint's config describes, and that model."""
     processor = loading.load_processor(loading.resolve(config.model), revision=config.revision)
     model = skeleton(config.model, processor=processor, revision=config.revision)
@@ -233,7 +237,7 @@ def _n_forwards(config: NoticeConfig) -> int:
     return FORWARDS + 2 * len(config.corruptions)
 
 
-def _seconds(config: NoticeConfig, model: Any, found: Foreseen, took: Rates, size: int) -> float:
+def _seconds(config: NoticeConfig, model: HookedVLM, found: Foreseen, took: Rates, size: int) -> float:
     """Of one example."""
     n_layers, total = model.stacks[model.prompt_stack].cfg.n_layers, found.total
     sets = 2 * len(config.corrupt) * (1 + config.random_draws)  # of heads that are ablated: selected and random ones
@@ -243,15 +247,15 @@ def _seconds(config: NoticeConfig, model: Any, found: Foreseen, took: Rates, siz
     return _n_forwards(config) * took.forward + swept + passes + ablated
 
 
-def _savings(config: NoticeConfig, model: Any, examples: Sequence[Example], forwards: float) -> dict[str, float]:
+def _savings(config: NoticeConfig, model: HookedVLM, examples: Sequence[Example], forwards: float) -> dict[str, float]:
     """What share of an example's operations is left with other options."""
-    at = config.select_at
+    at = config.watch_at
     single = [replace(example, positions=tuple(example.where(at))) for example in examples]
     others: dict[str, tuple[NoticeConfig, Sequence[Example]]] = {}
     if at in ("last", "answer") and config.positions != at:
-        others[f"--positions {at}"] = (replace(config, positions=at, every_position=False), single)
+        others[f"--positions {at}"] = (replace(config, positions=at, select_at=at, every_position=False), single)
     if config.every_position and at != EVERY:
-        others["--no-every-position"] = (replace(config, every_position=False), examples)
+        others["--no-every-position"] = (replace(config, select_at=at, every_position=False), examples)
     if config.screen is None:
         others["--screen 64"] = (replace(config, screen=64), examples)
     for kind in config.kinds if len(config.kinds) > 1 else ():

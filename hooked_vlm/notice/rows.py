@@ -20,6 +20,7 @@ from PIL import Image
 from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.sources import Source, source
 from hooked_vlm.errors import ResumeError, TaskSchemaError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import fingerprint
 from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
 from hooked_vlm.notice.storage import digest_of
@@ -63,7 +64,7 @@ class TaskRows:
         assert self._source is not None
         return {"rows": len(self), "skipped": dict(self._source.skipped), "named": dict(self._source.named)}
 
-    def first(self, model: Any, n: int) -> list[Row]:
+    def first(self, model: HookedVLM, n: int) -> list[Row]:
         """The first rows, as they come.
 
         Args:
@@ -74,7 +75,7 @@ class TaskRows:
         self._kept += islice(self._opened(model).rows, max(0, n - len(self._kept)))
         return self._kept[:n]
 
-    def survey(self, model: Any) -> None:
+    def survey(self, model: HookedVLM) -> None:
         """Look through the rows.
 
         Args:
@@ -97,12 +98,12 @@ class TaskRows:
             self.prints.append(fingerprint.of_row(row))
         self.ids += places
 
-    def _opened(self, model: Any) -> Source:
+    def _opened(self, model: HookedVLM) -> Source:
         if self._source is None:
             self._source = rows_of(self._config, model, self.task)
         return self._source
 
-    def _every(self, model: Any) -> Iterator[Row]:
+    def _every(self, model: HookedVLM) -> Iterator[Row]:
         """Every row, those that were drawn already first; it is kept while there is room."""
         rest = self._opened(model).rows
         for row in self._kept or []:
@@ -116,7 +117,7 @@ class TaskRows:
                 self._kept.append(row)
             yield row
 
-    def again(self, model: Any, numbers: Collection[int]) -> Iterator[tuple[int, Row]]:
+    def again(self, model: HookedVLM, numbers: Collection[int]) -> Iterator[tuple[int, Row]]:
         """The rows of some numbers once more, in order.
 
         Raises:
@@ -164,7 +165,7 @@ class TaskRows:
         return told or (["they stand in another order"] if list(ids) != self.ids else [])
 
 
-def rows_of(config: NoticeConfig, model: Any, task: str) -> Source:
+def rows_of(config: NoticeConfig, model: HookedVLM, task: str) -> Source:
     """A task's rows, as many as a run looks at; row number k is always the same."""
     tokenizer = getattr(model.processor, "tokenizer", None)
     n = SEEN_FOR_EACH * config.examples

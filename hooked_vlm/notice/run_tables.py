@@ -8,26 +8,35 @@ few milliseconds and a few kilobytes an example. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from hooked_vlm.analysis import clusters
+from hooked_vlm.analysis.ablation import SELECTED
 from hooked_vlm.analysis.grid import Grid, Moments
-from hooked_vlm.analysis.image_attention import SCORES
-from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
+from hooked_vlm.analysis.head_labels import COSTS, cost_column
+from hooked_vlm.analysis.image_attention import RIVAL_SCORES, SCORES
+from hooked_vlm.analysis.universal_heads import CLUSTERS, Families, Measured
+from hooked_vlm.notice.directory import ABLATION, ATTENTION, CAUSES, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 LACKING = [f"{name}_lacking" for name in CORRUPT]  # of a kept example, why it has no such corruption
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", *CORRUPTIONS)]
-ABOUT = ["task", "example", "number", "group", "answer", "wrong_answer", "generated", "kept", "reason"]
+ABOUT = ["task", "example", "number", "group", "prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
-MEASURES = ["effect", "restoration", "normalised"]
+MEASURES = ["effect", "restoration", "normalized"]
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
-ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role", *SCORES]
+ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role"]
+ATTENTION_COLUMNS += [name for name in SCORES if name not in RIVAL_SCORES]
+CAUSES_COLUMNS = ["task", "example", "kind", "layer", "head", "intervention", "cost"]
+OPTIONAL = ["overlap", "heads", *RIVAL_SCORES]  # columns that runs of earlier versions lack
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
 
 
@@ -44,8 +53,10 @@ class RunTables:
         places: for each (corrupt, kind, task) the moments of the effect of single heads at every role, cells (layer,
             (head, role)).
         attention: for each kind a grid of `SCORES`, cells (layer, head).
+        causes: for each kind a grid of `COSTS`, cells (layer, head).
         ablation: for each task a grid of correct and logit_diff, cells (selection, draw).
         sets: for each (task, selection, draw) its n_heads, and overlap where it was written.
+        chosen: for each (task, selection) the heads of the selection itself, one text for each half if they differ.
         task_of: the task of each row of the attention grids.
         query_roles: where the queries stood whose attention was scored.
         n_effects: examples with effects.
@@ -57,8 +68,10 @@ class RunTables:
     roles: dict[tuple[str, str, str], Grid] = field(default_factory=dict)
     places: dict[tuple[str, str, str], Moments] = field(default_factory=dict)
     attention: dict[str, Grid] = field(default_factory=dict)
+    causes: dict[str, Grid] = field(default_factory=dict)
     ablation: dict[str, Grid] = field(default_factory=dict)
-    sets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
+    sets: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     task_of: dict[str, str] = field(default_factory=dict)
     query_roles: set[str] = field(default_factory=set)
     n_effects: int = 0
@@ -68,30 +81,90 @@ class RunTables:
         """The kinds of heads that were patched."""
         return sorted({kind for _, kind, _ in self.heads})
 
-    def attention_by_task(self) -> dict[str, dict[str, Grid]]:
-        """`attention` of each task alone: task to kind to grid."""
-        found: dict[str, dict[str, Grid]] = {}
-        for kind, grid in self.attention.items():
-            for task in self.tasks:
-                rows = [i for i, example in enumerate(grid.examples) if self.task_of[example] == task]
-                if rows:
-                    found.setdefault(task, {})[kind] = grid.rows(rows)
+    def of_task(self, grids: Mapping[str, Grid], task: str) -> dict[str, Grid]:
+        """`attention` or `causes` of one task alone: kind to grid, of the kinds that it has."""
+        found = {}
+        for kind, grid in grids.items():
+            rows = [i for i, example in enumerate(grid.examples) if self.task_of[example] == task]
+            if rows:
+                found[kind] = grid.rows(rows)
         return found
+
+    @cached_property
+    def ways(self) -> dict[str, tuple[str, ...]]:
+        """What clusters each row of the attention grids, by its name: answer, group and template."""
+        rows = self._about.reset_index()
+        names = (f"{task} {example}" for task, example in zip(rows["task"], rows["example"], strict=True))
+        return dict(zip(names, rows[list(CLUSTERS)].astype(str).itertuples(index=False, name=None), strict=True))
 
     @property
     def tasks(self) -> list[str]:
         """The tasks, in the order in which their examples stand."""
         return list(dict.fromkeys(self.examples["task"])) if len(self.examples) else []
 
-    def families(self, at: str) -> Any:
-        """The effects as `universal_heads.select_matrices` takes them, of every head that any task has."""
+    def clusters(self, task: str, examples: Iterable[str]) -> list[clusters.Codes]:
+        """The ways in which some examples of a task hang together: by answer, group and template of the prompt.
+
+        Args:
+            task: which.
+            examples: their ids.
+        """
+        ids = list(examples)
+        columns = self._about.loc[[(task, example) for example in ids]]
+        return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(ids))
+
+    @cached_property
+    def _about(self) -> pd.DataFrame:
+        """What clusters an example, by task and example; a template is the prompt without its answers."""
+        rows = self.examples.drop_duplicates(["task", "example"])
+        words = zip(
+            rows["prompt"].astype(str), rows["answer"].astype(str), rows["wrong_answer"].astype(str), strict=True
+        )
+        templates = [
+            re.sub("|".join(rf"\b{re.escape(word)}\b" for word in (right, wrong) if word), "_", prompt)
+            for prompt, right, wrong in words
+        ]
+        return rows.assign(template=templates).set_index(["task", "example"])
+
+    def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
+        """The clean less corrupt logit difference of some examples of a task."""
+        rows = self._about.loc[[(task, example) for example in examples]]
+        return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
+
+    def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
+        """Of each task its examples with effects in two halves, drawn at random: what is chosen on one of them can be
+        judged on the other.
+        """
+        found = {}
+        for i, task in enumerate(self.tasks):
+            there = {example for (_, _, of), grid in self.heads.items() if of == task for example in grid.examples}
+            rows = self.examples[self.examples["task"] == task]
+            ordered = [str(example) for example in rows["example"] if example in there]
+            at = np.random.default_rng((seed, 11, i)).permutation(len(ordered))
+            cut = (len(ordered) + 1) // 2
+            first, second = ([ordered[place] for place in sorted(part)] for part in (at[:cut], at[cut:]))
+            found[task] = (first, second)
+        return found
+
+    def families(self, only: Mapping[str, Collection[str]] | None = None) -> Families:
+        """The effects as `universal_heads.select_matrices` takes them, of every head that any task has.
+
+        Args:
+            only: of each task the examples to take; None for all.
+        """
         grids: dict[tuple[str, str], dict[str, Grid]] = {}
         for (corrupt, kind, task), grid in self.heads.items():
             grids.setdefault((corrupt, kind), {})[task] = grid
-        families = {}
+        families: Families = {}
         for key, of_tasks in grids.items():
             heads = sorted({cell for grid in of_tasks.values() for cell in grid.cells})
-            families[key] = (heads, {task: grid.matrix(at, heads) for task, grid in of_tasks.items()})
+            measured = {}
+            for task, grid in of_tasks.items():
+                if only is not None:
+                    grid = grid.rows([i for i, example in enumerate(grid.examples) if example in only[task]])
+                spans = self.spans(key[0], task, grid.examples)
+                measured[task] = Measured(grid.matrix("effect", heads), spans, self.clusters(task, grid.examples))
+            families[key] = (heads, measured)
         return families
 
 
@@ -118,12 +191,13 @@ def gather(place: RunDirectory, at: str) -> RunTables:
 
 
 def gather_ablation(found: RunTables, place: RunDirectory) -> None:
-    """Read what ablating heads gave, too.
+    """Read what ablating heads, and changing their attention, gave, too.
 
     Raises:
         RunDirectoryError: as `gather`.
     """
     _read(found, place, ABLATION, ABLATION_COLUMNS, _add_ablation)
+    _read(found, place, CAUSES, CAUSES_COLUMNS, _add_causes)
 
 
 def _read(
@@ -131,7 +205,7 @@ def _read(
 ) -> None:
     for task in place.tasks:
         done = set(place.kept(task))
-        for number, table in place.tables(kind, task, columns, optional=["overlap"]):
+        for number, table in place.tables(kind, task, columns, optional=OPTIONAL):
             if number in done:
                 add(found, table)
 
@@ -194,12 +268,28 @@ def _add_attention(found: RunTables, rows: pa.Table) -> None:
     name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
     found.task_of[name] = str(rows.column("task")[0])
     heads = list(zip(_column(rows, "layer").tolist(), _column(rows, "head").tolist(), strict=True))
-    scores = np.stack([_column(rows, score).astype(np.float64) for score in SCORES], 1)
+    lacking = np.full(rows.num_rows, np.nan)
+    scores = np.stack(
+        [_column(rows, name).astype(np.float64) if name in rows.column_names else lacking for name in SCORES], 1
+    )
     for code in np.unique(kind):
         own = np.flatnonzero(kind == code)
         grid = found.attention.setdefault(kinds[code], Grid(*SCORES))
         grid.add(name, [heads[i] for i in own], scores[own])
     found.query_roles |= set(_words(rows, "query_role")[1])
+
+
+def _add_causes(found: RunTables, rows: pa.Table) -> None:
+    if not rows.num_rows:
+        return
+    name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
+    costs: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    for row in rows.to_pylist():
+        of_head = costs.setdefault(row["kind"], {}).setdefault((row["layer"], row["head"]), np.full(len(COSTS), np.nan))
+        of_head[COSTS.index(cost_column(row["intervention"]))] = row["cost"]
+    for kind, of_heads in costs.items():
+        grid = found.causes.setdefault(kind, Grid(*COSTS))
+        grid.add(name, list(of_heads), np.stack(list(of_heads.values())))
 
 
 def _add_ablation(found: RunTables, rows: pa.Table) -> None:
@@ -210,7 +300,10 @@ def _add_ablation(found: RunTables, rows: pa.Table) -> None:
     cells = [(names[c], int(draw)) for c, draw in zip(code, _column(rows, "draw"), strict=True)]
     values = np.stack([_column(rows, name).astype(np.float64) for name in ("correct", "logit_diff")], 1)
     found.ablation.setdefault(task, Grid("correct", "logit_diff")).add(str(rows.column("example")[0]), cells, values)
-    known = [name for name in ("n_heads", "overlap") if name in rows.column_names]
-    about = [_column(rows, name).tolist() for name in known]
+    known = [name for name in ("n_heads", "overlap", "heads") if name in rows.column_names]
+    about = [rows.column(name).to_pylist() for name in known]
     for cell, *numbers in zip(cells, *about, strict=True):
         found.sets[(task, *cell)] = dict(zip(known, numbers, strict=True))
+        if cell[1] == SELECTED and "heads" in known:
+            named = found.chosen.setdefault((task, cell[0]), [])
+            named += [numbers[-1]] if numbers[-1] not in named else []

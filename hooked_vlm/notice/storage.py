@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from hooked_vlm.errors import RunDirectoryError, cut, quoted
 
 PART = ".part"
+RENAMED: Final = {"normalised": "normalized"}  # columns of earlier versions, as they are called now
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # each where there is such a thing
 _ABOUT, _SEAL, _NUMBERS = b"hooked-vlm", b"hooked-vlm sha256", "numbers"
 _UNSEALED = b"0" * 64  # where the digest of a file is to stand in it
@@ -255,8 +256,13 @@ class Packed:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the tables' columns."""
-        return list(self._file.schema_arrow.names)
+        """The names of the tables' columns, as they are called today."""
+        return [RENAMED.get(name, name) for name in self._file.schema_arrow.names]
+
+    @property
+    def is_as_now(self) -> bool:
+        """Whether the columns have today's names in the file too, and not those of an earlier version."""
+        return self.columns == self._file.schema_arrow.names
 
     def tables(self, columns: Sequence[str] | None = None) -> dict[int, pa.Table]:
         """The tables by number, or some of their columns.
@@ -264,10 +270,11 @@ class Packed:
         Raises:
             ValueError: if a page is damaged.
         """
+        file_names = dict(zip(self.columns, self._file.schema_arrow.names, strict=True))
+        wanted = None if columns is None else [file_names[name] for name in columns]
         try:
-            return {
-                number: self._file.read_row_group(place, columns=columns, use_threads=False)
-                for place, number in enumerate(self.numbers)
-            }
+            tables = [self._file.read_row_group(place, wanted, use_threads=False) for place in range(len(self.numbers))]
         except (OSError, pa.ArrowException) as error:
             raise ValueError(str(error)) from error
+        now = [table.rename_columns([RENAMED.get(name, name) for name in table.column_names]) for table in tables]
+        return dict(zip(self.numbers, now, strict=True))

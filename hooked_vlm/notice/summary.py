@@ -1,6 +1,6 @@
 """summary.json: every number that the report prints, made from a run directory's parquet files alone.
 
-`schema.Summary` says what is in it. Cost: some 10 ms an example to read, then seconds for the resamples. Knows no
+`stored.Summary` says what is in it. Cost: some 10 ms an example to read, then seconds for the resamples. Knows no
 model.
 """
 
@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
-from hooked_vlm.analysis.head_labels import labels_of
-from hooked_vlm.notice import cautions, findings, places, tables
+from hooked_vlm.analysis.heads import HEAD
+from hooked_vlm.notice import findings, places, selections, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
-from hooked_vlm.notice.schema import SUMMARY_VERSION, Records, Summary, checked
-from hooked_vlm.notice.vocabulary import CORRUPT, EVERY, at_place
+from hooked_vlm.notice.schema import Figure, HeadEffect, Noted, Universal
+from hooked_vlm.notice.selections import HeldOut, Tested
+from hooked_vlm.notice.stored import VERSION, Summary, checked, plain
+from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
-NAMES = 3  # of what was noted of the data, named in the report
+Row = TypeVar("Row")
+NAMES: Final = 3  # of what was noted of the data, named in the report
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Selected:
         tables: the run's.
         families: of effects, as `universal_heads.select_matrices` takes them.
         effects: what that gave.
-        records: `heads` and `universal` of the summary.
-        notes: sentences on how it came to it.
+        heads: the table of the summary.
+        universal: the table of the summary.
     """
 
     config: dict[str, Any]
@@ -47,11 +49,24 @@ class Selected:
     tables: RunTables
     families: Any
     effects: pd.DataFrame
-    records: dict[str, Records]
-    notes: list[str]
+    heads: list[HeadEffect]
+    universal: list[Universal]
 
 
-def summarise(directory: str | Path, *, config: Any = None, figures: Records | None = None) -> Summary:
+@dataclass(frozen=True)
+class Half:
+    """Heads selected on one half of the examples.
+
+    Args:
+        effects: what `universal_heads.select_matrices` gave.
+        judges: of each task the examples of the other half.
+    """
+
+    effects: pd.DataFrame
+    judges: dict[str, frozenset[str]]
+
+
+def summarise(directory: str | Path, *, config: Any = None, figures: list[Figure] | None = None) -> Summary:
     """Make summary.json, in one move, and give what is in it.
 
     Args:
@@ -81,15 +96,57 @@ def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
     rule = universal_heads.Rule(
         seed=int(config.get("seed") or 0), bootstrap=int(config.get("bootstrap") or statistics.BOOTSTRAP)
     )
-    data, notes = _gathered(place, str(config["select_at"]))
-    families = data.families("effect")
+    data = _gathered(place, str(config["select_at"]))
+    families = data.families()
     effects = universal_heads.select_matrices(families, rule)
     universal = universal_heads.universal(effects).to_dict("records")
-    records = {"heads": tables.heads(data, effects), "universal": universal}
-    return Selected(config, rule, data, families, effects, records, notes)
+    return Selected(config, rule, data, families, effects, tables.heads(data, effects), universal)
 
 
-def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summary:
+def halved(selected: Selected) -> list[Half]:
+    """What selecting gives on each half of the examples, and those of the other half, which may judge it.
+
+    What is chosen and judged on the same examples does well by the luck that it was chosen for.
+    """
+    halves = selected.tables.halves(selected.rule.seed)
+    rule, found = replace(selected.rule, splits=0), []
+    for half in range(2):
+        only = {task: parts[half] for task, parts in halves.items()}
+        effects = universal_heads.select_matrices(selected.tables.families(only), rule)
+        found.append(Half(effects, {task: frozenset(parts[1 - half]) for task, parts in halves.items()}))
+    return found
+
+
+def to_ablate(halves: list[Half]) -> dict[str, list[HeldOut]]:
+    """Of each task, in two halves, the sets of heads to ablate: chosen on one half, judged on the other."""
+    found: dict[str, list[HeldOut]] = {}
+    for half in halves:
+        universal: Any = universal_heads.universal(half.effects).to_dict("records")
+        records: Any = half.effects.to_dict("records")
+        for task, judges in half.judges.items():
+            mine = [row for row in records if row["task"] == task]
+            found.setdefault(task, []).append(HeldOut(judges, selections.to_ablate(mine, universal)))
+    return found
+
+
+def to_test(selected: Selected, halves: list[Half]) -> dict[str, list[Tested]]:
+    """Of each task, in two halves, the heads whose attention to the image is tested: those that matter most.
+
+    They are chosen on one half and tested on the other; a half with too few examples for the rule tests none.
+    """
+    found: dict[str, list[Tested]] = {}
+    for half in halves:
+        cells = half.effects
+        if len(cells):
+            cells = cells[cells["corrupt"].isin(CORRUPT) & cells["kind"].isin(list(selected.tables.attention))]
+            cells = cells[universal_heads.matters(cells, selected.rule)].sort_values("mean_abs", ascending=False)
+        for task, judges in half.judges.items():
+            mine = cells[cells["task"] == task][HEAD].itertuples(index=False, name=None) if len(cells) else ()
+            found.setdefault(task, []).append(Tested(judges, list(dict.fromkeys(mine))[: selections.LABELLED]))
+    return found
+
+
+def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> Summary:
     """Make summary.json of a run whose heads are selected and ablated, and give what is in it.
 
     Args:
@@ -105,37 +162,34 @@ def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summa
     seed, times, chosen = rule.seed, rule.bootstrap, selected.effects
     significant = None
     if len(chosen):
-        tested = chosen[chosen["corrupt"].isin(CORRUPT) & (chosen["q"] <= rule.alpha)]
-        significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
-    labels = partial(labels_of, significant=significant, times=times, seed=seed)
-    by_task = [labels(grids).assign(task=task) for task, grids in data.attention_by_task().items()]
+        tested = chosen[chosen["corrupt"].isin(CORRUPT) & universal_heads.matters(chosen, rule)]
+        significant = {
+            task: set(tested[tested["task"] == task][HEAD].itertuples(index=False, name=None)) for task in data.tasks
+        }
+    functions, by_task = tables.functions(data, significant, seed)
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
-    made_of = {
+    made_of: Summary = {
         "counts": _as_asked(tables.counts(data), asked),
         "noted": _as_asked(_noted(place), asked),
-        "behaviour": _as_asked(tables.behaviour(data, times, seed), asked),
-        "heads": selected.records["heads"],
-        "roles": tables.roles(data, times, seed),
-        "universal": selected.records["universal"],
-        "functions": labels(data.attention).to_dict("records"),
-        "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
-        "ablation": _as_asked(tables.ablation(data, times, seed), asked),
+        "behaviour": _as_asked(tables.behaviour(data, seed), asked),
+        "heads": selected.heads,
+        "roles": tables.roles(data, seed),
+        "universal": selected.universal,
+        "functions": functions,
+        "functions_by_task": _as_asked(by_task, asked),
+        "grounding": _as_asked(tables.grounding(data, seed), asked),
+        "ablation": _as_asked(tables.ablation(data, seed), asked),
         "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
-    verdicts = findings.findings(data, made_of, significant, rule)
+    verdicts = findings.findings(data, made_of, rule, chosen)
     summary = checked(
         _plain(
             {
-                "version": SUMMARY_VERSION,
+                "version": VERSION,
                 **made_of,
                 "strongest": _as_asked(places.strongest(made_of["heads"]), asked),
-                "disagreements": universal_heads.disagreements(chosen, rule, at=at_place(data.at)),
-                "findings": [verdict.to_record() for verdict in verdicts],
-                "cautions": [
-                    *selected.notes,
-                    *cautions.about_packages(place.record),
-                    *cautions.cautions(data, made_of, config, rule),
-                ],
+                "findings": verdicts,
+                "rule": rule,
                 "select_at": dict.fromkeys(data.head_kinds, data.at),
                 "config": config,
                 "model": place.record["model"],
@@ -143,28 +197,28 @@ def conclude(place: RunDirectory, selected: Selected, figures: Records) -> Summa
             }
         )
     )
-    place.write_json(SUMMARY, summary)
+    place.write_json(SUMMARY, plain(summary))
     return summary
 
 
-def _as_asked(records: Records, tasks: list[str]) -> Records:
+def _as_asked(records: list[Row], tasks: list[str]) -> list[Row]:
     """Records in the order in which tasks were asked for, else as they were."""
     places = {task: place for place, task in enumerate(tasks)}
-    return sorted(records, key=lambda record: places.get(record["task"], len(places)))
+    return sorted(records, key=lambda record: places.get(cast(Any, record)["task"], len(places)))
 
 
-def _gathered(place: RunDirectory, at: str) -> tuple[RunTables, list[str]]:
-    """A run's grids; where no prompt has a token of role `at`, those of every position at once, and a note."""
+def _gathered(place: RunDirectory, at: str) -> RunTables:
+    """A run's grids; where no prompt has a token of role `at`, those of every position at once."""
     data = gather(place, at)
     if data.n_effects and not data.heads and at != EVERY and (again := gather(place, EVERY)).heads:
-        return again, [f"No prompt has a token of role {at!r}: heads are selected on every position at once instead."]
-    return data, []
+        return again
+    return data
 
 
 # --- files ------------------------------------------------------------------------------------------
 
 
-def _noted(place: RunDirectory) -> Records:
+def _noted(place: RunDirectory) -> list[Noted]:
     of_tasks = place.values(SOURCES) if place.lists(SOURCES) else {}
     return [
         {"task": file_name(task), "reason": reason, "n": n, "names": found.get("named", {}).get(reason, [])[:NAMES]}
@@ -173,7 +227,7 @@ def _noted(place: RunDirectory) -> Records:
     ]
 
 
-def _figures(place: RunDirectory) -> Records:
+def _figures(place: RunDirectory) -> list[Figure]:
     """Figures that an earlier summary.json names and that are still there."""
     if not place.has(SUMMARY):
         return []
@@ -183,6 +237,8 @@ def _figures(place: RunDirectory) -> Records:
 
 def _plain(value: Any) -> Any:
     """Plain Python values, null where a number is missing: JSON has no NaN."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,31 +1,45 @@
 """The tables of a run's summary, from its grids: counts, behaviour, heads, roles, ablation, noise.
 
-Shares have exact intervals and means percentile bootstrap ones, `statistics` says why. Cost: seconds for the resamples.
-Knows no model and no file.
+Shares have exact intervals and means those of `clusters`, which say why. Cost: seconds for the resamples. Knows no model
+and no file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
+from hooked_vlm.analysis.head_labels import labels_of, over_tasks
+from hooked_vlm.analysis.heads import Head
 from hooked_vlm.notice import claims, places
 from hooked_vlm.notice.run_tables import RunTables
+from hooked_vlm.notice.schema import (
+    Ablation,
+    Behaviour,
+    Counts,
+    Function,
+    Grounding,
+    HeadEffect,
+    Noise,
+    RoleEffect,
+    Selection,
+)
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
 TOP_SHARE = 0.1  # of the heads, in the overlap of the top heads
 
 
-def _named(name: str, values: np.ndarray, times: int, seed: int) -> dict[str, float]:
+def _named(name: str, values: np.ndarray, ways: Sequence[clusters.Codes], seed: int) -> dict[str, float]:
     """A mean with its interval, as name, name_low and name_high."""
-    found = statistics.mean_with_interval(values, times, seed)
+    found = clusters.interval_of(values, ways, seed=seed)
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
@@ -35,9 +49,9 @@ def _share(name: str, hits: np.ndarray) -> dict[str, float]:
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def counts(data: RunTables) -> list[dict[str, Any]]:
+def counts(data: RunTables) -> list[Counts]:
     """Rows seen, answered rightly and kept, under which corruptions, and why others went, of each task."""
-    records = []
+    records: list[Any] = []
     run = [name for name in CORRUPT if data.examples[f"{name}_logit_diff"].notna().any()]
     for task, rows in data.examples.groupby("task", sort=False):
         said = rows[rows["generated"].fillna("").astype(str) != ""]
@@ -79,9 +93,9 @@ def _lacking(rows: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def behaviour(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def behaviour(data: RunTables, seed: int) -> list[Behaviour]:
     """Clean and corrupt logit differences of kept examples, and the share of answers that flip."""
-    records = []
+    records: list[Any] = []
     kept = data.examples[data.examples["kept"].astype(bool)]
     for task, rows in kept.groupby("task", sort=False):
         for corrupt in CORRUPTIONS:
@@ -90,64 +104,110 @@ def behaviour(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
                 continue
             after = there[f"{corrupt}_logit_diff"].to_numpy(np.float64)
             clean = there["clean_logit_diff"].to_numpy(np.float64)
+            ways = data.clusters(str(task), there["example"])
             records.append(
                 {
                     "task": task,
                     "corrupt": corrupt,
                     "n": len(there),
-                    **_named("clean_logit_diff", clean, times, seed),
-                    **_named("corrupt_logit_diff", after, times, seed),
+                    **_named("clean_logit_diff", clean, ways, seed),
+                    **_named("corrupt_logit_diff", after, ways, seed),
                     **_share("flipped", after < 0),
                 }
             )
     return records
 
 
-def heads(data: RunTables, selection: pd.DataFrame) -> list[dict[str, Any]]:
+def heads(data: RunTables, selection: pd.DataFrame) -> list[HeadEffect]:
     """What `universal_heads.select` gives, with restoration and the place at which each head is strongest."""
     if selection.empty:
         return []
     extra = []
     for (corrupt, kind, task), grid in data.heads.items():
         cells = grid.cells
-        normalised = grid.matrix("normalised")
-        bare = np.isnan(normalised).all(0)
+        normalized = grid.matrix("normalized")
+        bare = np.isnan(normalized).all(0)
         part = pd.DataFrame(cells, columns=["layer", "head"]).assign(corrupt=corrupt, kind=kind, task=task)
         part["restoration"] = statistics.means(grid.matrix("restoration"))
-        part["normalised"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalised), axis=0))
+        part["normalized"] = np.where(bare, np.nan, np.nanmedian(np.where(bare, 0.0, normalized), axis=0))
         extra.append(part)
     table = selection.merge(pd.concat(extra), on=places.KEY, how="left")
     table = table.merge(places.best_places(data), on=places.KEY, how="left")
-    records: list[dict[str, Any]] = table.to_dict("records")
+    records: list[HeadEffect] = table.to_dict("records")
     return records
 
 
-def roles(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def roles(data: RunTables, seed: int) -> list[RoleEffect]:
     """Effects by layer and token role, over heads where a kind has heads."""
-    records = []
+    records: list[Any] = []
     for (corrupt, kind, task), grid in sorted(data.roles.items()):
         cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
-        ends = [statistics.bootstrap(values, times=times, seed=(seed, 8)) for values in (effect, size)]
+        ways = data.clusters(task, grid.examples)
+        of_effect, of_size = (
+            clusters.judge(each, ways, flips=clusters.ROUGH, seed=(seed, 8)) for each in (effect, size)
+        )
         table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
-        table = table.assign(n=(~np.isnan(effect)).sum(0), mean=statistics.means(effect))
-        table = table.assign(ci_low=ends[0][0], ci_high=ends[0][1], mean_abs=statistics.means(size))
-        records += table.assign(abs_low=ends[1][0], abs_high=ends[1][1]).to_dict("records")
+        table = table.assign(n=(~np.isnan(effect)).sum(0), mean=of_effect.mean)
+        table = table.assign(ci_low=of_effect.low, ci_high=of_effect.high, mean_abs=of_size.mean)
+        records += table.assign(abs_low=of_size.low, abs_high=of_size.high).to_dict("records")
     return records
 
 
-def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def functions(
+    data: RunTables, significant: Mapping[str, Collection[Head]] | None, seed: int
+) -> tuple[list[Function], list[Function]]:
+    """What heads do, over all tasks and in each.
+
+    Args:
+        data: from `run_tables.gather`.
+        significant: of each task the heads whose patching has an effect; None if none was patched.
+        seed: of the resamples.
+    """
+    parts = []
+    for task in data.tasks:
+        grids = data.of_task(data.attention, task)
+        mine = None if significant is None else significant.get(task, ())
+        part = labels_of(grids, data.of_task(data.causes, task), ways=data.ways, significant=mine, seed=seed)
+        parts.append(part.assign(task=task))
+    by_task = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    together = over_tasks(labels_of(data.attention, data.causes, ways=data.ways, seed=seed), by_task)
+    records: list[list[Any]] = [each.to_dict("records") for each in (together, by_task)]
+    return records[0], records[1]
+
+
+def grounding(data: RunTables, seed: int) -> list[Grounding]:
+    """How much more the average head looks at the object asked about than at its rival, in each task."""
+    records: list[Any] = []
+    for task in data.tasks:
+        for kind, grid in sorted(data.of_task(data.attention, task).items()):
+            values = {name: statistics.means(grid.matrix(name).T) for name in ("lift", "rival_lift", "grounding")}
+            both = ~np.isnan(values["grounding"])
+            if not both.any():
+                continue
+            ids = [name.removeprefix(f"{task} ") for name, there in zip(grid.examples, both, strict=True) if there]
+            ways = data.clusters(task, ids)
+            record: dict[str, Any] = {"task": task, "kind": kind, "n": int(both.sum())}
+            for name, each in values.items():
+                record |= _named(name, each[both], ways, seed)
+            records.append(record)
+    return records
+
+
+def ablation(data: RunTables, seed: int) -> list[Ablation]:
     """Accuracy and logit difference without each set of heads and without random ones, task by task."""
-    records = []
+    records: list[Any] = []
     for task, grid in data.ablation.items():
+        ways = data.clusters(task, grid.examples)
         for name in sorted({name for name, _ in grid.cells if name != FULL}):
             sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
             drawn = [(name, draw) for draw in sets]
             about = [data.sets[task, name, draw] for draw in sets]
             record: dict[str, Any] = {
                 "task": task,
-                "selection": name,
+                "selection": Selection.parse(name),
                 "n_heads": data.sets[task, name, SELECTED]["n_heads"],
-                "n": len(grid.examples),
+                "chosen": data.chosen.get((task, name), []),
+                "n": int((~np.isnan(grid.matrix("logit_diff", [(name, SELECTED)]))).sum()),
                 "draws": len(sets),
                 "n_overlapping": sum(each.get("overlap", 0) > 0 for each in about),
             }
@@ -155,16 +215,17 @@ def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
                 for which, cell in ((f"{measure}_full", (FULL, SELECTED)), (measure, (name, SELECTED))):
                     values = grid.matrix(column, [cell])[:, 0]
                     shares = column == "correct"
-                    record |= _share(which, values) if shares else _named(which, values, times, seed)
+                    record |= _share(which, values) if shares else _named(which, values, ways, seed)
                 means = statistics.means(grid.matrix(column, drawn)) if drawn else np.array([])
                 low, high = statistics.interval(means[:, None])
                 record[f"{measure}_random_mean"] = float(means.mean()) if len(means) else math.nan
                 record |= {f"{measure}_random_low": float(low[0]), f"{measure}_random_high": float(high[0])}
-            record |= dict.fromkeys(("harm", "harm_low", "harm_high", "p"), math.nan)
+            record |= dict.fromkeys(("harm", "harm_low", "harm_high", "harm_p", "p"), math.nan)
             if drawn:
                 chosen = grid.matrix("logit_diff", [(name, SELECTED)])[:, 0]
                 others = grid.matrix("logit_diff", drawn)
-                record |= _named("harm", others.mean(1) - chosen, times, seed)
+                harm = clusters.interval_of(statistics.means(others.T) - chosen, ways, seed=seed)
+                record |= {"harm": harm["mean"], **{f"harm_{end}": harm[end] for end in ("low", "high", "p")}}
                 hits = (statistics.means(others) <= np.nanmean(chosen)).sum()
                 record["p"] = float((1 + hits) / (1 + len(drawn)))
             record["worse"] = claims.hurts_more(record["harm_low"], record["harm_high"], record["p"], len(drawn))
@@ -172,9 +233,9 @@ def ablation(data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def noise(families: Any, data: RunTables, times: int, seed: int) -> list[dict[str, Any]]:
+def noise(families: Any, data: RunTables, times: int, seed: int) -> list[Noise]:
     """How alike semantic pairs and Gaussian noise rank the heads."""
-    records = []
+    records: list[Any] = []
     for corrupt, kind in sorted(families):
         if (f"{corrupt}_noise", kind) not in families:
             continue
@@ -194,6 +255,7 @@ def noise(families: Any, data: RunTables, times: int, seed: int) -> list[dict[st
             weights = statistics.resamples(len(both), times, (seed, 9)) if len(both) > 1 else np.empty((0, len(both)))
             drawn = statistics.spearman(*(statistics.means(size, weights) for size in sizes))
             low, high = statistics.interval(drawn[:, None])
+            beyond = min((drawn <= claims.AGREE).sum(), (drawn >= claims.AGREE).sum())
             best = [set(np.argsort(-each, kind="stable")[:top].tolist()) for each in maps]
             records.append(
                 {
@@ -205,6 +267,7 @@ def noise(families: Any, data: RunTables, times: int, seed: int) -> list[dict[st
                     "spearman": float(statistics.spearman(*(each[None] for each in maps))[0]),
                     "ci_low": float(low[0]),
                     "ci_high": float(high[0]),
+                    "p": min(1.0, 2 * float(1 + beyond) / (1 + len(drawn))),
                     "top_overlap": len(best[0] & best[1]) / top,
                     "top_k": top,
                     "top_chance": top / max(1, int(moved.sum())),

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from hooked_vlm.models import placement
 from hooked_vlm.notice.directory import REPORT, RUN, SUMMARY
-from hooked_vlm.notice.earlier import as_now
 from hooked_vlm.notice.report import text
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.wording import kept, percent, with_interval
+from hooked_vlm.notice.report.text.words import kept, percent, reasons, with_interval
+from hooked_vlm.notice.stored import as_now
 
 STYLE = {True: "green", False: "red", None: "dim"}  # of a verdict
 
@@ -104,13 +104,13 @@ def show_ending(console: Console, directory: Path) -> None:
     counts = Table("task", "rows seen", "answered rightly", "kept", "why not", box=box.SIMPLE, pad_edge=False)
     for row in run.summary["counts"]:
         accuracy = "" if row["accuracy"] is None else with_interval(row, "accuracy", percent)
-        cells = (row["task"], row["seen"], accuracy, kept(row), text.reasons(row["reasons"]))
+        cells = (row["task"], row["seen"], accuracy, kept(row), reasons(row["reasons"]))
         counts.add_row(*(Text(str(cell)) for cell in cells))
     console.print(counts)
     for line in text.ending(run):
         console.print(Text(line), soft_wrap=True)
     found = Table("claim", "verdict", box=box.SIMPLE, pad_edge=False)
-    for verdict in run.verdicts:
+    for verdict in text.verdicts_of(run):
         found.add_row(Text(verdict.claim), Text(verdict.word, style=STYLE[verdict.holds]))
     console.print(found)
     where = placement.told(run.config["device"], run.config["dtype"])

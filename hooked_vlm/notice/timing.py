@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.foreseen import Foreseen
 from hooked_vlm.patching import cost
@@ -36,7 +37,7 @@ class Rates:
     in_pass: float
 
 
-def rates(timed: Any, model: Any, inputs: VLMInputs, found: Foreseen, most_rows: int) -> Rates:
+def rates(timed: Any, model: HookedVLM, inputs: VLMInputs, found: Foreseen, most_rows: int) -> Rates:
     """Time a forward and two growing passes.
 
     Args:
@@ -75,7 +76,7 @@ def rates(timed: Any, model: Any, inputs: VLMInputs, found: Foreseen, most_rows:
     return Rates(forward / n_batch, position, row, in_pass)
 
 
-def _spent(model: Any, call: Callable[[], object]) -> tuple[dict[str, float], float]:
+def _spent(model: HookedVLM, call: Callable[[], object]) -> tuple[dict[str, float], float]:
     """Seconds between the first and the last block of each stack that a call passes, and of the call in all."""
     marks: dict[str, float] = {}
 
@@ -93,13 +94,13 @@ def _spent(model: Any, call: Callable[[], object]) -> tuple[dict[str, float], fl
     return {name: marks[last] - marks[first] for name, (first, last) in ends.items() if last in marks}, whole
 
 
-def _whole(timed: Any, model: Any, spent: dict[str, float], whole: float) -> float:
+def _whole(timed: Any, model: HookedVLM, spent: dict[str, float], whole: float) -> float:
     """What a call would take with every layer of the run's model."""
     more = {name: model.stacks[name].cfg.n_layers / timed.stacks[name].cfg.n_layers - 1 for name in spent}
     return whole + sum(more[name] * seconds for name, seconds in spent.items())
 
 
-def _now(model: Any) -> float:
+def _now(model: HookedVLM) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -22,10 +22,11 @@ of those layers.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import whole
@@ -38,7 +39,7 @@ from hooked_vlm.patching.sites import Sites
 
 @alone
 def attribution(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     sites: Sites,

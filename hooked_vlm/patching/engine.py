@@ -124,7 +124,7 @@ def _ways(plan: SweepPlan) -> list[str]:
         [] if plan.reads_last else ["a metric of patching.metrics reads the last position alone, and not every logit"]
     )
     ways += [] if plan.state is None or len(plan.sites.layers) == 1 else ["fewer layers of sites at a time"]
-    return [*ways, *general_ways(plan.model)]
+    return [*ways, *general_ways(plan.model.dtype)]
 
 
 def _grown(plan: SweepPlan, chunk: list[int]) -> Tensor:

@@ -90,7 +90,7 @@ def restoration(right: Tokens, corrupt: Float[Tensor, "batch pos d_vocab"]) -> M
     return Metric("restoration", lambda logits: after(logits) - _rows(before, len(logits)))
 
 
-def normalised(
+def normalized(
     metric: Metric, clean: Float[Tensor, "batch pos d_vocab"], corrupt: Float[Tensor, "batch pos d_vocab"]
 ) -> Metric:
     """``(M_patched - M_corrupt) / (M_clean - M_corrupt)``: 0 changes nothing, 1 restores clean.
@@ -108,7 +108,7 @@ def normalised(
     def measure(logits: Tensor) -> Tensor:
         return (metric(logits) - _rows(low, len(logits))) / _rows(span, len(logits))
 
-    return Metric(f"normalised_{metric.name}", measure, metric.n_last, partial=True)
+    return Metric(f"normalized_{metric.name}", measure, metric.n_last, partial=True)
 
 
 def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"]) -> Metric:

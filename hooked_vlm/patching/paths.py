@@ -29,6 +29,7 @@ from transformer_lens.patching import PatchingResult
 
 from hooked_vlm.errors import InputsError
 from hooked_vlm.hooks import OWN_POSITIONS, patch
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.options import of_type
@@ -45,7 +46,7 @@ MIXED = re.compile(r"(cross_)?attn\.hook_(attn_scores|pattern|z|result)$")
 
 @alone
 def path_patching(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     senders: Sites,
@@ -127,7 +128,7 @@ def path_patching(
     return result(found, receiving.baseline, table, axes, metrics, reduce, receiving.read(receiving.logits), skipped)
 
 
-def _receivers(model: Any, receivers: Any) -> Sites:
+def _receivers(model: HookedVLM, receivers: Any) -> Sites:
     """Receivers as sites: the logits read what leaves the last block of their stack, and nothing else.
 
     Raises:
@@ -156,7 +157,7 @@ def _sublayer(senders: Sites) -> str:
     return found[1] or found[2]
 
 
-def _held(model: Any, senders: Sites, through_mlps: bool) -> list[str]:
+def _held(model: HookedVLM, senders: Sites, through_mlps: bool) -> list[str]:
     """Outputs of the sub-layers that may stand between a sender and a receiver, by hook name."""
     order = list(model.stacks)
     assert senders.stack is not None

@@ -273,7 +273,7 @@ def _refuse_unreached(
 
 
 def asked(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     kinds: Mapping[str, Sites],

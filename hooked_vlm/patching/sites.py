@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooked_vlm.components.hook_point import HookPoint
 from hooked_vlm.errors import HookNameError, PositionError, closest
 from hooked_vlm.hooks import HEADS, POSITIONS
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.turn import a_model
 from hooked_vlm.options import told
 from hooked_vlm.positions import Index as AnyIndex
@@ -62,7 +62,7 @@ class Sites:
     @classmethod
     def heads(
         cls,
-        model: Any,
+        model: HookedVLM,
         stack: str,
         attention: str = "attn",
         *,
@@ -99,7 +99,7 @@ class Sites:
 
     @classmethod
     def residual(
-        cls, model: Any, stack: str, *, layers: Index = None, positions: Index = None, hook: str = "resid_pre"
+        cls, model: HookedVLM, stack: str, *, layers: Index = None, positions: Index = None, hook: str = "resid_pre"
     ) -> Sites:
         """The residual stream: "resid_pre", "resid_mid", "resid_post", "normalized_resid_post", ...
 
@@ -116,7 +116,7 @@ class Sites:
         return cls._in_blocks(model, stack, f"hook_{hook}", layers, positions)
 
     @classmethod
-    def module(cls, model: Any, stack: str, hook: str, *, layers: Index = None, positions: Index = None) -> Sites:
+    def module(cls, model: HookedVLM, stack: str, hook: str, *, layers: Index = None, positions: Index = None) -> Sites:
         """A module's output or any other hook point of a block: "attn_out", "mlp_out", "mlp.hook_post", ...
 
         Args:
@@ -135,7 +135,7 @@ class Sites:
     @classmethod
     def neurons(
         cls,
-        model: Any,
+        model: HookedVLM,
         stack: str,
         *,
         layers: Index = None,
@@ -158,10 +158,11 @@ class Sites:
         """
         sites = cls._in_blocks(model, stack, f"mlp.hook_{activation}", layers, positions)
         d_mlp = model.stacks[stack].cfg.d_mlp
+        assert d_mlp is not None  # since its blocks have an MLP
         return replace(sites, units=_chosen(neurons, d_mlp, f"neurons of {stack}"), unit="d_mlp")
 
     @classmethod
-    def point(cls, model: Any, hook: str, *, positions: Index = None) -> Sites:
+    def point(cls, model: HookedVLM, hook: str, *, positions: Index = None) -> Sites:
         """A hook point outside of blocks: "hook_image_features", "projector.hook_pre", "hook_embed", ...
 
         Args:
@@ -173,13 +174,13 @@ class Sites:
             HookNameError, GatedHookError: if there is none, or it is off.
         """
         (name,) = a_model(model).hook_names(hook)
-        found: HookPoint = model.hook_dict[name]
+        found = model.hook_dict[name]
         if "blocks." in name:
             raise HookNameError(f"{name} is in a block: use Sites.module")
         return cls(None, name, found.axes, (), _read(positions, "positions", by_row=True))
 
     @classmethod
-    def _in_blocks(cls, model: Any, stack: str, hook: str, layers: Index, positions: Index) -> Sites:
+    def _in_blocks(cls, model: HookedVLM, stack: str, hook: str, layers: Index, positions: Index) -> Sites:
         form = f"{a_model(model).stacks[stack].prefix}blocks.{{}}.{hook}"
         n_layers = model.stacks[stack].cfg.n_layers
         there = tuple(layer for layer in range(n_layers) if form.format(layer) in model.hook_dict)

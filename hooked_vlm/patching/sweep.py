@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 
 from hooked_vlm.hooks import HookFunction
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.turn import alone
 from hooked_vlm.patching.engine import run_sweep
@@ -38,7 +39,7 @@ from hooked_vlm.patching.sites import Sites
 
 
 def sweep(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     sites: Sites,
@@ -110,7 +111,7 @@ def sweep(
 
 @alone
 def sweep_all(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     kinds: Mapping[str, Sites],

@@ -6,9 +6,9 @@
     seen = viz.Geometry.of(model.processor, image, model.vision_encoder.patch_size)
     viz.attention_over_image(pattern[head, query], image, seen, to="matplotlib")
 
-Everything takes arrays, tensors and plain facts: of the others this package imports `errors` and `images` alone. Charts
-cost what their numbers cost. `save` writes a figure; matplotlib is installed by the extra `figures`. `to="page"` gives
-one map or graph as plain plotly data, which is what the report of a run embeds.
+Everything takes arrays, tensors and plain facts: of the others this package imports `errors`, `images` and `resizing`
+alone. Charts cost what their numbers cost. `save` writes a figure; matplotlib is installed by the extra `figures`.
+`to="page"` gives one map or graph as plain plotly data, which is what the report of a run embeds.
 """
 
 from hooked_vlm.viz.charts import head_map, token_map, word_map

@@ -1,14 +1,15 @@
 """Where a model's image patches lie in the picture that was given to it.
 
-A processor may pad a picture to a square, resize it (BLIP: to a square, whatever its shape; CLIP: its shortest edge)
-and crop the centre before a model cuts it into patches. `Geometry` undoes that, so that one number a patch can be
-drawn over the picture as it was, and a mask of the picture becomes one share a patch. Cost: nothing to speak of.
-Knows no model: it reads the settings of the image processor.
+A processor may pad a picture to a square, resize it (BLIP: to a square, whatever its shape; CLIP: its shortest edge),
+crop the centre, or cut it into tiles before a model cuts it into patches. `Geometry` undoes that, so that one number a
+patch can be drawn over the picture as it was, and a mask of the picture becomes one share a patch. Cost: nothing to
+speak of. Knows no model: `views` reads the settings of the image processor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 from hooked_vlm.errors import InputsError, PositionError
 from hooked_vlm.images import to_rgb
+from hooked_vlm.viz.views import Spans, View, edges, views
 
 Number = float | int
 Box = tuple[Number, Number, Number, Number]
@@ -34,6 +36,9 @@ class Geometry:
         grid: rows and columns of patches.
         box: left, top, right and bottom of the whole grid in the picture's pixels. What the processor cropped away
             lies outside; where it padded, the box reaches beyond the picture.
+        spans: which part of the width each column shows and which of the height each row, where they do not share
+            the box evenly: a tile's last pixels may be no whole patch. Maps are drawn evenly all the same.
+        others: where the patches of the picture's further views lie; `view` gives them.
 
     >>> seen = Geometry(size=(100, 50), grid=(2, 2), box=(25, 0, 75, 50))  # the centre of a wide picture
     >>> seen.where(3)
@@ -45,6 +50,8 @@ class Geometry:
     size: tuple[int, int]
     grid: tuple[int, int]
     box: Box
+    spans: View | None = None
+    others: tuple[Geometry, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.box
@@ -55,39 +62,67 @@ class Geometry:
             )
 
     @classmethod
-    def of(cls, processor: Any, image: Any, patch_size: int) -> Geometry:
-        """Where the patches lie that a processor makes of a picture.
+    def of(cls, processor: Any, image: Any, patch_size: int, *, tiled: bool = True) -> Geometry:
+        """Where the patches lie that a processor makes of a picture: of its first view, which knows the others.
 
         Args:
-            processor: a Hugging Face image processor, or a processor that has one (`model.processor`).
+            processor: a processor (`model.processor`), or a Hugging Face image processor.
             image: the picture as it was given to the model (anything `picture` reads), or its (width, height).
-            patch_size: side of a patch in the processed image's pixels (`model.vision_encoder.patch_size`).
+            patch_size: side of a patch in the processed image's pixels (`model.vision_encoder.patch_size`); where
+                patches are merged into one position, the side of what one position shows.
+            tiled: False where a processor that can make tiles made none of this picture, as LLaVA-OneVision's does
+                where a prompt has several.
 
         Raises:
             InputsError: if the processor's size or the patch size cannot be read.
             ImageError: if the picture cannot be read.
         """
-        processor = getattr(processor, "image_processor", processor)
         width, height = image if isinstance(image, tuple) else picture(image).size
-        pad_x = pad_y = 0
-        if getattr(processor, "do_pad", None) and hasattr(processor, "pad_to_square"):
-            side = max(width, height)
-            pad_x, pad_y = (side - width) // 2, (side - height) // 2
-        whole = (width, height) if not (pad_x or pad_y) else (max(width, height),) * 2
-        resized = _resized(processor, *whole)
-        seen = _cropped(processor, *resized)
-        rows, columns = seen[1] // int(patch_size), seen[0] // int(patch_size)
-        if rows < 1 or columns < 1:
-            raise InputsError(f"an image of {seen[0]} x {seen[1]} pixels has no patch of {patch_size}")
-        cut_x, cut_y = ((r - s) // 2 for r, s in zip(resized, seen, strict=True))
-        per_x, per_y = whole[0] / resized[0], whole[1] / resized[1]  # pixels of the picture in one processed pixel
-        box = (
-            cut_x * per_x - pad_x,
-            cut_y * per_y - pad_y,
-            (cut_x + columns * patch_size) * per_x - pad_x,
-            (cut_y + rows * patch_size) * per_y - pad_y,
-        )
-        return cls((int(width), int(height)), (rows, columns), box)
+        size = (int(width), int(height))
+        first, *rest = (cls._of_view(size, view) for view in views(processor, size, int(patch_size), tiled))
+        return replace(first, others=tuple(rest))
+
+    @classmethod
+    def _of_view(cls, size: tuple[int, int], view: View) -> Geometry:
+        columns, rows = view.columns, view.rows
+        box = (columns[0][0], rows[0][0], columns[-1][1], rows[-1][1])
+        found = cls(size, (len(rows), len(columns)), box)
+        even = all(np.allclose(edges(a), edges(b)) for a, b in zip(found._axes, (columns, rows), strict=True))
+        return found if even else replace(found, spans=view)
+
+    def view(self, number: int) -> Geometry:
+        """Where the patches of one of the picture's views lie; 0 is this one.
+
+        Raises:
+            PositionError: if there is no such view.
+        """
+        if not 0 <= number <= len(self.others):
+            raise PositionError(f"there is no view {number}; the picture has views 0 to {len(self.others)}")
+        return self.others[number - 1] if number else self
+
+    def region(self, role: Any) -> Box | None:
+        """Left, top, right and bottom of what a position shows of the picture; None where it shows no region of it.
+
+        Newlines, class tokens, queries and text show none, and neither does a patch of padding alone.
+
+        Args:
+            role: what stands at the position, one of `inputs.roles`, of this picture: `role.image` says of which.
+
+        Raises:
+            PositionError: if the picture has no such view, row or column.
+        """
+        if role.kind != "patch":
+            return None
+        seen = self.view(role.view)
+        rows, columns = seen.grid
+        if not (0 <= role.row < rows and 0 <= role.column < columns):
+            raise PositionError(
+                f"the position is row {role.row}, column {role.column} of image {role.image}, and the geometry has "
+                f"{rows} x {columns} patches there: make it of that image, with what one position shows as patch_size"
+            )
+        left, top, right, bottom = seen.where(role.row * columns + role.column)
+        left, top, right, bottom = max(left, 0), max(top, 0), min(right, self.size[0]), min(bottom, self.size[1])
+        return (left, top, right, bottom) if left < right and top < bottom else None
 
     @property
     def n_patches(self) -> int:
@@ -97,9 +132,9 @@ class Geometry:
     @property
     def boxes(self) -> Float[np.ndarray, "patch 4"]:
         """Left, top, right and bottom of every patch in the picture's pixels, [patch 4]."""
-        x, y = self._edges
+        x, y = map(edges, self._axes)
         rows, columns = np.divmod(np.arange(self.n_patches), self.grid[1])
-        return np.stack([x[columns], y[rows], x[columns + 1], y[rows + 1]], 1)
+        return np.stack([x[columns, 0], y[rows, 0], x[columns, 1], y[rows, 1]], 1)
 
     def where(self, patch: int) -> Box:
         """Left, top, right and bottom of a patch in the picture's pixels.
@@ -112,10 +147,8 @@ class Geometry:
 
     def patch_at(self, x: Number, y: Number) -> int | None:
         """The patch that a point of the picture lies in; None where the model sees nothing."""
-        edges_x, edges_y = self._edges
-        column, row = np.searchsorted(edges_x, x, "right") - 1, np.searchsorted(edges_y, y, "right") - 1
-        inside = 0 <= row < self.grid[0] and 0 <= column < self.grid[1]
-        return int(row * self.grid[1] + column) if inside else None
+        column, row = (_within(spans, at) for spans, at in zip(self._axes, (x, y), strict=True))
+        return None if row is None or column is None else row * self.grid[1] + column
 
     def shares(self, mask: Any) -> Float[np.ndarray, " patch"]:
         """How much of each patch a mask covers, 0 to 1: exact areas, whatever the resizing.
@@ -132,7 +165,7 @@ class Geometry:
                 f"the mask is {covered.shape[1]} x {covered.shape[0]} and the picture {self.size[0]} x "
                 f"{self.size[1]} pixels: they must be alike"
             )
-        x, y = self._edges
+        x, y = map(edges, self._axes)
         area = np.outer(np.diff(y), np.diff(x))
         return ((_overlaps(y, covered.shape[0]) @ covered @ _overlaps(x, covered.shape[1]).T) / area).reshape(-1)
 
@@ -146,14 +179,19 @@ class Geometry:
         if found.shape[-1:] != (self.n_patches,):
             raise InputsError(
                 f"{found.shape[-1] if found.ndim else 'one'} values for {self.grid[0]} x {self.grid[1]} = "
-                f"{self.n_patches} patches: take the image positions alone, e.g. pattern[..., inputs.image_span]"
+                f"{self.n_patches} patches: take the positions of one image alone, e.g. pattern[..., "
+                "inputs.image_span], or of several pattern[..., inputs.grid(0).flatten()]"
             )
         return found.reshape(*found.shape[:-1], *self.grid)
 
     @property
-    def _edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _axes(self) -> tuple[Spans, Spans]:
+        """Where columns begin and end, and rows."""
+        if self.spans is not None:
+            return self.spans.columns, self.spans.rows
         left, top, right, bottom = self.box
-        return np.linspace(left, right, self.grid[1] + 1), np.linspace(top, bottom, self.grid[0] + 1)
+        x, y = np.linspace(left, right, self.grid[1] + 1), np.linspace(top, bottom, self.grid[0] + 1)
+        return tuple(pairwise(x.tolist())), tuple(pairwise(y.tolist()))
 
     def _known(self, patch: int) -> int:
         if not 0 <= patch < self.n_patches:
@@ -197,43 +235,13 @@ def _mask(mask: Any) -> NDArray[np.float64]:
     return (found != 0).astype(np.float64)
 
 
-def _overlaps(edges: NDArray[np.float64], n_pixels: int) -> NDArray[np.float64]:
+def _within(spans: Spans, at: Number) -> int | None:
+    """Which span a place lies in."""
+    return next((k for k, (start, stop) in enumerate(spans) if start <= at < stop), None)
+
+
+def _overlaps(spans: NDArray[np.float64], n_pixels: int) -> NDArray[np.float64]:
     """How much of each pixel each interval covers, [interval pixel]."""
     pixel = np.arange(n_pixels)
-    low, high = edges[:-1, None], edges[1:, None]
+    low, high = spans[:, :1], spans[:, 1:]
     return np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
-
-
-def _entry(size: Any, name: str) -> int | None:
-    found = size.get(name) if isinstance(size, dict) else getattr(size, name, None)
-    return None if found is None else int(found)
-
-
-def _resized(processor: Any, width: int, height: int) -> tuple[int, int]:
-    """Width and height after the processor's resizing."""
-    if not getattr(processor, "do_resize", True):
-        return width, height
-    size = getattr(processor, "size", None)
-    to_width, to_height = _entry(size, "width"), _entry(size, "height")
-    if to_width is not None and to_height is not None:
-        return to_width, to_height
-    shortest = _entry(size, "shortest_edge")
-    if shortest is None or _entry(size, "longest_edge") is not None:
-        raise InputsError(
-            f"the image processor's size is {size}; expected height and width, or shortest_edge. For others, make "
-            "viz.Geometry(size, grid, box) by hand"
-        )
-    if width <= height:
-        return shortest, int(shortest * height / width)
-    return int(shortest * width / height), shortest
-
-
-def _cropped(processor: Any, width: int, height: int) -> tuple[int, int]:
-    """Width and height after the processor's centre crop."""
-    if not getattr(processor, "do_center_crop", None):
-        return width, height
-    size = getattr(processor, "crop_size", None)
-    to_width, to_height = _entry(size, "width"), _entry(size, "height")
-    if to_width is None or to_height is None:
-        raise InputsError(f"the image processor's crop_size is {size}; expected height and width")
-    return to_width, to_height

@@ -28,6 +28,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -81,7 +82,7 @@ class Recipe(abc.ABC):
     schedule: Schedule
 
     @abc.abstractmethod
-    def build(self, seed: int) -> nn.Module:
+    def build(self, seed: int) -> PreTrainedModel:
         """The model with its first weights, which the seed names."""
 
     @abc.abstractmethod
@@ -91,7 +92,7 @@ class Recipe(abc.ABC):
     @abc.abstractmethod
     def loss(
         self,
-        model: Any,
+        model: PreTrainedModel,
         pixels: Float[Tensor, "batch 3 height width"],
         prompts: Sequence[str],
         answers: Sequence[str],
@@ -100,7 +101,7 @@ class Recipe(abc.ABC):
 
     @abc.abstractmethod
     def answer_logits(
-        self, model: Any, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+        self, model: PreTrainedModel, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, "batch d_vocab"]:
         """Scores of the first answer token."""
 
@@ -198,7 +199,7 @@ class BlipShapes(Recipe):
 
     def loss(
         self,
-        model: Any,
+        model: PreTrainedModel,
         pixels: Float[Tensor, "batch 3 height width"],
         prompts: Sequence[str],
         answers: Sequence[str],
@@ -211,7 +212,7 @@ class BlipShapes(Recipe):
         return functional.cross_entropy(logits[:, 0], target) + 0.1 * functional.cross_entropy(logits[:, 1], end)
 
     def answer_logits(
-        self, model: Any, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+        self, model: PreTrainedModel, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, "batch d_vocab"]:
         """Scores of the first answer token."""
         start = torch.full((len(prompts), 1), self.tokenizer.bos_token_id)
@@ -219,7 +220,7 @@ class BlipShapes(Recipe):
 
     def _decode(
         self,
-        model: Any,
+        model: PreTrainedModel,
         pixels: Float[Tensor, "batch 3 height width"],
         prompts: Sequence[str],
         decoder_input_ids: Int[Tensor, "batch pos"],
@@ -327,7 +328,7 @@ class LlavaShapes(Recipe):
 
     def loss(
         self,
-        model: Any,
+        model: PreTrainedModel,
         pixels: Float[Tensor, "batch 3 height width"],
         prompts: Sequence[str],
         answers: Sequence[str],
@@ -341,7 +342,7 @@ class LlavaShapes(Recipe):
         return right + 0.1 * functional.cross_entropy(logits[row, last + 1], end)
 
     def answer_logits(
-        self, model: Any, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+        self, model: PreTrainedModel, pixels: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> Float[Tensor, "batch d_vocab"]:
         """Scores of the first answer token."""
         ids, last = self._pack(prompts, None)

@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -196,7 +195,7 @@ def export(recipe: Recipe, state: pathlib.Path, out: pathlib.Path) -> None:
             card.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model: Any = recipe.build(0)
+    model = recipe.build(0)
     with safe_open(state / STATE, framework="pt") as held, torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(held.get_tensor(f"weight/{name}"))

@@ -100,11 +100,27 @@ def test_zeros_have_no_effect_and_nothing_measured_no_p():
 
 def test_codes_leave_out_what_tells_nothing():
     n = 12
-    answers, pairs, own = np.arange(n) % 4, np.arange(n) % 2, [f"row {i}" for i in range(n)]
-    found = clusters.codes(answers, pairs, own, [str(one) for one in answers], n=n)
+    answers, one, own = np.arange(n) % 4, np.zeros(n), [f"row {i}" for i in range(n)]
+    found = clusters.codes(answers, one, own, [str(each) for each in answers], n=n)
     assert len(found) == 2
     np.testing.assert_array_equal(found[0], np.arange(n))
     np.testing.assert_array_equal(found[1], answers)
+
+
+def test_two_clusters_have_no_say():
+    values, pair = np.random.default_rng(2).standard_normal((30, 5)), np.arange(30) % 2
+    both, alone = clusters.judge(values, clusters.codes(pair, n=30)), clusters.judge(values)
+    np.testing.assert_array_equal(both.p, alone.p)
+    np.testing.assert_array_equal(both.low, alone.low)
+
+
+def test_an_effect_in_every_cluster_needs_each_of_them_and_one_sign():
+    answer = np.repeat(np.arange(4), 12)
+    noise = np.random.default_rng(5).standard_normal((48, 3)) * 0.3
+    means = np.array([[5, 5, 5, 5], [5, 5, 5, 0], [5, 5, 5, -5]], float)
+    p = clusters.in_every_cluster(noise + means[:, answer].T, answer)
+    assert p[0] < 0.01 and p[1] > 0.05 and p[2] == 1
+    assert np.isnan(clusters.in_every_cluster(noise, np.arange(48) // 5)).all()
 
 
 def test_the_same_arguments_give_the_same_numbers_and_more_flips_the_same_p_but_for_chance():
@@ -117,7 +133,7 @@ def test_the_same_arguments_give_the_same_numbers_and_more_flips_the_same_p_but_
 
 def test_interval_of_leaves_out_what_was_not_measured():
     values = [1.0, np.nan, 2.0, 4.0, 3.0, 2.5, 1.5, 3.5, 2.2, 1.8]
-    found = clusters.interval_of(values, ["a", "b"] * 5)
+    found = clusters.interval_of(values, clusters.codes(["a", "b"] * 5, n=10))
     assert found["n"] == 9 and found["low"] < found["mean"] < found["high"]
     assert found["mean"] == pytest.approx(np.nanmean(values))
     assert clusters.interval_of([np.nan])["n"] == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from hooked_vlm import HookedBLIP, HookedLLaVA
+from hooked_vlm import HookedBLIP, HookedLLaVA, viz
 from hooked_vlm.analysis.image_attention import (
     COLUMNS,
     SCORES,
@@ -21,7 +21,7 @@ from hooked_vlm.analysis.image_attention import (
     score_batch,
     score_example,
 )
-from hooked_vlm.errors import DataError, PositionError
+from hooked_vlm.errors import DataError, InputsError, PositionError
 from tests.models import checkpoints
 
 SIDE, PATCH = 32, 4  # an image of 8 x 8 patches
@@ -39,7 +39,7 @@ def blip():
 def llava():
     """Its pictures are resized by the shortest edge, and the middle is cut out, as CLIP's are."""
     made = checkpoints.llava(
-        vision_changes={"image_size": SIDE, "patch_size": PATCH}, text_changes={"max_position_embeddings": 128}
+        vision_changes={"image_size": SIDE, "patch_size": PATCH}, text_changes={"max_position_embeddings": 256}
     )
     made[1].image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
@@ -270,3 +270,53 @@ def test_rivals_are_scored_as_the_object_is(blip):
     alone = score_example(blip, inputs, mask=one, **asked)
     assert alone[["rival_lift", "grounding"]].isna().all(axis=None)
     np.testing.assert_allclose(alone["objects_lift"], alone["lift"])
+
+
+# --- several images in a prompt -----------------------------------------------------------------------
+
+
+@settings(max_examples=10)
+@given(size=st.tuples(st.integers(40, 120), st.integers(40, 120)), image=st.integers(0, 1), data=st.data())
+def test_of_several_images_the_one_that_is_named_is_mapped(llava, size, image, data):
+    seen = viz.Geometry.of(llava.processor, size, PATCH)
+    plain = [Image.new("RGB", (64, 64), "grey"), Image.new("RGB", (64, 64), "grey")]
+    plain[image] = Image.new("RGB", size, "black")
+    inputs = llava.to_inputs([plain, plain], ["is it red ?", "what color is it ?"])
+    row = data.draw(st.integers(0, 1), label="row")
+    grid = inputs.grid(2 * row + image)
+    at = int(grid[data.draw(st.integers(0, GRID - 1)), data.draw(st.integers(0, GRID - 1))])
+    role = inputs.roles[row][at]
+    assert role.image == 2 * row + image
+    left, top, right, bottom = (round(edge) for edge in seen.region(role))
+    planted = Image.new("RGB", size, "black")
+    planted.paste("white", (left, top, right, bottom))
+    changed = llava.to_pixels(planted)[0] - inputs.pixel_values[role.image]
+    brightness = changed.mean(0).reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
+    assert divmod(int(brightness.argmax()), GRID) == (role.row, role.column)
+
+    def looks_at(pattern, hook):
+        return torch.zeros_like(pattern).index_fill_(-1, torch.tensor([at]), 1.0)
+
+    names = [f"blocks.{i}.attn.hook_pattern" for i in range(llava.stacks["language_model"].cfg.n_layers)]
+    with llava.hooks(fwd_hooks=[(name, looks_at) for name in names]):
+        found, norms = image_attention(llava, inputs, ["attn-heads"], inputs.last_each[:, None].tolist(), image=image)
+    maps = found["attn-heads"].patches[row]
+    assert (maps.argmax(-1) == role.row * GRID + role.column).all() and torch.allclose(maps.sum(-1), torch.ones(()))
+    other, of_other = image_attention(llava, inputs, [], 1, image=1 - image)
+    alone, expected = image_attention(llava, llava.to_inputs(plain[image], "is it red ?"), [], 1)
+    assert not other and not alone and torch.allclose(norms, expected.expand_as(norms), atol=1e-4)
+    assert of_other.shape == norms.shape
+
+
+def test_which_of_several_images_is_meant_must_be_said(llava):
+    picture = Image.new("RGB", (40, 40))
+    inputs = llava.to_inputs([[picture, picture], [picture, picture]], ["is it red ?", "is it blue ?"])
+    ask = {"kinds": ["attn-heads"], "queries": 1}
+    with pytest.raises(InputsError, match=r"have \[2, 2\] images: expected one in each; .* image=0 to image=1"):
+        score_batch(llava, inputs, **ask)
+    with pytest.raises(InputsError, match=r"image 2 of each prompt was asked for, and the prompts have \[2, 2\]"):
+        score_batch(llava, inputs, **ask, image=2)
+    with pytest.raises(PositionError, match=r"have \[2, 2\] images.*name one.*grid\(0\) to inputs\.grid\(3\)"):
+        inputs.grid()
+    scored = score_batch(llava, inputs, **ask, image=1, masks=[picture, picture])
+    assert sorted(scored["row"].unique()) == [0, 1]

@@ -75,7 +75,7 @@ def test_a_post_norm_decoder_is_read_through_its_head_and_says_so(vqa):
     for layer in range(2):
         stream = cache[f"text_decoder.blocks.{layer}.hook_normalized_resid_post"]
         close(read.followed_logits[layer + 1, ..., 0], head(stream)[..., model.to_single_token("red")])
-    assert (read.stack, read.form) == ("text_decoder", "decoder head on the normalised stream")
+    assert (read.stack, read.form) == ("text_decoder", "decoder head on the normalized stream")
 
 
 def test_patches_of_the_image_can_be_read(llava):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hooked_vlm.analysis.universal_heads import Rule, disagreements, select, universal
+from hooked_vlm.analysis.universal_heads import Rule, disagreements, partial_conjunction, select, universal
 from hooked_vlm.errors import DataError
 
 TASKS = ("colour", "place", "shape")
@@ -96,7 +96,92 @@ def test_a_head_that_helps_as_often_as_it_harms_is_selected_by_the_papers_rule_a
     assert any("not systematic" in line for line in disagreements(made, QUICK))
 
 
+def test_a_giant_hides_nobody_from_the_fdr_controlled_rule():
+    planted = everywhere(0, 0, 100.0) | {k: v for head in range(3) for k, v in everywhere(1, head, 0.5).items()}
+    made = universal(select(effects(planted), QUICK))
+    assert heads_of(made, "paper") == {(0, 0): "vision-only"}
+    assert set(heads_of(made, "fdr")) == {(0, 0), (1, 0), (1, 1), (1, 2)}
+
+
+def test_a_head_that_matters_in_some_tasks_is_told_so():
+    planted = everywhere(1, 1, tasks=TASKS[:2]) | everywhere(2, 2) | everywhere(3, 3, tasks=TASKS[2:])
+    made = select(effects(planted), QUICK)
+    first = made[made["task"] == "colour"].set_index(["layer", "head"])["at_least"]
+    assert first[2, 2] == 3 and first[1, 1] == 2 and first[3, 3] == 1 and (first > 0).sum() == 3
+    two = universal(made, at_least=2).query("rule == 'fdr'").set_index(["layer", "head"])["tasks"]
+    assert dict(two) == {(2, 2): list(TASKS), (1, 1): list(TASKS[:2])}
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+
+def with_answers(table, answers, carried_by=None):
+    """Each example with one of some answers; head 2.1 with an effect of 1 (under one answer alone), of both signs."""
+    number = table["example"].str.rsplit("-", n=1).str[1].astype(int)
+    table = table.assign(answer=[f"answer {i % answers}" for i in number])
+    here = (table["layer"] == 2) & (table["head"] == 1)
+    return table.assign(effect=table["effect"] + here * (carried_by is None or table["answer"] == carried_by))
+
+
+def test_a_head_of_one_answer_is_not_a_head_of_the_task():
+    blue = with_answers(effects(), 4, "answer 1").assign(effect=lambda t: t["effect"])
+    cells = select(blue, QUICK).query("layer == 2 and head == 1")
+    assert (select(blue.drop(columns="answer"), QUICK).query("layer == 2 and head == 1")["fdr"]).all()
+    assert not cells["fdr"].any() and (cells["p_each"] > 0.05).all() and (cells["ci_low"] < 0).all()
+    assert any("in each value" in line for line in disagreements(select(blue, QUICK), QUICK))
+
+
+def test_a_head_of_all_of_few_answers_is_universal():
+    cells = select(with_answers(effects(), 4), QUICK).query("layer == 2 and head == 1")
+    assert cells["fdr_all"].all() and (cells["clusters"] == 4).all()
+
+
+def test_many_answers_are_clusters():
+    table, generator = effects(n=48), np.random.default_rng(0)
+    table = with_answers(table, 12, "none")
+    common = {key: generator.standard_normal() for key in table.groupby(["answer", "layer", "head", "task"]).groups}
+    keys = zip(table["answer"], table["layer"], table["head"], table["task"], strict=True)
+    table = table.assign(effect=table["effect"] + [common[key] for key in keys])
+    alone, clustered = select(table.drop(columns="answer"), QUICK), select(table, QUICK)
+    assert (alone["p"] <= 0.05).mean() > 0.3 > 0.12 > (clustered["p"] <= 0.05).mean()
+    assert (clustered["se"] > 1.4 * alone["se"]).mean() > 0.9
+
+
+# --- the span ---------------------------------------------------------------------------------------
+
+
+def test_among_inert_heads_a_trace_is_no_head_where_the_span_is_known():
+    table = effects(everywhere(2, 1, 0.002), scales=np.full(16, 1e-3))
+    assert heads_of(universal(select(table, QUICK)), "fdr") == {(2, 1): "vision-only"}
+    made = select(table.assign(span=5.0), QUICK)
+    assert heads_of(universal(made), "fdr") == {} and not made["fdr"].any() and not made["undecided"].any()
+    assert any("of the span of 5" in line for line in disagreements(made, QUICK))
+
+
+def test_an_example_has_one_span():
+    table = effects(n=12).assign(span=range(3 * 12 * 16))
+    with pytest.raises(DataError, match="two different values of span"):
+        select(table, QUICK)
+
+
 # --- what is not there is not found -----------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5))
+def test_partial_conjunction_is_at_most_bonferroni_and_at_least_the_claim(seed, tasks):
+    p = np.random.default_rng(seed).random((tasks, 9)) ** 3
+    for u in range(1, tasks + 1):
+        claim, adjusted = partial_conjunction(p, u)
+        assert (claim <= adjusted).all() and (adjusted <= np.minimum(1, 9 * claim) + 1e-12).all()
+        np.testing.assert_allclose(claim, np.minimum(1, (tasks - u + 1) * np.sort(p, 0)[u - 1]))
+    gone = np.where(np.arange(9) == 4, np.nan, p)
+    assert np.isnan(partial_conjunction(gone, tasks)[1][4])
+
+
+def test_what_too_few_examples_leave_open_is_undecided():
+    made = select(effects(everywhere(2, 1, 3.0), n=10), QUICK)
+    here = (made["layer"] == 2) & (made["head"] == 1)
+    assert made.loc[here, "undecided"].all() and not made["fdr"].any()
 
 
 def test_under_the_null_the_fdr_controlled_rule_rarely_finds_a_head_where_the_papers_often_does():

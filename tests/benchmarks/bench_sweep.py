@@ -134,9 +134,9 @@ def project(hf: Any, given: dict[str, Any], layers: int = 32, rows: int = 256) -
     tower = seconds(lambda: hf.model.get_image_features(pixel_values=given["pixel_values"]))
     layer = (seconds(lambda: hf(**given)) - tower) / measured
     _, state = model.run_with_state(inputs)
-    joins = {0: state.resid_pre("language_model", 0)[:, inputs.last :].expand(rows, -1, -1).contiguous()}
+    injected = {0: state.resid_pre("language_model", 0)[:, inputs.last :].expand(rows, -1, -1).contiguous()}
     last = {"first_position": int(inputs.last), "logits_at": "last"}
-    row = seconds(lambda: model.resume(state, "language_model", joins, **last)) / rows / measured
+    row = seconds(lambda: model.resume(state, "language_model", injected, **last)) / rows / measured
     heads = model.stacks["language_model"].cfg.n_heads
     passes = heads * layers * (layers - 1) / 2  # a site at layer l goes on through the layers after it
     whole = tower + layers * layer

@@ -13,7 +13,7 @@ from transformers import BatchEncoding
 
 from hooked_vlm import HookedBLIP, HookedLLaVA, HookedVLM, VLMInputs
 from hooked_vlm.errors import InputsError, PositionError
-from hooked_vlm.models.inputs import Layout
+from hooked_vlm.models.layout import Layout
 from tests.models.checkpoints import blip_captioner, blip_vqa, byte_tokenizer, llava, picture
 from tests.models.unchecked import unchecked
 

@@ -181,3 +181,14 @@ def test_what_cannot_be_resumed_raises(change: dict[str, Any], message: str) -> 
     asked: dict[str, Any] = {"stack": "text_encoder", "injected": {0: state.resid_pre("text_encoder", 0)}, **change}
     with pytest.raises(StackError, match=message):
         model.resume(state, asked.pop("stack"), asked.pop("injected"), **asked)
+
+
+def test_rows_are_injected_under_their_old_name_too() -> None:
+    model, inputs = variant("blip-vqa")
+    _, state = model.run_with_state(inputs)
+    rows = {0: state.resid_pre("text_encoder", 0)}
+    with pytest.warns(DeprecationWarning, match="^resume's joins is deprecated: it is injected now$"):
+        found = model.resume(state, "text_encoder", joins=rows)  # type: ignore[call-arg]
+    assert torch.equal(found, model.resume(state, "text_encoder", rows))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'joins'"):
+        model.resume(state, "text_encoder", injected=rows, joins=rows)  # type: ignore[call-arg]

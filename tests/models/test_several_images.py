@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hooked_vlm import HookedBLIP, HookedLLaVA, HookedVLM, VLMInputs
 from hooked_vlm.errors import ImageError, InputsError, PositionError, StackError, TextError
-from hooked_vlm.models.naming import Role
+from hooked_vlm.models.layout import Role
 from hooked_vlm.patching import Sites, sweep
 from hooked_vlm.patching.metrics import logit_diff
 from tests.models import drawn

@@ -221,7 +221,7 @@ def _effects(
                                 "token": token,
                                 "effect": effect,
                                 "restoration": effect / 10,
-                                "normalised": effect / 7,
+                                "normalized": effect / 7,
                             }
                         )
     return rows

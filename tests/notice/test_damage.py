@@ -14,13 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from hooked_vlm import viz
 from hooked_vlm.errors import MissingExtraError, RunDirectoryError
 from hooked_vlm.notice import pipeline, report
+from hooked_vlm.notice.directory import RESULTS, RunDirectory
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.storage import Packed, packed
+from hooked_vlm.notice.summary import summarise
 from tests.notice.killed import config_of
 from tests.notice.models import answerable, small
 from tests.notice.test_resume import refuse_differences
@@ -115,6 +119,39 @@ def test_every_file_that_is_harmed_is_made_again_or_named(task: str, runs: tuple
 def test_every_file_may_be_harmed_in_every_way(harm: str, task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
     for place, name in enumerate(files(runs[0])):
         refuse_harm(task, runs, name, harm, tmp_path / str(place))
+
+
+def as_before(run: Path, n_rows: int) -> None:
+    """Leave of a run what an earlier version would have written of its first rows, a column by its old name."""
+    place = RunDirectory(run).opened()
+    for path in [path for kind in RESULTS for path in (run / kind).iterdir()]:
+        found = Packed(path.read_bytes())
+        names = ["normalised" if name == "normalized" else name for name in found.columns]
+        tables = {number: found.tables()[number].rename_columns(names) for number in found.numbers if number < n_rows}
+        place.write(str(path.relative_to(run)), packed(tables, found.about))
+    summary = place.values("summary.json") | {"version": 1}
+    heads = [{key.replace("normalized", "normalised"): value for key, value in row.items()} for row in summary["heads"]]
+    place.write_json("summary.json", summary | {"heads": heads})
+
+
+def test_an_earlier_versions_run_is_read_in_todays_words(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    as_before(run, 12)
+    effects = next((run / "effects").iterdir())
+    assert "normalised" in pq.read_schema(effects).names and b'"normalised"' in (run / "summary.json").read_bytes()
+    assert any("normalized" in row for row in Loaded.read(run).summary["heads"])
+    assert Loaded.read(run).summary == Loaded.read(runs[0]).summary
+    assert summarise(run, figures=Loaded.read(run).summary["figures"]) == Loaded.read(runs[0]).summary
+    assert "normalised" in pq.read_schema(effects).names  # who only reads changes nothing
+
+
+@pytest.mark.parametrize("n_rows", [6, 12])
+def test_an_earlier_versions_run_goes_on_in_todays_words(
+    n_rows: int, task: str, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    as_before(run, n_rows)
+    refuse_differences(go(task, run), runs[0])
 
 
 def test_a_run_json_that_is_cut_off_is_written_anew(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:

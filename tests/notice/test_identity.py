@@ -25,6 +25,8 @@ from hooked_vlm.datasets.rows import OTHER_SIZE
 from hooked_vlm.errors import HookedVLMError, InputsError, MissingExtraError, ResumeError, TaskSchemaError
 from hooked_vlm.notice import effects, fingerprint, pipeline, report, rows, summary
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.report import text
+from hooked_vlm.notice.report.loaded import Loaded
 from tests.models import checkpoints
 from tests.models.unchecked import unchecked
 from tests.notice.models import answerable, questions, small
@@ -48,9 +50,9 @@ def nothing_computed(patched: pytest.MonkeyPatch) -> None:
         patched.setattr(module, name, lambda *args, **options: pytest.fail("an example is computed"))
 
 
-def summarised(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = summary.summarise(run)
-    return found
+def cautions_of(run: Path) -> list[str]:
+    summary.summarise(run)
+    return text.cautions_of(Loaded.read(run))
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +146,11 @@ def test_other_packages_are_refused_by_name_and_accepted_on_demand(
         assert record["packages"]["transformers"] == there
         assert [each["packages"]["transformers"] for each in record["accepted"]] == ["9.9"]
         told = f"transformers 9.9 in place of {there}"
-        (caution,) = (each for each in summarised(tmp_path / "run")["cautions"] if told in each)
+        (caution,) = (each for each in cautions_of(tmp_path / "run") if told in each)
         assert caution.startswith("Accepted on demand: from 20")
         assert report.write(tmp_path / "run").read_text().count(told) == 2  # among the versions, and the cautions
     examples_of(config_of(task), model, tmp_path / "run")  # and those it began with are right for ever
-    assert not any("on demand" in each for each in summarised(begun[1])["cautions"])
+    assert not any("on demand" in each for each in cautions_of(begun[1]))
 
 
 # --- rows ---------------------------------------------------------------------------------------------------

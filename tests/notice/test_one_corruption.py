@@ -19,6 +19,8 @@ from hooked_vlm.datasets import pairs
 from hooked_vlm.notice import compare, effects, examples, pipeline, terminal
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import NO_CORRUPT_IMAGE, NO_CORRUPT_PROMPT
+from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.text import cautions_of
 from tests.notice.models import FAMILIES, questions, small
 from tests.notice.test_pipeline import read
 
@@ -135,8 +137,7 @@ def test_rows_of_a_corruption_that_an_example_lacks_are_absent(mixed: tuple[Noti
 
 def test_the_reader_is_told_on_how_many_examples_each_corruption_rests(mixed: tuple[NoticeConfig, Path]) -> None:
     directory = mixed[1]
-    summary = json.loads((directory / "summary.json").read_text())
-    said = " ".join(summary["cautions"])
+    said = " ".join(cautions_of(Loaded.read(directory)))
     lacks = f"some: not every example has an image corruption ({NO_CORRUPT_IMAGE}: 1); what is said of it rests on 5"
     assert lacks in said
     assert "some: not every example has a text corruption" in said and "rests on 3 of 6" in said

@@ -27,7 +27,7 @@ from tests.notice.models import FAMILIES, answerable, blip_shapes, row, small
 
 NAMED = ["task", "example", "group"]
 SITE = ["corrupt", "kind", "stack", "layer", "head", "position", "role", "token"]
-EFFECT_COLUMNS = [*NAMED, *SITE, "effect", "restoration", "normalised"]
+EFFECT_COLUMNS = [*NAMED, *SITE, "effect", "restoration", "normalized"]
 ASKED = ["prompt", "corrupt_prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", "image", "text", "image_noise", "text_noise")]
 EXAMPLE_COLUMNS = ["task", "example", "number", "fingerprint", "group", *ASKED]
@@ -120,7 +120,7 @@ def test_effects_are_those_of_one_run_a_site_with_hooks(done: tuple[HookedVLM, P
         restored = float(after.softmax(-1)[right] - before.softmax(-1)[right])
         assert cell.restoration == pytest.approx(restored, abs=1e-5)
         span = float((whole[right] - whole[wrong]) - (before[right] - before[wrong]))
-        assert cell.normalised == pytest.approx(effect / span, abs=1e-3 + 1e-4 / abs(span))
+        assert cell.normalized == pytest.approx(effect / span, abs=1e-3 + 1e-4 / abs(span))
         assert tokens["clean_logit_diff"] == pytest.approx(float(whole[right] - whole[wrong]), abs=1e-5)
         assert tokens[f"{cell.corrupt}_logit_diff"] == pytest.approx(float(before[right] - before[wrong]), abs=1e-5)
     assert picked["effect"].abs().max() > 1e-3
@@ -150,7 +150,7 @@ def test_the_batch_changes_no_number(done: tuple[HookedVLM, Path], tmp_path: Pat
         if part != "examples":
             other = other[other["kind"].isin(config.kinds)].reset_index(drop=True).astype({"kind": str})
             one = one.astype({"kind": str})
-        kept = [column for column in one if column != "normalised"]  # a quotient, at times of small numbers
+        kept = [column for column in one if column != "normalized"]  # a quotient, at times of small numbers
         assert len(one) == len(other) > 0
         pd.testing.assert_frame_equal(one[kept], other[kept], rtol=1e-4, atol=2e-5, check_categorical=False)
 

@@ -15,6 +15,7 @@ from hooked_vlm import HookedVLM
 from hooked_vlm.errors import ResumeError
 from hooked_vlm.models import placement
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.report.text.cautions import cautions
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.terminal import Progress
 from tests.models import checkpoints
@@ -93,7 +94,7 @@ def test_auto_is_what_is_left_out_and_is_told(command: Any, tmp_path: Path, monk
 def test_a_report_of_half_precision_says_what_it_rounds(dtype: str, tmp_path: Path) -> None:
     path = run_directory(tmp_path, kept=2, tasks=("colour",), corrupt=("image",), noise=False)
     config = json.loads((path / "run.json").read_text())["config"] | {"dtype": dtype}
-    said = [line for line in summarise(path, config=config)["cautions"] if line.startswith("Computed in ")]
+    said = [line for line in cautions(summarise(path, config=config), {}) if line.startswith("Computed in ")]
     share = {"float32": None, "bfloat16": "3", "float16": "0.5"}[dtype]
     assert len(said) == (share is not None)
     assert all(f"Computed in {dtype}: " in line and f"by up to {share}\N{NO-BREAK SPACE}% of" in line for line in said)

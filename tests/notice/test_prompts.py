@@ -14,8 +14,9 @@ from hooked_vlm.analysis import answers
 from hooked_vlm.analysis.answers import SENTENCE
 from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import TextError
-from hooked_vlm.notice import cautions, pipeline
+from hooked_vlm.notice import pipeline
 from hooked_vlm.notice.config import NoticeConfig
+from hooked_vlm.notice.report.text import cautions
 from tests.models.checkpoints import blip_vqa, llava, save
 from tests.notice.models import answerable, questions, small
 

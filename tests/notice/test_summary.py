@@ -15,9 +15,12 @@ from scipy import stats
 from hooked_vlm.analysis.image_attention import SCORES
 from hooked_vlm.analysis.universal_heads import Rule, disagreements, select_matrices
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice import summary
+from hooked_vlm.notice import report, summary
 from hooked_vlm.notice.directory import RunDirectory
+from hooked_vlm.notice.report import text
 from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.text.verdicts import told
+from hooked_vlm.notice.stored import plain
 from tests.notice.made import edit_tables, run_directory
 
 CLOSE = {"rel": 1e-5, "abs": 1e-6}  # effects are kept in single precision while they are gathered
@@ -44,6 +47,10 @@ def frames(directory):
 
 def read(directory, name):
     return pd.concat([pd.read_parquet(path) for path in sorted((directory / name).glob("*.parquet"))])
+
+
+def cautions_of(path):
+    return text.cautions_of(Loaded.read(path))
 
 
 def records(made, name, *keys):
@@ -88,7 +95,7 @@ def test_every_head_can_be_recomputed(made, frames):
         assert row["mean_abs"] == pytest.approx(sizes[key], **CLOSE)
         assert row["sd"] == pytest.approx(each["effect"].std(), **CLOSE)
         assert row["restoration"] == pytest.approx(each["restoration"].mean(), **CLOSE)
-        assert row["normalised"] == pytest.approx(each["normalised"].median(), **CLOSE)
+        assert row["normalized"] == pytest.approx(each["normalized"].median(), **CLOSE)
         assert row["ci_low"] < row["mean"] < row["ci_high"]
         assert row["abs_low"] < row["mean_abs"] < row["abs_high"]
         assert row["threshold"] == pytest.approx(threshold[key[:3]], **CLOSE)
@@ -182,12 +189,13 @@ def test_heads_that_differ_between_tasks_are_named(tmp_path):
         return rows
 
     edit_tables(path, "attention", "shape", elsewhere)
-    said = summary.summarise(path)["cautions"]
+    summary.summarise(path)
+    said = cautions_of(path)
     assert any("cross_attn L2.H0: object detection in colour and object suppression in shape" in line for line in said)
 
 
 def test_every_ablation_can_be_recomputed(made, frames):
-    found = records(made, "ablation", "task", "selection")
+    found = {(row["task"], str(row["selection"])): row for row in made["ablation"]}
     rows = frames["ablation"].query("selection != 'none'")
     assert set(found) == set(rows.groupby(["task", "selection"]).groups)
     for (task, selection), each in rows.groupby(["task", "selection"]):
@@ -225,26 +233,28 @@ def test_the_comparison_with_noise_can_be_recomputed(made, frames):
 
 
 def test_findings_say_what_was_made(made):
-    holds = {row["claim"].split(",")[0].split(":")[0]: row["holds"] for row in made["findings"]}
+    verdicts = [told(verdict) for verdict in made["findings"]]
+    holds = {row.claim.split(",")[0].split(":")[0]: row.holds for row in verdicts}
     assert holds["Image corruption"] is True
     assert holds["Object-detection heads look at the object"] is True
     assert holds["Some heads matter in every task"] is True
-    assert all(row["evidence"] and "nan" not in row["evidence"] for row in made["findings"])
+    assert all(row.evidence and "nan" not in row.evidence for row in verdicts)
 
 
 def test_without_strong_heads_nothing_is_universal_and_the_findings_say_so(tmp_path):
-    found = summary.summarise(run_directory(tmp_path, kept=14, strong=False, noise=False, masks=False))
+    path = run_directory(tmp_path, kept=14, strong=False, noise=False, masks=False)
+    found = summary.summarise(path)
     assert [row for row in found["universal"] if row["rule"] == "fdr"] == []
-    holds = {row["claim"]: (row["holds"], row["evidence"]) for row in found["findings"]}
+    holds = {row.claim: (row.holds, row.evidence) for row in map(told, found["findings"])}
     assert holds["Some heads matter in every task, by the FDR-controlled rule"][0] is False
     assert any(said == (None, "The tasks have no masks.") for said in holds.values())
     assert any(said == (None, "The run has no Gaussian noise.") for said in holds.values())
-    assert any("no masks" in line for line in found["cautions"])
+    assert any("no masks" in line for line in cautions_of(path))
 
 
 def test_a_run_of_few_examples_heads_and_tasks_is_cautioned(tmp_path):
     path = run_directory(tmp_path, kept=3, dropped=9, tasks=("colour",), corrupt=("image",), layers=1, noise=False)
-    said = " ".join(summary.summarise(path)["cautions"])
+    said = " ".join(cautions_of(path))
     for words in ("too few for the FDR-controlled rule", "only 3 of 12", "is void", "one task", "Only image"):
         assert words in said
     assert not any(row["fdr"] for row in json.loads((path / "summary.json").read_text())["heads"])
@@ -255,7 +265,7 @@ def test_a_run_with_hardly_any_example_is_summarised(tmp_path, kept):
     found = summary.summarise(run_directory(tmp_path, kept=kept, tasks=("colour",)))
     assert found["counts"][0]["kept"] == kept and all(row["rule"] == "paper" for row in found["universal"])
     text = (tmp_path / "summary.json").read_text()
-    assert json.loads(text) == found and "NaN" not in text
+    assert json.loads(text) == plain(found) and "NaN" not in text
 
 
 def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
@@ -263,7 +273,7 @@ def test_a_prompt_without_the_role_selects_at_every_position(tmp_path):
     edit_tables(path, "effects", "colour", lambda rows: rows[rows["role"] != "answer"])
     found = summary.summarise(path)
     assert set(found["select_at"].values()) == {"every position"}
-    assert found["cautions"][0].startswith("No prompt has a token of role 'answer'")
+    assert cautions_of(path)[0].startswith("No prompt has a token of role 'answer'")
 
 
 @pytest.mark.parametrize("at", ["last", "every position"])
@@ -275,7 +285,7 @@ def test_heads_may_be_selected_elsewhere(tmp_path, at):
     expected = rows.groupby(["kind", "layer", "head"])["effect"].mean()
     means = records(found, "heads", "kind", "layer", "head")
     assert all(means[key]["mean"] == pytest.approx(value, **CLOSE) for key, value in expected.items())
-    claims = [row["claim"] for row in found["findings"] if row["claim"].startswith("Image corruption")]
+    claims = [row.claim for row in map(told, found["findings"]) if row.claim.startswith("Image corruption")]
     assert all(("the last token" in claim) == (at == "last") for claim in claims) and claims
 
 
@@ -387,37 +397,53 @@ def test_the_rules_numbers_reach_the_summary(directory, made):
     families = summary.gather(RunDirectory(directory).opened(), "answer").families("effect")
     selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
-    assert disagreements(selection, rule) == made["disagreements"]
+    said = text.disagreements(Loaded.read(directory))
+    assert disagreements(selection, rule, at="at the answer's word") == said
 
 
-def test_a_summary_of_an_earlier_version_is_read_in_todays_words(directory, made, tmp_path):
-    """It called the rule that controls the false discovery rate "sound"."""
+def test_a_summary_of_an_earlier_version_is_read_in_todays_form_with_its_own_sentences(directory, made, tmp_path):
+    """Before version 1 the FDR-controlled rule was "sound"; before 2 a summary held sentences."""
     shutil.copytree(directory, tmp_path / "run")
-    earlier = json.loads(json.dumps(made).replace("the FDR-controlled rule", "the sound rule"))
-    assert earlier.pop("version") == 1  # which had none
-    before = {"fdr": "sound", "fdr_all": "sound_all"}
+    now = Loaded.read(directory)
+    verdicts = [
+        {"about": one.about, "claim": one.claim, "told": one.told, "evidence": one.evidence}
+        | {"holds": one.holds, "subject": str(one.verdict.subject or ""), "parts": one.verdict.parts}
+        for one in text.verdicts_of(now)
+    ]
+    said = {"findings": verdicts, "cautions": text.cautions_of(now), "disagreements": text.disagreements(now)}
+    earlier = plain(made) | json.loads(json.dumps(said).replace("the FDR-controlled rule", "the sound rule"))
+    del earlier["version"], earlier["rule"]
+    before = {"fdr": "sound", "fdr_all": "sound_all", "normalized": "normalised"}
     earlier["heads"] = [{before.get(key, key): value for key, value in row.items()} for row in made["heads"]]
     earlier["universal"] = [{**row, "rule": before.get(row["rule"], row["rule"])} for row in made["universal"]]
+    earlier["ablation"] = [{**row, "selection": str(row["selection"])} for row in made["ablation"]]
     assert any(row["sound"] for row in earlier["heads"])
     assert {row["rule"] for row in earlier["universal"]} == {"sound", "paper"}
     assert any("the sound rule" in row["claim"] for row in earlier["findings"])
     RunDirectory(tmp_path / "run").opened().write_json("summary.json", earlier)
-    assert Loaded.read(tmp_path / "run").summary == Loaded.read(directory).summary
+    then = Loaded.read(tmp_path / "run")
+    words = [(one.claim, one.word, one.told, one.evidence) for one in text.verdicts_of(then)]
+    assert words == [(one.claim, one.word, one.told, one.evidence) for one in text.verdicts_of(now)]
+    assert report.html_of(then) == report.html_of(now)
+    told_anew = {"findings", "rule", "cautions", "disagreements"}
+    assert {key: value for key, value in then.summary.items() if key not in told_anew} == {
+        key: value for key, value in now.summary.items() if key not in told_anew
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "summary.json has version 2 and this package reads 1 and earlier ones"),
+        ({"version": 3}, "summary.json has version 3 and this package reads 2 and earlier ones"),
         ({"version": "1"}, "summary.json has version '1'"),
         ({"heads": "all"}, r"summary.json is damaged \(heads is 'all'\): run the same `hooked-vlm notice` command"),
         ({"counts": [3]}, r"summary.json is damaged \(counts.0 is 3\)"),
-        ({"cautions": [None]}, r"summary.json is damaged \(cautions.0 is None\)"),
+        ({"version": 1, "cautions": [None]}, r"summary.json is damaged \(cautions.0 is None\)"),
     ],
 )
 def test_a_summary_of_a_later_version_or_another_form_is_refused(changes, said, directory, made, tmp_path):
     shutil.copytree(directory, tmp_path / "run")
-    RunDirectory(tmp_path / "run").opened().write_json("summary.json", made | changes)
+    RunDirectory(tmp_path / "run").opened().write_json("summary.json", plain(made) | changes)
     with pytest.raises(RunDirectoryError, match=said):
         Loaded.read(tmp_path / "run")
     assert summary.summarise(tmp_path / "run", figures=made["figures"]) == made  # the way out

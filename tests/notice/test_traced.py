@@ -120,7 +120,7 @@ def at_answer(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def test_every_cell_of_every_head_map(page: Page, rows: dict[str, pd.DataFrame]) -> None:
     expected = {
-        key: (each["effect"], each["effect"].abs(), each["restoration"], each["normalised"])
+        key: (each["effect"], each["effect"].abs(), each["restoration"], each["normalized"])
         for key, each in at_answer(rows).groupby([*CELL, "head"])
     }
     sizes = pd.Series({key: size.mean() for key, (_, size, *_) in expected.items()})
@@ -139,14 +139,14 @@ def test_every_cell_of_every_head_map(page: Page, rows: dict[str, pd.DataFrame])
         keys.remove(key)
         for layer in range(4):
             for head in range(4):
-                effect, size, restoration, normalised = expected[*key[:3], layer, head]
+                effect, size, restoration, normalized = expected[*key[:3], layer, head]
                 assert drawn["z"][layer][head] == pytest.approx(effect.mean(), rel=1e-4, abs=1e-6)
                 ends, _, _, n, mean_abs, ratio, restored, share, rule, *_ = drawn["customdata"][layer][head]
                 assert int(n) == len(effect)  # where all are equal to rounding there is no interval
                 assert interval_fits(*numbers(ends), effect) if numbers(ends) else np.ptp(effect) < 1e-5, ends
                 assert close(numbers(mean_abs)[0], size.mean()) and close(numbers(restored)[0], restoration.mean())
                 assert close(numbers(ratio)[0], size.mean() / means[key[:3]])
-                assert close(numbers(share)[0], normalised.median()) or not np.isfinite(normalised).all()
+                assert close(numbers(share)[0], normalized.median()) or not np.isfinite(normalized).all()
                 assert ("paper" in rule or "both" in rule) == (size.mean() > limits[key[:3]])
     assert not keys
 

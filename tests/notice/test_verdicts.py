@@ -22,6 +22,7 @@ from hooked_vlm import notice
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.notice import report, summary, terminal
 from hooked_vlm.notice.report.compare import compare
+from hooked_vlm.notice.report.text.verdicts import told
 from tests.notice.made import run_directory, write_tables
 from tests.notice.report.parsed import Page
 
@@ -103,7 +104,7 @@ def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws
     found = summary.summarise(path)["findings"]
     source = report.write(path).read_text(encoding="utf-8")
     words = {True: "holds", False: "does not hold", None: "undecided"}
-    verdicts = {row["claim"]: words[row["holds"]] for row in found}
+    verdicts = {told(verdict).claim: words[verdict.holds] for verdict in found}
     (of_heads,) = [word for claim, word in verdicts.items() if CLAIM.match(claim)]
     compared = of_comparison(path, other, tmp_path_factory.mktemp("out") / "both.html")
     assert of_list(source) == compared == verdicts
@@ -112,10 +113,10 @@ def test_every_place_gives_the_same_verdict(runs, tmp_path_factory, harms, draws
     if draws < 19:
         assert of_heads == "undecided"  # no p below 0.05 can be had
     assert of_terminal(path, verdicts) == verdicts
-    told = notice.verdicts(path)
-    assert {verdict.claim: verdict.word for verdict in told} == verdicts
-    assert " ".join(told.sentences) in Page(source).text  # the first screen, word for word
-    assert all(claim in told._repr_html_() and claim in repr(told) for claim in verdicts)
+    shown = notice.verdicts(path)
+    assert {verdict.claim: verdict.word for verdict in shown} == verdicts
+    assert " ".join(shown.sentences) in Page(source).text  # the first screen, word for word
+    assert all(claim in shown._repr_html_() and claim in repr(shown) for claim in verdicts)
 
 
 @settings(max_examples=3)
@@ -129,8 +130,8 @@ def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws,
     for row in made["ablation"]:
         spans = row["harm_low"] <= 0 <= row["harm_high"]
         wanted.append(None if spans or (row["harm_low"] > 0 and row["p"] > 0.05) else row["harm_low"] > 0)
-    (found,) = [row for row in made["findings"] if CLAIM.match(row["claim"])]
-    assert found["holds"] is (False if False in wanted else None if None in wanted else True)
+    (found,) = [verdict for verdict in made["findings"] if CLAIM.match(told(verdict).claim)]
+    assert found.holds is (False if False in wanted else None if None in wanted else True)
 
 
 def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):
@@ -139,7 +140,7 @@ def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):
     few, enough = (run_directory(tmp_path / str(n), kept=n, **bare) for n in (11, 12))
     for path, holds in ((few, None), (enough, False)):
         findings = json.loads((path / "summary.json").read_text())["findings"]
-        (found,) = [row for row in findings if row["claim"].endswith("by the FDR-controlled rule")]
+        (found,) = [row for row in findings if row["evidence"]["about"] == "universal"]
         assert found["holds"] is holds
     text = Page(report.write(few).read_text(encoding="utf-8")).text
     assert "It is undecided whether any of 6 heads" in text[: text.index("What was tested")]

@@ -104,7 +104,7 @@ def test_a_metric_that_means_nothing_for_some_example_says_so(
 ) -> None:
     clean, corrupt = pair
     same = clean.replace(pixel_values=torch.cat([clean.pixel_values[:1], corrupt.pixel_values[1:]]))
-    restored = metrics.normalised(metrics.logit_diff(5, 6), blip(clean), blip(same))
+    restored = metrics.normalized(metrics.logit_diff(5, 6), blip(clean), blip(same))
     found = sweep(blip, clean, same, sites(blip), restored, progress=False).values
     assert found[..., 0].isnan().all() and found[..., 1].isfinite().all()
 

@@ -38,7 +38,7 @@ def test_each_metric_is_its_formula(batch: int, shared: bool, seed: int) -> None
     order = last.argsort(-1, descending=True)
     assert metrics.rank(right)(x).tolist() == [float((order[i] == each[i]).nonzero()[0, 0]) for i in spread]
     difference = metrics.logit_diff(int(each[0]), 9)
-    found = metrics.normalised(difference, clean, corrupt)(x)
+    found = metrics.normalized(difference, clean, corrupt)(x)
     low, high = difference(corrupt), difference(clean)
     assert torch.allclose(found, (difference(x) - low) / (high - low), atol=1e-4)
 
@@ -54,7 +54,7 @@ def test_what_was_made_for_other_examples_raises(n: int, batch: int) -> None:
         metrics.rank(ids),
         metrics.restoration(0, run),
         metrics.kl_divergence(run),
-        metrics.normalised(metrics.logit_diff(1, 2), run, logits(n, 51)),
+        metrics.normalized(metrics.logit_diff(1, 2), run, logits(n, 51)),
         metrics.answer_log_probability(torch.tensor([[i, i] for i in ids])),
     ]
     for metric in made:
@@ -87,7 +87,7 @@ def test_logits_that_are_not_finite_measure_nothing(odd: float) -> None:
 def test_an_example_without_anything_to_restore_is_nan_and_no_other() -> None:
     clean, corrupt = logits(2, 1), logits(2, 2)
     corrupt[0] = clean[0]
-    found = metrics.normalised(metrics.logit_diff(1, 2), clean, corrupt)(logits(2, 3))
+    found = metrics.normalized(metrics.logit_diff(1, 2), clean, corrupt)(logits(2, 3))
     assert found.isnan().tolist() == [True, False]
 
 

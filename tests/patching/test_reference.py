@@ -71,7 +71,7 @@ def test_sweeps_agree_with_every_published_score(model: HookedBLIP, scores: dict
         "probability": metrics.probability(right),
         "restoration": metrics.restoration(right, corrupt_logits),
         "difference": difference,
-        "normalised": metrics.normalised(difference, clean_logits, corrupt_logits),
+        "normalized": metrics.normalized(difference, clean_logits, corrupt_logits),
     }
     names = [name for name in scores if name.startswith(f"{mode}.") and ".low_score." not in name]
     assert len(names) >= 2

@@ -31,9 +31,9 @@ def rows_run(model: HookedVLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[in
     """For each resumed pass, how many rows joined and where it began; filled as they run."""
     passes, whole = [], model.resume
 
-    def counted(state: Any, stack: str, joins: Any, **options: Any) -> Tensor:
-        passes.append((sum(map(len, joins.values())), options["first_position"]))
-        return whole(state, stack, joins, **options)
+    def counted(state: Any, stack: str, injected: Any, **options: Any) -> Tensor:
+        passes.append((sum(map(len, injected.values())), options["first_position"]))
+        return whole(state, stack, injected, **options)
 
     monkeypatch.setattr(model, "resume", counted)
     return passes

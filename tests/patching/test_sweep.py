@@ -242,11 +242,11 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch: pytest
     expected = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)
     whole, sizes = model.resume, []
 
-    def scarce(state: Any, stack: str, joins: Any, **options: Any) -> Tensor:
-        sizes.append(sum(len(rows) for rows in joins.values()) // len(clean))
+    def scarce(state: Any, stack: str, injected: Any, **options: Any) -> Tensor:
+        sizes.append(sum(len(rows) for rows in injected.values()) // len(clean))
         if sizes[-1] > 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return whole(state, stack, joins, **options)
+        return whole(state, stack, injected, **options)
 
     monkeypatch.setattr(model, "resume", scarce)
     found = sweep(model, clean, corrupt, sites, metrics.logit_diff(7, 8), progress=False)

@@ -145,7 +145,7 @@ def _batches() -> Found:
     for name, make in {
         "kl_divergence": measures.kl_divergence,
         "restoration": lambda other: measures.restoration(1, other),
-        "normalised": lambda other: measures.normalised(measures.probability(1), other, other + 1),
+        "normalized": lambda other: measures.normalized(measures.probability(1), other, other + 1),
     }.items():
         yield f"{name}-of-2-rows-on-4", lambda _, m=make: m(logits[:2])(logits), refuses("2", "4")
 

@@ -13,10 +13,24 @@ import pandas as pd
 
 from hooked_vlm import viz
 from hooked_vlm.analysis.heads import head_at
-from hooked_vlm.notice import places
-from hooked_vlm.notice.report.text import BOTH, FDR, NEITHER, PAPER, rule_of
-from hooked_vlm.notice.vocabulary import ROLES, at_place
-from hooked_vlm.notice.wording import DASH, chance, interval, known, number, percent, two
+from hooked_vlm.notice.places import stronger_elsewhere
+from hooked_vlm.notice.report.text import places
+from hooked_vlm.notice.report.text.words import (
+    BOTH,
+    DASH,
+    FDR,
+    NEITHER,
+    PAPER,
+    at_place,
+    chance,
+    interval,
+    number,
+    percent,
+    rule_of,
+    two,
+)
+from hooked_vlm.notice.schema import HeadEffect, known
+from hooked_vlm.notice.vocabulary import ROLES
 from hooked_vlm.viz.scales import SHADES
 
 Chart = dict[str, Any]
@@ -33,13 +47,13 @@ HOVER: Final = (
     "<b>layer %{y}, head %{x}</b>, %{customdata[3]} examples<br>%{z:.3f} %{customdata[0]} %{customdata[10]}<br>"
     "p %{customdata[1]}, q %{customdata[2]}<br>"
     "|effect| %{customdata[4]}, %{customdata[5]} \u00d7 average head<br>"
-    "restoration %{customdata[6]}, normalised %{customdata[7]}<br>"
+    "restoration %{customdata[6]}, normalized %{customdata[7]}<br>"
     "%{customdata[8]}, repeats in %{customdata[9]} of halves<br>"
     "most: %{customdata[11]}<extra></extra>"
 )
 
 
-def hovered(row: Mapping[str, Any]) -> list[str]:
+def hovered(row: HeadEffect) -> list[str]:
     """What hovering over one head shows, in the order of `HOVER`."""
     return [
         interval(row.get("ci_low"), row.get("ci_high")),
@@ -49,7 +63,7 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
         number(row.get("mean_abs")),
         two(row.get("ratio")),
         number(row.get("restoration")),
-        number(row.get("normalised")),
+        number(row.get("normalized")),
         rule_of(row.get("paper"), row.get("fdr")),
         percent(row.get("repeats")),
         at_place(row["at"]) if isinstance(row.get("at"), str) else DASH,
@@ -57,14 +71,14 @@ def hovered(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def strongest_place(row: Mapping[str, Any]) -> str:
+def strongest_place(row: HeadEffect) -> str:
     """Where patching a head does most, and how much."""
     return places.there(row) if known(row.get("best_abs")) else DASH
 
 
-def elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
+def elsewhere(rows: Iterable[HeadEffect]) -> str:
     """The line under a map: which of its heads do much more elsewhere, and where; "" for none."""
-    others = places.stronger_elsewhere(rows)
+    others = stronger_elsewhere(rows)
     named = [f"{head_at(row['layer'], row['head'])} {places.there(row)}" for row in others[:NAMED]]
     more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
     return f"{ELSEWHERE} {'; '.join([*named, *more])}." if others else ""

@@ -18,17 +18,33 @@ import pandas as pd
 
 from hooked_vlm.analysis.heads import HEAD, HEAD_KINDS, RULES, head_name, module_of
 from hooked_vlm.errors import RunDirectoryError, cut
-from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.directory import RUN
 from hooked_vlm.notice.files import MANIFEST
 from hooked_vlm.notice.report import charts, maps, render, text
 from hooked_vlm.notice.report.blocks import View, chart, ordered, table
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.text import corruption_name, read_at
-from hooked_vlm.notice.selections import selection_name
+from hooked_vlm.notice.report.text import read_at
+from hooked_vlm.notice.report.text.verdicts import Told
+from hooked_vlm.notice.report.text.words import (
+    BOTH,
+    DASH,
+    chance,
+    corruption_name,
+    heading,
+    interval,
+    kind_name,
+    kind_title,
+    listed,
+    modality_name,
+    number,
+    percent,
+    rules_named,
+    selection_name,
+    two,
+    with_interval,
+)
 from hooked_vlm.notice.storage import place_of, whole
-from hooked_vlm.notice.vocabulary import CORRUPT, NOISES, listed
-from hooked_vlm.notice.wording import DASH, chance, interval, number, percent, two, with_interval
+from hooked_vlm.notice.vocabulary import CORRUPT, NOISES
 
 
 def compare(directories: Iterable[str | Path], out: str | Path) -> Path:
@@ -129,6 +145,7 @@ def view_of(runs: Sequence[Named]) -> View:
         "behaviour": behaviour(runs),
         "ablation": ablation(runs),
         "noise": noise(runs),
+        "grounding": grounding(runs),
         "cautions": cautions(runs),
     }
 
@@ -136,7 +153,7 @@ def view_of(runs: Sequence[Named]) -> View:
 # --- the runs ---------------------------------------------------------------------------------------
 
 
-def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(runs: Sequence[Named], name: str) -> Iterator[tuple[str, Any]]:
     """The records of one table of every run, with the run's name."""
     for one in runs:
         yield from ((one.name, row) for row in one.run.records(name))
@@ -168,9 +185,9 @@ def settings(runs: Sequence[Named]) -> View:
 
 def findings(runs: Sequence[Named]) -> dict[str, View]:
     """Claims by run, whether each holds there, and the evidence."""
-    verdicts: dict[str, dict[str, Verdict]] = {}
+    verdicts: dict[str, dict[str, Told]] = {}
     for one in runs:
-        for found in one.run.verdicts:
+        for found in text.verdicts_of(one.run):
             verdicts.setdefault(found.claim, {})[one.name] = found
     rows = [[claim, *(by_run.get(one.name, "not tested") for one in runs)] for claim, by_run in verdicts.items()]
     evidence = [[claim, name, found.evidence] for claim, by_run in verdicts.items() for name, found in by_run.items()]
@@ -185,7 +202,7 @@ def cautions(runs: Sequence[Named]) -> list[str]:
     """What each run warns of."""
     said: dict[str, list[str]] = {}
     for one in runs:
-        for sentence in one.run.sentences("cautions"):
+        for sentence in text.cautions_of(one.run):
             said.setdefault(sentence, []).append(one.name)
     return [
         sentence if len(names) == len(runs) else f"{sentence} ({listed(names)})" for sentence, names in said.items()
@@ -202,9 +219,9 @@ def selections(runs: Sequence[Named]) -> dict[tuple[str, str], dict[str, str]]:
         for (kind, layer, head), rows in one.run.table("universal").groupby(HEAD, sort=True):
             said = []
             for modality, part in rows.groupby("modality", sort=False):
-                rules = text.rules_named(ordered(part["rule"], tuple(RULES)))
-                by = text.BOTH if len(rules) > 1 else rules[0]
-                said.append(f"{text.modality_name(modality)}, {by}, {read_at(one.run)}")
+                rules = rules_named(ordered(part["rule"], tuple(RULES)))
+                by = BOTH if len(rules) > 1 else rules[0]
+                said.append(f"{modality_name(modality)}, {by}, {read_at(one.run)}")
             key = (one.run.name, head_name(kind, layer, head))
             found.setdefault(key, {})[one.name] = "; ".join(said)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
@@ -273,7 +290,7 @@ def side_by_side(found: Sequence[HeadMap]) -> list[tuple[str, list[tuple[str, li
             bound = charts.limit(pd.concat([one.values for one in own]))
             drawn = [maps.head_map(one.rows, one.task, one.shape, bound) for one in own]
             of_runs.append((f"{run}, {own[0].at} (\u00b1{number(bound, 2)})", drawn))
-        shown.append((text.heading(text.kind_title(kind), corruption_name(corrupt)), of_runs))
+        shown.append((heading(kind_title(kind), corruption_name(corrupt)), of_runs))
     return shown
 
 
@@ -305,7 +322,7 @@ def alike(found: Sequence[HeadMap]) -> list[View]:
                 continue
             values = [[correlation(first, second) for second in same] for first in same]
             figure, height = charts.correlations([f"{one.run}, {one.task}" for one in same], values)
-            title = f"{text.kind_name(kind)}, {corruption_name(corrupt)}, {shape[0]} layers of {shape[1]} heads"
+            title = f"{kind_name(kind)}, {corruption_name(corrupt)}, {shape[0]} layers of {shape[1]} heads"
             plots.append(chart(figure, title, height))
     return plots
 
@@ -337,6 +354,17 @@ def ablation(runs: Sequence[Named]) -> View:
     header = ["run", "removed", "task", "heads", "all heads", "without them", "without random ones", "range over sets",
               "p"]  # fmt: skip
     return table(header, rows, "Accuracy under mean ablation", (3, 4, 5, 6, 8))
+
+
+def grounding(runs: Sequence[Named]) -> View:
+    """What the average head looks at, by run: the object asked about, and its rival."""
+    rows = [
+        [name, str(row["task"]), kind_name(row["kind"]), number(row["n"]), with_interval(row, "lift", two),
+         with_interval(row, "rival_lift", two), with_interval(row, "grounding", two)]
+        for name, row in records(runs, "grounding")
+    ]  # fmt: skip
+    header = ["run", "task", "heads", "examples", "lift, object asked about", "lift, its rival", "difference"]
+    return table(header, rows, "Attention of the average head", (3, 4, 5, 6))
 
 
 def noise(runs: Sequence[Named]) -> View:

@@ -10,42 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, cast
 
 import pandas as pd
 
 from hooked_vlm.errors import RunDirectoryError
-from hooked_vlm.notice.claims import Verdict, verdicts_of
 from hooked_vlm.notice.directory import SUMMARY, RunDirectory
-from hooked_vlm.notice.earlier import as_now
-from hooked_vlm.notice.wording import known
-
-# Columns that a table has even where summary.json has no row of it.
-COLUMNS: Final[Mapping[str, str]] = {
-    "counts": "task seen kept accuracy accuracy_low accuracy_high reasons",
-    "noted": "task reason n names",
-    "behaviour": (
-        "task corrupt n clean_logit_diff clean_logit_diff_low clean_logit_diff_high corrupt_logit_diff "
-        "corrupt_logit_diff_low corrupt_logit_diff_high flipped flipped_low flipped_high"
-    ),
-    "heads": (
-        "corrupt task kind layer head n mean mean_abs ci_low ci_high ratio p q paper fdr repeats restoration "
-        "normalised at best_at best best_low best_high best_abs elsewhere"
-    ),
-    "roles": "corrupt task kind layer role mean mean_abs ci_low ci_high abs_low abs_high n",
-    "universal": "kind layer head modality rule tasks mean_abs q repeats",
-    "functions": (
-        "kind layer head label score scored ci_low ci_high n significant inside lift auc pointing outlier "
-        "relative_inside"
-    ),
-    "ablation": (
-        "task selection n_heads draws accuracy_full accuracy_full_low accuracy_full_high accuracy accuracy_low "
-        "accuracy_high accuracy_random_mean accuracy_random_low accuracy_random_high logit_diff_full logit_diff "
-        "logit_diff_random_mean logit_diff_random_low logit_diff_random_high harm harm_low harm_high p worse"
-    ),
-    "noise": "task modality kind spearman ci_low ci_high n n_heads top_overlap top_k top_chance",
-    "figures": "file kind layer head example caption",
-}
+from hooked_vlm.notice.schema import known
+from hooked_vlm.notice.stored import Summary, as_now, columns
 
 
 @dataclass(frozen=True)
@@ -60,7 +32,7 @@ class Loaded:
 
     directory: Path
     run: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: Summary
 
     @classmethod
     def read(cls, directory: str | Path) -> Loaded:
@@ -93,9 +65,10 @@ class Loaded:
             self._tables[name] = self._table(name)
         return self._tables[name].copy()
 
-    def records(self, name: str) -> list[dict[str, Any]]:
-        """The same, a dictionary a row."""
-        return self.table(name).to_dict("records")
+    def records(self, name: str) -> list[Any]:
+        """The same, a row of `schema` each."""
+        rows: list[Any] = self.table(name).to_dict("records")
+        return rows
 
     def measured(self, name: str, column: str) -> pd.DataFrame:
         """The rows of a table that have a number in a column."""
@@ -107,23 +80,14 @@ class Loaded:
         return [task for task in self.tasks if task in set(rows["task"])]
 
     def _table(self, name: str) -> pd.DataFrame:
-        rows = pd.DataFrame(list(self.summary.get(name) or []))
-        for column in COLUMNS[name].split():
+        rows = pd.DataFrame(list(cast(Any, self.summary).get(name) or []))
+        for column in columns(name):
             if column not in rows:
                 rows[column] = pd.Series([None] * len(rows), dtype=object)
         if "task" in rows:
             place = {task: i for i, task in enumerate(self.tasks)}
             rows = rows.sort_values("task", key=lambda tasks: tasks.map(place), kind="stable", ignore_index=True)
         return rows
-
-    @cached_property
-    def verdicts(self) -> list[Verdict]:
-        """What the run shows."""
-        return verdicts_of(self.summary)
-
-    def sentences(self, name: str) -> list[str]:
-        """The sentences of summary.json under `name`."""
-        return [str(sentence) for sentence in self.summary.get(name) or []]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -154,7 +118,7 @@ class Loaded:
         """The tasks that have rows, in the order in which they were asked for; those asked for, where none has."""
         asked = [str(task) for task in self.config.get("tasks") or []]
         names = ("counts", "behaviour", "heads")
-        seen = [str(row.get("task")) for name in names for row in self.summary.get(name) or []]
+        seen = [str(row.get("task")) for name in names for row in cast(Any, self.summary).get(name) or []]
         found = list(dict.fromkeys(seen))
         return sorted(found, key=lambda task: asked.index(task) if task in asked else len(asked)) or asked
 

@@ -11,13 +11,20 @@ from typing import Any, Final
 import pandas as pd
 
 from hooked_vlm.analysis.heads import HEAD_KINDS, head_name
-from hooked_vlm.notice import places
-from hooked_vlm.notice.report import charts, text
+from hooked_vlm.notice.report import charts
 from hooked_vlm.notice.report.blocks import View, chart, ordered, row, table
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.text import corruption_name, kind_name, read_at
-from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES, at_place
-from hooked_vlm.notice.wording import number, two
+from hooked_vlm.notice.report.text import places, read_at
+from hooked_vlm.notice.report.text.words import (
+    at_place,
+    corruption_name,
+    heading,
+    kind_name,
+    kind_title,
+    number,
+    two,
+)
+from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS, EVERY, KINDS, MODULE_KINDS, NOISES
 from hooked_vlm.viz.scales import SHADES
 
 CROWDED: Final = 16  # heads a layer, above which a map needs more room
@@ -33,7 +40,7 @@ def heads(run: Loaded) -> View | None:
     for (kind, corrupt), part in families(rows, HEAD_KINDS, CORRUPTIONS):
         bound = charts.limit(part["mean"].astype(float))
         maps = [head_map(part[part["task"] == task], task, shape, bound) for task in run.tasks_of(part)]
-        title = text.heading(text.kind_title(kind), corruption_name(corrupt))
+        title = heading(kind_title(kind), corruption_name(corrupt))
         ends = _ends(bound, f"mean effect {read_at(run)}")
         found[corrupt in NOISES].append(row(maps, title, ends, wide=shape[1] > CROWDED))
     return {"maps": found[False], "noisy": found[True], "strongest": strongest_heads([("", run)])}
@@ -124,7 +131,7 @@ def _lines(
             series = {kind_name(kind): here[here["kind"] == kind] for kind in kinds}
             plots.append(chart(charts.lines(series, title, at_place(role)), f"{task}, {at_place(role)}", 230))
         legend = zip(map(kind_name, kinds), SHADES, strict=False)
-        found.append(row(plots, text.heading(corruption_name(corrupt)), legend=legend))
+        found.append(row(plots, heading(corruption_name(corrupt)), legend=legend))
     return found
 
 
@@ -136,6 +143,6 @@ def _role_maps(run: Loaded, rows: pd.DataFrame, value: str, what: str) -> list[V
         for task in run.tasks_of(part):
             figure, height = charts.role_map(part[part["task"] == task], layers, value, bound)
             maps.append(chart(figure, task, height))
-        title = text.heading(text.kind_title(kind), corruption_name(corrupt))
+        title = heading(kind_title(kind), corruption_name(corrupt))
         found.append(row(maps, title, _ends(bound, what)))
     return found

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.report.blocks import table
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.render import rendered
-from hooked_vlm.notice.report.text import headlines
+from hooked_vlm.notice.report.text import headlines, verdicts_of
+from hooked_vlm.notice.report.text.verdicts import Told
 
 
-class Verdicts(list[Verdict]):
+class Verdicts(list[Told]):
     """The verdicts of a run: a list, with the sentences that the report opens with."""
 
     def __init__(self, run: Loaded) -> None:
-        super().__init__(run.verdicts)
+        super().__init__(verdicts_of(run))
         self.name = run.name
         self.sentences = headlines(run)
 
@@ -39,7 +39,7 @@ def verdicts(directory: str | Path) -> Verdicts:
         directory: of the run.
 
     Returns:
-        A list of `claims.Verdict`s that shows itself in a notebook.
+        A list of `report.text.verdicts.Told`s that shows itself in a notebook.
 
     Raises:
         RunDirectoryError: There is no finished run.

@@ -7,41 +7,57 @@ template that says why. Knows no markup, and of files the run's figures alone.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pandas as pd
 
 from hooked_vlm.analysis.heads import HEAD, RULES, head_name, module_of
-from hooked_vlm.notice import selections
-from hooked_vlm.notice.cautions import accepted
 from hooked_vlm.notice.report import charts, text
 from hooked_vlm.notice.report.blocks import View, chart, ordered, row, table
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.maps import heads, modules, words
 from hooked_vlm.notice.report.published import PUBLISHED
-from hooked_vlm.notice.report.text import corruption_name, head_label, kind_name, read_at
-from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.vocabulary import CORRUPT, listed
-from hooked_vlm.notice.wording import (
+from hooked_vlm.notice.report.text import head_label, read_at
+from hooked_vlm.notice.report.text.cautions import accepted
+from hooked_vlm.notice.report.text.words import (
+    NEITHER,
     chance,
+    corruption_name,
     counted,
     estimate,
     interval,
     kept,
-    known,
+    kind_name,
+    listed,
+    modality_name,
     number,
     percent,
+    reasons,
+    rules_named,
+    scored,
+    selection_name,
     two,
     with_interval,
 )
+from hooked_vlm.notice.schema import Ablation, Selection, known
+from hooked_vlm.notice.vocabulary import CORRUPT
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
 SHOWN: Final = 8  # heads in the first table of labels, at least
 GROUPS: Final = ("no head removed", "random heads removed", "selected heads removed")
-SCORES: Final = {"inside": "inside", "lift": "lift", "auc": "AUC", "pointing": "pointing", "outlier": "outlier"}
+SCORES: Final = {
+    "inside": "inside",
+    "lift": "lift",
+    "rival_lift": "rival's lift",
+    "auc": "AUC",
+    "pointing": "pointing",
+    "outlier": "outlier",
+    "cost_asked": "cost",
+    "cost_rival": "rival's cost",
+}
 
 
 def report(run: Loaded) -> View:
@@ -58,7 +74,7 @@ def report(run: Loaded) -> View:
         "answer": " ".join(text.headlines(run)),
         "basis": text.basis(run),
         "tiles": text.tiles(run),
-        "findings": run.verdicts,
+        "findings": text.verdicts_of(run),
         "run": what_was_run(run),
         "behaviour": behaviour(run),
         "heads": heads(run),
@@ -69,7 +85,7 @@ def report(run: Loaded) -> View:
         "pictures": pictures(run),
         "ablation": ablation(run),
         "noise": noise(run),
-        "cautions": run.sentences("cautions"),
+        "cautions": text.cautions_of(run),
     }
 
 
@@ -85,7 +101,7 @@ def what_was_run(run: Loaded) -> View:
     versions += [(str(name), str(version)) for name, version in (run.run.get("packages") or {}).items()]
     counts = [
         [str(one["task"]), number(one["seen"]), kept(one), with_interval(one, "accuracy", percent),
-         text.reasons(one["reasons"]) or "none went"]
+         reasons(one["reasons"]) or "none went"]
         for one in run.records("counts")
     ]  # fmt: skip
     noted = [
@@ -132,7 +148,7 @@ def universal(run: Loaded) -> View | None:
     return {
         "one_task": len(run.tasks) == 1,
         "heads": _universal_heads(run),
-        "disagreements": run.sentences("disagreements"),
+        "disagreements": text.disagreements(run),
         "published": _published(run),
     }
 
@@ -154,12 +170,12 @@ def _universal_heads(run: Loaded) -> View:
         cells.append(
             [
                 head_label(run, *head),
-                text.modality_name(modality),
-                listed(text.rules_named(one["rule"] for one in found)),
+                modality_name(modality),
+                listed(rules_named(one["rule"] for one in found)),
                 listed([str(task) for task in tasks]) if isinstance(tasks, list) else str(tasks),
                 number(found[0]["mean_abs"]),
                 str(function.get("label") or "not scored"),
-                text.scored(function),
+                scored(function),
             ]
         )
     header = ["head", "corruption", "selected by", "tasks", f"mean |effect| {read_at(run)}", "label",
@@ -182,10 +198,10 @@ def _published(run: Loaded) -> View:
         rows.append(
             [
                 head_name(*key),
-                text.modality_name(head.modality or "not stated"),
+                modality_name(head.modality or "not stated"),
                 head.label or "not stated",
                 "; ".join(ranks) or "not measured",
-                listed(text.rules_named(rules)) or text.NEITHER,
+                listed(rules_named(rules)) or NEITHER,
                 str(labels[key]["label"]) if key in labels else "not scored",
             ]
         )
@@ -203,7 +219,7 @@ def functions(run: Loaded) -> View:
     chosen = set(run.table("universal")[HEAD].itertuples(index=False, name=None))
     rows = rows.assign(
         chosen=[key in chosen for key in rows[HEAD].itertuples(index=False, name=None)],
-        named=rows["label"].fillna("none") != "none",
+        named=~rows["label"].fillna("none").isin(["none", "undecided"]),
         size=rows["score"].astype(float).abs(),
     )
     first = ["chosen", "named", "size"]
@@ -212,7 +228,7 @@ def functions(run: Loaded) -> View:
     cells = [
         [head_label(run, one["kind"], one["layer"], one["head"]), "yes" if one["chosen"] else "no",
          "not tested" if one["significant"] is None else "yes" if one["significant"] else "not\u00a0shown",
-         str(one["label"] or "none"), text.scored(one), number(one["n"]), *(two(one[column]) for column in columns)]
+         str(one["label"] or "none"), scored(one), number(one["n"]), *(two(one[column]) for column in columns)]
         for one in rows.to_dict("records")
     ]  # fmt: skip
     header = ["head", "universal", f"effect {read_at(run)}", "label", "score and interval", "n",
@@ -257,15 +273,15 @@ def _picture(directory: Path, name: str) -> bytes | None:
 def ablation(run: Loaded) -> View:
     """Accuracy and logit difference without the selected heads, against random heads of the same layers."""
     rows = run.measured("ablation", "accuracy")
-    order = sorted(set(map(str, rows["selection"])), key=selections.order)
+    order = sorted(set(rows["selection"]), key=lambda each: each.order)
     records = rows.to_dict("records")
-    records.sort(key=lambda one: (order.index(str(one["selection"])), run.tasks.index(one["task"])))
+    records.sort(key=lambda one: (order.index(one["selection"]), run.tasks.index(one["task"])))
     header = [
         "removed", "task", "heads", "accuracy, all heads", "without them",
         "without random ones (range over sets)", "logit difference, all heads", "without them",
         "without random ones (range over sets)", "worse than random by", "p",
     ]  # fmt: skip
-    bars = [one for name in order for one in _bars(run, name, rows[rows["selection"] == name])]
+    bars = [one for each in order for one in _bars(run, each, rows[[one == each for one in rows["selection"]]])]
     return {
         "selected": not run.table("universal").empty,
         "bars": row(bars, legend=zip(GROUPS, charts.BARS, strict=True), wide=True),
@@ -274,7 +290,7 @@ def ablation(run: Loaded) -> View:
     }
 
 
-def _bars(run: Loaded, selection: str, rows: pd.DataFrame) -> Iterable[View]:
+def _bars(run: Loaded, selection: Selection, rows: pd.DataFrame) -> Iterable[View]:
     """Charts of one set of heads."""
     tasks = run.tasks_of(rows)
     rows = rows.set_index("task").loc[tasks]
@@ -293,11 +309,11 @@ def _known(values: Iterable[Any]) -> list[float | None]:
     return [float(value) if known(value) else None for value in values]
 
 
-def _removed(one: Mapping[str, Any]) -> list[str]:
+def _removed(one: Ablation) -> list[str]:
     """A row of the table of ablations."""
 
     def drawn(measure: str, written: Callable[[Any], str]) -> str:
-        mean, low, high = (one[f"{measure}_random_{name}"] for name in ("mean", "low", "high"))
+        mean, low, high = (cast(Any, one)[f"{measure}_random_{name}"] for name in ("mean", "low", "high"))
         return estimate(mean, low, high, written)
 
     return [

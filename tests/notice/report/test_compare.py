@@ -15,6 +15,7 @@ from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice.report import compare as comparison
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.loaded import Loaded
+from hooked_vlm.notice.report.text import verdicts_of
 from tests.notice import made
 from tests.notice.report.parsed import Page
 
@@ -98,9 +99,9 @@ def test_tables_name_run_and_number(page, directories):
     assert len(rows) == len(summary["ablation"]) > 0
     assert len(page.table("Semantic pairs against")) == (3 + 2) * 2 * 2
     rows = {row["claim"]: row for row in page.table("Whether a claim holds")}
-    for finding in summary["findings"]:
-        wanted = {True: "holds", False: "does not hold", None: "undecided"}[finding["holds"]]
-        assert rows[finding["claim"]][NAMES[1]] == wanted
+    for one in verdicts_of(Loaded.read(directories[1])):
+        wanted = {True: "holds", False: "does not hold", None: "undecided"}[one.holds]
+        assert rows[one.claim][NAMES[1]] == wanted
 
 
 def test_the_comparison_is_the_same_each_time_and_offline(text, page, directories, tmp_path):

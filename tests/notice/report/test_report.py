@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,28 @@ from markupsafe import Markup
 
 from hooked_vlm.errors import RunDirectoryError
 from hooked_vlm.notice import report
-from hooked_vlm.notice.claims import Verdict
 from hooked_vlm.notice.report import render, views
 from hooked_vlm.notice.report.charts import ELSEWHERE, MARKS, strongest_place
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.report.text import corruption_name, rule_of, scored
+from hooked_vlm.notice.report.text import cautions_of, verdicts_of
+from hooked_vlm.notice.report.text.verdicts import Told
+from hooked_vlm.notice.report.text.words import (
+    chance,
+    corruption_name,
+    interval,
+    number,
+    percent,
+    rule_of,
+    scored,
+    two,
+    with_interval,
+)
+from hooked_vlm.notice.schema import Selection
 from hooked_vlm.notice.summary import summarise
-from hooked_vlm.notice.wording import chance, interval, number, percent, two, with_interval
 from tests.notice import made
 from tests.notice.report.parsed import Page
+
+IMAGE = Selection("universal", "image", "fdr")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +120,7 @@ def test_every_head_stands_in_its_map_with_what_hovering_shows(page, summary):
             *(html.escape(chance(row[key])) for key in ("p", "q")),
             *(number(row[key]) for key in ("n", "mean_abs")),
             two(row["ratio"]),
-            *(number(row[key]) for key in ("restoration", "normalised")),
+            *(number(row[key]) for key in ("restoration", "normalized")),
             rule_of(row["paper"], row["fdr"]),
             percent(row["repeats"]),
             "at the answer's word",
@@ -170,14 +184,18 @@ def test_ablation_is_the_summarys_in_table_and_bars(page, summary):
     rows = page.tables["Mean ablation"][1:]
     assert len(rows) == len(summary["ablation"])
     for row in rows:
-        (record,) = [one for one in summary["ablation"] if (NAMES[one["selection"]], one["task"]) == (row[0], row[1])]
+        (record,) = [
+            one
+            for one in summary["ablation"]
+            if (NAMES[str(Selection(**one["selection"]))], one["task"]) == (row[0], row[1])
+        ]
         assert row[3:5] == [with_interval(record, name, percent) for name in ("accuracy_full", "accuracy")]
         low, high = record["accuracy_random_low"], record["accuracy_random_high"]
         assert row[9] == with_interval(record, "harm")
         assert row[5] == f"{percent(record['accuracy_random_mean'])} {interval(low, high, percent)}".strip()
     (chart,) = [chart for title, chart in page.charts if title == "universal heads (image), 2 heads: accuracy"]
     full, drawn, chosen = chart["data"]
-    records = {one["task"]: one for one in summary["ablation"] if one["selection"] == "universal image"}
+    records = {one["task"]: one for one in summary["ablation"] if one["selection"] == asdict(IMAGE)}
     for i, task in enumerate(chosen["x"]):
         assert chosen["y"][i] == pytest.approx(records[task]["accuracy"], rel=1e-4)
         assert drawn["y"][i] + drawn["error_y"]["array"][i] == pytest.approx(
@@ -197,19 +215,20 @@ def test_noise_is_the_summarys(page, summary):
     assert effects == pytest.approx(sorted(noisy), rel=1e-4)
 
 
-def test_findings_say_whether_they_hold_and_why(page, summary):
+def test_findings_say_whether_they_hold_and_why(page, summary, directory):
     verdicts = [
         attributes["class"] for tag, attributes in page.elements if "verdict" in (attributes.get("class") or "")
     ]
     wanted = {True: "verdict yes", False: "verdict no", None: "verdict open"}
     assert verdicts == [wanted[row["holds"]] for row in summary["findings"]]
-    for row in summary["findings"]:
-        assert row["claim"] in page.sections["findings"] and row["evidence"] in page.sections["findings"]
+    for one in verdicts_of(Loaded.read(directory)):
+        assert one.claim in page.sections["findings"] and one.evidence in page.sections["findings"]
 
 
-def test_cautions_are_all_there(page, summary):
-    assert summary["cautions"]
-    for sentence in summary["cautions"]:
+def test_cautions_are_all_there(page, directory):
+    said = cautions_of(Loaded.read(directory))
+    assert said
+    for sentence in said:
         assert sentence in page.sections["care"]
 
 
@@ -227,7 +246,7 @@ def test_the_answer_comes_first_and_hedges(page, summary):
     assert "cross_attn L1.H2 for image and text" in first
     assert "the strongest single head at the answer's word is" in first
     assert "Removing the universal heads (image) hurts more than removing as many random heads in every task" in first
-    after = sum(row["accuracy"] for row in summary["ablation"] if row["selection"] == "universal image") / 3
+    after = sum(row["accuracy"] for row in summary["ablation"] if row["selection"] == asdict(IMAGE)) / 3
     assert f"Accuracy goes from 100\N{NO-BREAK SPACE}% to {percent(after)}" in first
     assert "So few examples a task give hints, not results." in first
     assert "42 of 48" in first
@@ -303,11 +322,10 @@ def test_what_users_wrote_is_escaped_everywhere(copy):
         else:
             content["counts"][0]["reasons"] = {EVIL: 2}
             content["cautions"] = content["disagreements"] = [EVIL]
-            content["findings"][0] |= {"claim": EVIL, "evidence": EVIL}
+            content["findings"][0]["evidence"] = {"about": "earlier", "claim": EVIL, "evidence": EVIL}
             content["figures"][0]["caption"] = EVIL
             content["roles"][0]["role"] = EVIL
             content["functions"][0]["label"] = EVIL
-            content["ablation"][0]["selection"] = EVIL
         made.write_json(copy / name, content)
     page = seen(copy)
     assert page.text.count(EVIL) > 20
@@ -345,7 +363,7 @@ def test_what_a_page_shows_is_plain(tmp_path, kept):
             for i, inner in enumerate(value):
                 plain(inner, f"{at}[{i}]")
         else:
-            known = (str, int, float, bool, type(None), Verdict, np.ndarray, np.generic)
+            known = (str, int, float, bool, type(None), Told, np.ndarray, np.generic)
             assert isinstance(value, known) and not isinstance(value, Markup), (at, type(value))
 
     plain(view)

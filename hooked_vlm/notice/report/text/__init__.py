@@ -1,53 +1,42 @@
-"""What report, comparison, notebook and terminal say of a run: its words, and every sentence made from its numbers.
+"""What report, comparison, notebook and terminal say of a run: every sentence made from its numbers, each made once.
 
-Each sentence is made here once, from summary.json, and says how sure it is; where something was not measured, it says
-that. Verdicts bring sentences of their own (`claims.Verdict.told`), the strongest heads theirs (`places.told`). What
-stands on every page alike is written in its template. Knows no chart and no markup.
+`words` puts numbers, heads and places, `verdicts` the verdicts, `cautions` what to be careful about, `places` where
+heads are strong; here is what a first screen, a comparison and a terminal say of a whole run. Each says how sure it is;
+where something was not measured, it says that. What stands on every page alike is written in its template. Knows no
+chart and no markup.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
 
-from hooked_vlm.analysis.heads import HEAD, RULES, head_at, head_name, module_of, of_heads
-from hooked_vlm.notice import claims, places, selections
-from hooked_vlm.notice.cautions import about_sentences
+from hooked_vlm.analysis import universal_heads
+from hooked_vlm.analysis.heads import HEAD, RULES, head_at, head_name, of_heads
+from hooked_vlm.notice import claims, selections
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.report.loaded import Loaded
-from hooked_vlm.notice.selections import selection_name
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, KINDS, MODALITY_NAME, at_place, listed
-from hooked_vlm.notice.wording import (
-    UNIT,
+from hooked_vlm.notice.report.text import places, verdicts
+from hooked_vlm.notice.report.text.cautions import FEW, about_sentences, cautions, numbers_of
+from hooked_vlm.notice.report.text.words import (
+    at_place,
     carriers,
+    corruption_name,
     counted,
-    estimate,
     first_of,
-    known,
+    listed,
     number,
     percent,
+    selection_name,
+    spread,
     two,
 )
+from hooked_vlm.notice.vocabulary import CORRUPT, KINDS
 
-KIND: Final = {
-    "cross_attn-heads": "cross-attention heads",
-    "attn-heads": "self-attention heads",
-    "cross_attn": "cross-attention",
-    "attn": "self-attention",
-    "mlp": "MLP",
-    "resid": "residual stream",
-}
-CORRUPTION: Final = {
-    "image": "image swapped for its pair",
-    "text": "word replaced in the prompt",
-    "image_noise": "Gaussian noise on the image",
-    "text_noise": "Gaussian noise on the prompt",
-}
-FDR, PAPER, BOTH, NEITHER = *RULES.values(), "both rules", "neither rule"
 # Of the configuration: what a setting is called, and its option on the command line ("" for one that changes no number,
 # or has a place of its own there).
 SETTINGS: Final = {
@@ -69,43 +58,7 @@ SETTINGS: Final = {
 }
 
 
-# --- words ------------------------------------------------------------------------------------------
-
-
-def kind_name(kind: object) -> str:
-    """A kind of site in words."""
-    return KIND.get(str(kind), str(kind))
-
-
-def kind_title(kind: object) -> str:
-    """A kind of heads in words, with the spelling that names of heads use.
-
-    >>> kind_title("attn-heads")
-    'self-attention heads (attn)'
-    """
-    return f"{kind_name(kind)} ({module_of(kind)})" if of_heads(kind) else kind_name(kind)
-
-
-def corruption_name(corrupt: object) -> str:
-    """A corruption in words."""
-    return CORRUPTION.get(str(corrupt), str(corrupt))
-
-
-def modality_name(modality: object) -> str:
-    """What a head carries, in words."""
-    return MODALITY_NAME.get(str(modality), str(modality))
-
-
-def rules_named(rules: Iterable[object]) -> list[str]:
-    """Rules in words."""
-    return [RULES.get(str(rule), str(rule)) for rule in rules]
-
-
-def rule_of(paper: object, fdr: object) -> str:
-    """Which rule selects a head, in words."""
-    if paper is True or fdr is True:
-        return BOTH if paper is fdr else PAPER if paper is True else FDR
-    return NEITHER
+# --- of a run ---
 
 
 def head_label(run: Loaded, kind: object, layer: Any, head: Any) -> str:
@@ -120,43 +73,9 @@ def read_at(run: Loaded) -> str:
     return listed([at_place(role) for role in roles])
 
 
-def heading(*parts: str) -> str:
-    """The heading of a row of charts."""
-    text = ", ".join(parts)
-    return text[0].upper() + text[1:]
-
-
 def because_nothing_kept(run: Loaded) -> str:
     """Why there may be no effects at all."""
     return "" if run.kept else " (no example was kept)"
-
-
-def spread(values: pd.Series, written: Callable[[Any], str]) -> str:
-    """The least and the greatest of some numbers, or the one there is.
-
-    >>> spread(pd.Series([0.97, 1.0]), percent)
-    '97 to 100\N{NO-BREAK SPACE}%'
-    """
-    low, high = written(values.min()), written(values.max())
-    return low if low == high else f"{low.removesuffix(UNIT)} to {high}"
-
-
-def scored(function: Mapping[str, Any]) -> str:
-    """What a head's label rests on, with its interval.
-
-    >>> scored({"scored": "lift", "score": 3.1, "ci_low": 2.4, "ci_high": 3.9})
-    'lift 3.10 [2.40,\N{NO-BREAK SPACE}3.90]'
-    """
-    if not known(function.get("score")):
-        return ""
-    value = estimate(function["score"], function.get("ci_low"), function.get("ci_high"), two)
-    return f"{function.get('scored') or ''} {value}".strip()
-
-
-def reasons(of: object) -> str:
-    """Why examples of a task were not kept, the most frequent reason first; "" where all were."""
-    counts = of if isinstance(of, Mapping) else {}
-    return "; ".join(f"{reason}: {n}" for reason, n in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def setting(value: Any) -> str:
@@ -191,6 +110,25 @@ def command(config: Mapping[str, Any]) -> str:
     return " ".join([shlex.quote(word) for word in words] + ["--out DIR"])
 
 
+def verdicts_of(run: Loaded) -> list[verdicts.Told]:
+    """What a run shows, in words."""
+    return [verdicts.told(verdict) for verdict in run.summary.get("findings") or []]
+
+
+def cautions_of(run: Loaded) -> list[str]:
+    """What to be careful about."""
+    return cautions(run.summary, run.run)
+
+
+def disagreements(run: Loaded) -> list[str]:
+    """Where the two rules select other heads, and why."""
+    if "disagreements" in run.summary:
+        return run.summary["disagreements"]
+    rows = pd.DataFrame(run.summary["heads"])
+    rows = rows.where(rows.notna(), float("nan"))  # a number that is missing is null there
+    return universal_heads.disagreements(rows, numbers_of(run.summary), at=read_at(run)) if len(rows) else []
+
+
 # --- a run's first screen ---------------------------------------------------------------------------
 
 
@@ -203,7 +141,7 @@ def headlines(run: Loaded) -> list[str]:
             f"Nothing could be patched: none of the {counted(run.seen, 'example')} could be kept, and patching asks "
             "where a right answer comes from. The reasons are counted below."
         ]
-    found = {verdict.about: verdict.told for verdict in claims.headlines(run.verdicts)}
+    found = verdicts.headlines(verdicts_of(run))
     told = [found.get("universal"), *strongest(run), found.get("harm"), *_labelled(run), found.get("noise")]
     return [sentence for sentence in told if sentence]
 
@@ -255,7 +193,7 @@ def tiles(run: Loaded) -> list[tuple[str, str]]:
         shown.append((f"{fdr} and {paper}", "universal heads, by the FDR-controlled rule and by the paper's"))
     rows = run.table("ablation").dropna(subset=["accuracy", "accuracy_full", "accuracy_random_mean"])
     if len(rows):
-        selection = min(rows["selection"], key=selections.order)
+        selection = min(rows["selection"], key=lambda each: each.order)
         rows = rows[rows["selection"] == selection].set_index("task")
         losses = [
             number(100 * (rows[column].astype(float) - rows["accuracy_full"].astype(float)).mean(), 1)
@@ -294,7 +232,21 @@ def compared(runs: Sequence[Loaded], recurring: Sequence[str], alike: Mapping[st
         for whose, values in alike.items()
         if len(values)
     ]
+    looks = [look for run in runs if (look := _average_look(run))]
+    if looks:
+        said.append(
+            "Lift of the average head on the object asked about and on its rival, mean over tasks: "
+            f"{listed(dict.fromkeys(looks))}."
+        )
     return " ".join(said)
+
+
+def _average_look(run: Loaded) -> str:
+    """Where the average head of a run looks; "" where there are no masks of both objects."""
+    rows = run.table("grounding")
+    if rows.empty:
+        return ""
+    return f"{two(rows['lift'].mean())} and {two(rows['rival_lift'].mean())} in {run.short}"
 
 
 # --- the terminal -----------------------------------------------------------------------------------
@@ -310,7 +262,7 @@ def ending(run: Loaded) -> list[str]:
     if not any(row["kept"] for row in summary["counts"]):
         said.append("Nothing was patched: no example was kept, for the reasons above")
     for corrupt in CORRUPT:
-        if heads := selections.strongest(summary, corrupt):
+        if heads := selections.strongest(summary["heads"], corrupt):
             named = ", ".join(head_name(*head) for head in heads)
             said.append(f"Strongest under {corrupt} corruption, {read_at(run)}: {named}")
             said += [f"  {sentence}" for sentence in places.told(summary["strongest"], corrupt)]

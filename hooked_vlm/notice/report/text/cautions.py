@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from hooked_vlm.analysis.answers import SENTENCE
-from hooked_vlm.analysis.head_labels import NONE
+from hooked_vlm.analysis.head_labels import NONE, UNDECIDED
 from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
-from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.schema import Records
-from hooked_vlm.notice.vocabulary import CORRUPT, FEW, at_place, listed
-from hooked_vlm.notice.wording import percent, with_interval
+from hooked_vlm.notice.report.text.words import at_place, listed, percent, with_interval
+from hooked_vlm.notice.schema import Counts, Function, known
+from hooked_vlm.notice.stored import Summary
+from hooked_vlm.notice.vocabulary import CORRUPT
 from hooked_vlm.patching.result import ROUNDING
 
 ONE_WORD = "Answer with one word."
+FEW = 30  # examples of a task, below which intervals are wide and what they show is a hint
 OFTEN = 0.1  # of the answers: sentences that are more than this are worth another run
 
 
-def cautions(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any], rule: Rule) -> list[str]:
-    """What to be careful about in this run, in sentences; the weightiest first."""
-    said = []
+def cautions(summary: Summary, record: Mapping[str, Any]) -> list[str]:
+    """What to be careful about in a run, in sentences; the weightiest first.
+
+    Args:
+        summary: the run's; those that one of version 1 keeps are given as they are.
+        record: what run.json says.
+    """
+    if "cautions" in summary:
+        return summary["cautions"]
+    tables, config, rule = summary, summary["config"], numbers_of(summary)
+    asked, said = str(config["select_at"]), []
+    if set(summary["select_at"].values()) - {asked}:
+        said.append(f"No prompt has a token of role {asked!r}: heads are selected on every position at once instead.")
+    said += about_packages(record)
     kept = {row["task"]: row["kept"] for row in tables["counts"]}
     least = {row["task"]: claims.fewest(row) for row in tables["counts"]}
-    needed = rule.fewest_examples
+    needed = rule.fewest
     if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
             f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to hold "
@@ -46,19 +58,24 @@ def cautions(data: RunTables, tables: Mapping[str, Records], config: Mapping[str
                 f"{row['task']}: only {row['kept']} of {row['seen']} examples were kept; what follows holds of those, "
                 "which may be the easy ones."
             )
-    for row in tables["behaviour"]:
-        if row["flipped"] < 0.5 and row["corrupt"] in CORRUPT:
+    for change in tables["behaviour"]:
+        if change["corrupt"] in CORRUPT and change["flipped"] is not None and change["flipped"] < 0.5:
             said.append(
-                f"{row['task']}: {row['corrupt']} corruption turns the answer round in "
-                f"{with_interval(row, 'flipped', percent)} of the examples only, so patching has little to restore "
+                f"{change['task']}: {change['corrupt']} corruption turns the answer round in "
+                f"{with_interval(change, 'flipped', percent)} of the examples only, so patching has little to restore "
                 "in the others."
             )
-    said += _about_heads(data, tables, rule)
-    said += _about_scope(data, tables, config)
+    said += _about_heads(summary, rule)
+    said += _about_scope(summary, config)
     return said
 
 
-def _about_lacking(counts: Records) -> list[str]:
+def numbers_of(summary: Summary) -> Rule:
+    """The numbers that a run's heads were selected by."""
+    return Rule(**cast(Any, summary.get("rule") or {}))
+
+
+def _about_lacking(counts: list[Counts]) -> list[str]:
     """Which tasks have examples without a corruption that others have, and why."""
     said = []
     for row in counts:
@@ -76,7 +93,7 @@ def _about_lacking(counts: Records) -> list[str]:
 _A = {"image": "an image corruption", "text": "a text corruption"}
 
 
-def about_sentences(counts: Records, config: Mapping[str, Any]) -> list[str]:
+def about_sentences(counts: list[Counts], config: Mapping[str, Any]) -> list[str]:
     """How to ask for a word where a model answers in sentences.
 
     Args:
@@ -126,9 +143,9 @@ def accepted(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> list[str]:
+def _about_heads(tables: Summary, rule: Rule) -> list[str]:
     said = []
-    for kind in data.head_kinds:
+    for kind in tables["select_at"]:
         n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
         most = (n - 1) / math.sqrt(n) if n else 0.0
         what = module_of(kind)
@@ -142,14 +159,15 @@ def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> 
                 f"{_most_above(n, rule.sds)} can pass mean + {rule.sds:g} SD together: the paper's rule was made for "
                 "models of 144 heads and more."
             )
-    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and not math.isnan(row["p"])])
+    n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and known(row["p"])])
     if n_tests:
         said.append(
             f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
             f"{rule.alpha:g} in each corruption and kind of heads, not over the whole report; the paper's rule "
             "corrects for nothing."
         )
-        said.append(f"Heads are read {at_place(data.at)}, and selected, ablated and drawn by that alone.")
+        roles = listed(map(at_place, dict.fromkeys(tables["select_at"].values())))
+        said.append(f"Heads are read {roles}, and selected, ablated and drawn by that alone.")
     if len({row["task"] for row in tables["heads"]}) == 1:
         said.append("There is one task: 'universal' says no more than that a head stands out in it.")
     corrupts = {row["corrupt"] for row in tables["heads"]} & set(CORRUPT)
@@ -159,7 +177,7 @@ def _about_heads(data: RunTables, tables: Mapping[str, Records], rule: Rule) -> 
     return said
 
 
-def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping[str, Any]) -> list[str]:
+def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
     said = []
     if tables["ablation"]:
         said.append(
@@ -180,13 +198,7 @@ def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping
                 f"than 1 / (sets + 1).{max(few.values())}"
             )
     if tables["functions"]:
-        masked = any(not math.isnan(row["lift"]) for row in tables["functions"])
-        said.append(
-            "Labels say where attention goes, not why: a head that looks at whatever stands out, or always at the "
-            "middle, overlaps objects that stand out or stand there."
-            if masked
-            else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
-        )
+        said.append(_about_masks(tables["functions_by_task"]))
     said += _about_labels(tables["functions_by_task"])
     if config.get("screen"):
         said.append(
@@ -210,20 +222,41 @@ def _about_scope(data: RunTables, tables: Mapping[str, Records], config: Mapping
     return said
 
 
-def _about_labels(rows: Records) -> list[str]:
+def _about_masks(rows: list[Function]) -> str:
+    """What the data's masks let one tell of what heads do."""
+    if not any(known(row["lift"]) for row in rows):
+        return "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
+    if not any(known(row.get("rival_lift")) for row in rows):
+        return (
+            "There are no masks of the rivals, the things of which wrong answers are right: a head that looks at "
+            "objects cannot be told from one that looks at the object asked about, and no head is labelled object "
+            "detection."
+        )
+    if not any(row.get("n_causes") for row in rows):
+        return (
+            "No head's attention was changed, since none has a clear effect on half of the examples or they are too "
+            "few: labels that need to know what the attention is worth are undecided."
+        )
+    return (
+        "What a head's attention to an object is worth is measured in that head alone, at the tokens from which heads "
+        "are watched: heads that see the object as well make up for it, and what the others do with it is not asked."
+    )
+
+
+def _about_labels(rows: list[Function]) -> list[str]:
     """Heads that are called one thing in one task and another in another."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        if row["label"] != NONE:
+        if (label := row["label"]) not in (NONE, UNDECIDED, None):
             of_head = found.setdefault(head_name(row["kind"], row["layer"], row["head"]), {})
-            of_head.setdefault(row["label"], []).append(str(row["task"]))
+            of_head.setdefault(str(label), []).append(str(row["task"]))
     parted = [
         f"{head}: {listed(f'{label} in {listed(tasks)}' for label, tasks in of_head.items())}"
         for head, of_head in found.items()
         if len(of_head) > 1
     ]
     return (
-        [f"Labels are of all tasks together, and some heads differ between tasks. {'; '.join(parted)}."]
+        [f"Labels of all tasks are those of each in which the head matters; some differ. {'; '.join(parted)}."]
         if parted
         else []
     )
