@@ -174,6 +174,9 @@ def interval_of(
 ) -> dict[str, float]:
     """The mean of some numbers, one an example, with its interval: mean, low, high, n, p. NaN is left out.
 
+    Clusterings into fewer than `FEW` are taken as all the clusters there are, and have no say: what is told then holds
+    for those that were seen.
+
     Args:
         values: the numbers.
         clusterings: from `codes`.
@@ -185,7 +188,7 @@ def interval_of(
     n = int((~np.isnan(given)).sum())
     if not n:
         return dict.fromkeys(("mean", "low", "high", "p"), np.nan) | {"n": 0}
-    found = judge(given, clusterings, flips=flips, seed=seed, level=level)
+    found = granted(judge_each(given, clusterings, flips=flips, seed=seed, level=level), FEW)
     return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
 
 

@@ -2,7 +2,7 @@
 
 Labels are of one task: a head may look at the object in one and away in another, and matter in one alone. In each, a
 label holds, does not, or is undecided (None): the interval of something that it asks for holds its bound, or nobody
-measured it. Intervals and tests are those of `clusters.judge`; over the heads of a kind they are held to `alpha` by
+measured it. Intervals and tests are those of `clusters`; over the heads of a kind they are held to `alpha` by
 Benjamini-Hochberg.
 
 | label | sight: attention of the query | cause: what `attention_causes` gives |
@@ -230,8 +230,13 @@ def _judged(
     seed: tuple[int, ...],
     level: float,
 ) -> dict[str, np.ndarray]:
-    """`clusters.judge` of matrices by name, all in the same resamples: name, name_low, name_high and name_p."""
-    found = clusters.judge(np.hstack(list(values.values())), _coded(grid, ways), flips=flips, seed=seed, level=level)
+    """Matrices by name, judged in the same resamples: name, name_low, name_high and name_p.
+
+    Clusterings into fewer than `clusters.FEW` have no say: what is told then holds for the answers that were seen.
+    """
+    together = np.hstack(list(values.values()))
+    each = clusters.judge_each(together, _coded(grid, ways), flips=flips, seed=seed, level=level)
+    found = clusters.granted(each, clusters.FEW)
     parts = {"": found.mean, "_low": found.low, "_high": found.high, "_p": found.p}
     return {
         f"{name}{end}": column

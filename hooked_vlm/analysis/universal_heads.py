@@ -237,8 +237,9 @@ def matters(selection: pd.DataFrame, rule: Rule = DEFAULT) -> pd.Series:
         selection: from `select`.
         rule: the numbers it was made with.
     """
-    low, _ = _reach(selection)
-    return (selection["q"] <= rule.alpha) & (low > rule.floor * selection["span"].fillna(0.0))
+    low, _ = _reach(selection, "seen_low", "seen_high")
+    real = (low > rule.floor * selection["span"].fillna(0.0)) & ~(selection["p_each"] > rule.alpha)
+    return (selection["q"] <= rule.alpha) & real
 
 
 def _reach(table: pd.DataFrame, *ends: str) -> tuple[pd.Series, pd.Series]:

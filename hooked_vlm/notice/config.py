@@ -125,11 +125,11 @@ class NoticeConfig:
     positions: Annotated[Literal["text", "answer", "last", "all"], _OneOf] = "text"
     """Where: text (all but the image's), answer (the right answer's word), last or all."""
     select_at: Annotated[SelectAt, _OneOf] = "auto"
-    """Where heads are selected: answer, last, 'every position', or auto: 'every position' where heads are patched so, else
-    as watch_at."""
+    """Where heads are selected: answer, last, 'every position', or auto: 'every position' where heads are patched so,
+    else as watch_at."""
     watch_at: Annotated[SelectAt, _OneOf] = "auto"
-    """From where heads are watched, whose attention on the image is scored: answer, last, 'every position', or auto: where
-    heads are selected if that is a single one, else the paper's choice, answer in BLIP and last in LLaVA."""
+    """Whose attention on the image is scored: answer, last, 'every position', or auto: where heads are selected if that
+    is a single one, else the paper's choice, answer in BLIP and last in LLaVA."""
     every_position: bool | None = None
     """Patch heads at every position at once, too; if left out, where it is affordable and single positions were not
     asked for."""

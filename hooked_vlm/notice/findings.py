@@ -84,7 +84,7 @@ def _concentration(data: RunTables, kind: str, seed: int) -> Verdict:
     here, there = np.concatenate(on), np.concatenate(off)
     together = clusters.side_by_side(ways)
     found = [clusters.interval_of(each, together, seed=seed) for each in (here, there, here - there)]
-    on_them, off_them, gap = (Estimate(**{name: each[name] for name in ("mean", "low", "high", "n")}) for each in found)
+    on_them, off_them, gap = (Estimate(each["mean"], each["low"], each["high"], int(each["n"])) for each in found)
     means = {role: float(np.nanmean(np.concatenate(each))) for role, each in per_role.items() if role != EVERY}
     evidence = Concentrated(kind, expected, on_them, off_them, gap, means)
     return Verdict(evidence, above(gap.low, gap.high, 0.0), kind, p=_number(found[2]["p"]))

@@ -29,7 +29,19 @@ from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 LACKING = [f"{name}_lacking" for name in CORRUPT]  # of a kept example, why it has no such corruption
 DIFFERENCES = [f"{run}_logit_diff" for run in ("clean", *CORRUPTIONS)]
-ABOUT = ["task", "example", "number", "group", "prompt", "answer", "wrong_answer", "generated", "kept", "reason"]
+ABOUT = [
+    "task",
+    "example",
+    "number",
+    "group",
+    "prompt",
+    "corrupt_prompt",
+    "answer",
+    "wrong_answer",
+    "generated",
+    "kept",
+    "reason",
+]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
 MEASURES = ["effect", "restoration", "normalized"]
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
@@ -115,16 +127,10 @@ class RunTables:
 
     @cached_property
     def _about(self) -> pd.DataFrame:
-        """What clusters an example, by task and example; a template is the prompt without its answers."""
+        """What clusters an example, by task and example."""
         rows = self.examples.drop_duplicates(["task", "example"])
-        words = zip(
-            rows["prompt"].astype(str), rows["answer"].astype(str), rows["wrong_answer"].astype(str), strict=True
-        )
-        templates = [
-            re.sub("|".join(rf"\b{re.escape(word)}\b" for word in (right, wrong) if word), "_", prompt)
-            for prompt, right, wrong in words
-        ]
-        return rows.assign(template=templates).set_index(["task", "example"])
+        texts = rows[["prompt", "corrupt_prompt", "answer", "wrong_answer"]].itertuples(index=False, name=None)
+        return rows.assign(template=[_template(*each) for each in texts]).set_index(["task", "example"])
 
     def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
         """The clean less corrupt logit difference of some examples of a task."""
@@ -132,8 +138,9 @@ class RunTables:
         return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
 
     def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
-        """Of each task its examples with effects in two halves, drawn at random: what is chosen on one of them can be
-        judged on the other.
+        """Of each task its examples with effects in two halves, drawn at random.
+
+        What is chosen on one of them can be judged on the other.
         """
         found = {}
         for i, task in enumerate(self.tasks):
@@ -166,6 +173,15 @@ class RunTables:
                 measured[task] = Measured(grid.matrix("effect", heads), spans, self.clusters(task, grid.examples))
             families[key] = (heads, measured)
         return families
+
+
+def _template(prompt: str, corrupt: str | None, *answers: str) -> str:
+    """A prompt without its answers, and without the words that a corrupt prompt of as many words has others for."""
+    words, others = prompt.split(), (corrupt or "").split()
+    if len(words) == len(others):
+        words = [word if word == other else "_" for word, other in zip(words, others, strict=True)]
+    pattern = "|".join(rf"\b{re.escape(answer)}\b" for answer in answers if answer)
+    return re.sub(pattern, "_", " ".join(words), flags=re.IGNORECASE) if pattern else " ".join(words)
 
 
 def gather(place: RunDirectory, at: str) -> RunTables:

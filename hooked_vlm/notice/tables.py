@@ -1,7 +1,7 @@
 """The tables of a run's summary, from its grids: counts, behaviour, heads, roles, ablation, noise.
 
-Shares have exact intervals and means those of `clusters`, which say why. Cost: seconds for the resamples. Knows no model
-and no file.
+Shares have exact intervals and means those of `clusters`, which say why. Cost: seconds for the resamples. Knows no
+model and no file.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def roles(data: RunTables, seed: int) -> list[RoleEffect]:
         cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
         ways = data.clusters(task, grid.examples)
         of_effect, of_size = (
-            clusters.judge(each, ways, flips=clusters.ROUGH, seed=(seed, 8)) for each in (effect, size)
+            clusters.granted(clusters.judge_each(each, ways, flips=clusters.ROUGH, seed=(seed, 8)), clusters.FEW)
+            for each in (effect, size)
         )
         table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
         table = table.assign(n=(~np.isnan(effect)).sum(0), mean=of_effect.mean)

@@ -148,9 +148,9 @@ def test_heads_that_look_anywhere_are_rarely_labelled():
 
 
 def test_examples_that_hang_together_count_as_their_clusters():
-    """One answer of four carries the grounding: the other three show none."""
-    table, causes = scored({(0, 0): (ON_ASKED, NEEDS)}, n=40)
-    answer = table["example"].astype(int) % 4
+    """One answer of eight carries the grounding: the other seven show none."""
+    table, causes = scored({(0, 0): (ON_ASKED, NEEDS)}, n=80)
+    answer = table["example"].astype(int) % 8
     table["grounding"] = np.where(answer == 0, 4.0, 0.0) + 0.05 * (np.arange(len(table)) % 3)
     assert labels(table, causes)["looks_at_asked"].tolist() == [True]
     assert labels(table.assign(answer=answer), causes)["looks_at_asked"].tolist() == [None]

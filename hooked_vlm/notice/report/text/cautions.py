@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
 
+from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.answers import SENTENCE
 from hooked_vlm.analysis.head_labels import NONE, UNDECIDED
 from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
-from hooked_vlm.notice.report.text.words import at_place, listed, percent, with_interval
-from hooked_vlm.notice.schema import Counts, Function, known
+from hooked_vlm.notice.report.text.words import at_place, listed, percent, two, with_interval
+from hooked_vlm.notice.schema import Counts, Function, Power, known
 from hooked_vlm.notice.stored import Summary
 from hooked_vlm.notice.vocabulary import CORRUPT
 from hooked_vlm.patching.result import ROUNDING
@@ -43,8 +45,8 @@ def cautions(summary: Summary, record: Mapping[str, Any]) -> list[str]:
     needed = rule.fewest
     if lacking := [task for task, n in least.items() if n < needed]:
         said.append(
-            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to hold "
-            "out a half: it can select nothing."
+            f"{listed(lacking)}: fewer than {needed} examples were kept, too few for the FDR-controlled rule to select "
+            "anything."
         )
     if thin := [f"{task} ({n})" for task, n in least.items() if needed <= n < FEW]:
         said.append(f"Few examples: {listed(thin)}. Intervals are wide and small effects are missed.")
@@ -72,7 +74,8 @@ def cautions(summary: Summary, record: Mapping[str, Any]) -> list[str]:
 
 def numbers_of(summary: Summary) -> Rule:
     """The numbers that a run's heads were selected by."""
-    return Rule(**cast(Any, summary.get("rule") or {}))
+    given, names = summary.get("rule") or {}, {one.name for one in fields(Rule)}
+    return Rule(**cast(Any, {name: value for name, value in given.items() if name in names}))
 
 
 def _about_lacking(counts: list[Counts]) -> list[str]:
@@ -162,12 +165,14 @@ def _about_heads(tables: Summary, rule: Rule) -> list[str]:
     n_tests = len([row for row in tables["heads"] if row["corrupt"] in CORRUPT and known(row["p"])])
     if n_tests:
         said.append(
-            f"{n_tests} effects (heads, tasks, corruptions) were tested. The false discovery rate is held at "
-            f"{rule.alpha:g} in each corruption and kind of heads, not over the whole report; the paper's rule "
-            "corrects for nothing."
+            f"{n_tests} effects (heads, tasks, corruptions) were tested. In each corruption and kind of heads, not "
+            f"over the whole report, the false discovery rate over tasks is held at {rule.alpha:g}, and so is the "
+            "chance of any false universal head; the paper's rule corrects for nothing. Verdicts are corrected "
+            "together (Holm)."
         )
         roles = listed(map(at_place, dict.fromkeys(tables["select_at"].values())))
         said.append(f"Heads are read {roles}, and selected, ablated and drawn by that alone.")
+    said += _about_clusters(tables)
     if len({row["task"] for row in tables["heads"]}) == 1:
         said.append("There is one task: 'universal' says no more than that a head stands out in it.")
     corrupts = {row["corrupt"] for row in tables["heads"]} & set(CORRUPT)
@@ -177,12 +182,42 @@ def _about_heads(tables: Summary, rule: Rule) -> list[str]:
     return said
 
 
+def _about_clusters(tables: Summary) -> list[str]:
+    """Tasks of few answers, and what a run of so many examples could find."""
+    fewest: dict[str, int] = {}
+    for row in tables["heads"]:
+        if 1 < (n := row.get("clusters") or 0) < clusters.FEW:
+            fewest[row["task"]] = min(n, fewest.get(row["task"], n))
+    said = []
+    if fewest:
+        said.append(
+            f"Few answers, groups or templates: {listed(f'{task} ({n})' for task, n in fewest.items())}. What is "
+            "said of a head in one task holds for these answers, in each of which it has to act; whether it is "
+            "universal, and how far its interval reaches, is asked of answers in general, by a test that takes the "
+            "means of so few as normal. More answers would tell more than more examples."
+        )
+    for verdict in tables["findings"]:
+        if isinstance(verdict.evidence, claims.Selected):
+            said += [_about_power(row) for row in verdict.evidence.power if known(row["power"])]
+    return said
+
+
+def _about_power(row: Power) -> str:
+    where = "" if row["tasks"] == 1 else " in both tasks" if row["tasks"] == 2 else f" in all {row['tasks']} tasks"
+    needed = "no number of examples is enough" if row["needed"] is None else f"it takes {row['needed']} examples a task"
+    return (
+        f"Power, {row['corrupt']} corruption, {module_of(row['kind'])}: were every example independent, a head whose "
+        f"effect varies as the strongest ones' here (SD {two(row['cv'])} times the mean) would be found{where} with a "
+        f"chance of {percent(row['power'])} by {row['n']} examples; for {percent(0.8)}, {needed}."
+    )
+
+
 def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
     said = []
     if tables["ablation"]:
         said.append(
-            "Heads are ablated on the examples that they were selected on, which favours them a little over random "
-            "heads; and on those that the model had answered rightly, where accuracy can only fall."
+            "Heads are ablated on examples that had no say in their choice: each half is judged by what was chosen on "
+            "the other; all are examples that the model had answered rightly, where accuracy can only fall."
         )
         few: dict[str, str] = {}
         for row in tables["ablation"]:  # the sets are the same in every task

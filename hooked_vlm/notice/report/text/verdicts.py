@@ -13,7 +13,7 @@ import numpy as np
 
 from hooked_vlm.analysis.decided import Holds
 from hooked_vlm.analysis.head_labels import OBJECT
-from hooked_vlm.analysis.heads import RULES, head_name, module_of
+from hooked_vlm.analysis.heads import RULES, Head, head_name, module_of
 from hooked_vlm.notice.claims import (
     Alike,
     Concentrated,
@@ -80,7 +80,14 @@ class Told:
 
 def told(verdict: Verdict) -> Told:
     """A verdict in words."""
-    return Told(verdict, *_SENTENCES[type(verdict.evidence)](verdict, verdict.evidence))
+    claim, said, evidence = _SENTENCES[type(verdict.evidence)](verdict, verdict.evidence)
+    return Told(verdict, claim, said, evidence + _corrected(verdict))
+
+
+def _corrected(verdict: Verdict) -> str:
+    if verdict.p is None or verdict.p_adjusted is None:
+        return ""
+    return f" p = {verdict.p:.2g}, among all claims of the run {verdict.p_adjusted:.2g} (Holm)."
 
 
 def headlines(verdicts: Iterable[Told]) -> dict[str, str]:
@@ -166,7 +173,11 @@ def _selected(verdict: Verdict, found: Selected) -> Sentences:
         said = "No head was patched, so no head can be called universal." if found.patched else ""
         return claim, said, "No heads were patched."
     by_rule = {name: [row for row in found.selected if row["rule"] == name] for name in RULES}
-    why = f"fewer than {found.fewest} examples of {listed(found.few)} are too few for {RULES['fdr']} to select any"
+    why = (
+        f"fewer than {found.fewest} examples of {listed(found.few)} are too few for {RULES['fdr']} to select any"
+        if found.few
+        else f"the data rule {_named(found.open)} neither in nor out"
+    )
     said = "; by ".join(
         f"{whose}: {listed(carriers(by_rule[name])) or 'none'}"
         for name, whose in (("fdr", RULES["fdr"]), ("paper", "the paper's"))
@@ -174,7 +185,16 @@ def _selected(verdict: Verdict, found: Selected) -> Sentences:
     undecided = f" Here {why}." if verdict.holds is None else ""
     what = f"{counted(found.n_heads, 'head')}, read {at_place(found.at)},"
     who = _who_stands_out(by_rule, verdict.holds, what, _everywhere(found.n_tasks), why)
-    return claim, who, f"By {said}; read {at_place(found.at)}.{undecided}"
+    partly = [
+        f"{head_name(row['kind'], row['layer'], row['head'])} in {listed(row['tasks'])} ({row['modality']})"
+        for row in found.partly
+    ]
+    some = f"In some of the tasks, two at least, matter {listed(partly)}." if partly else ""
+    return claim, " ".join(filter(None, (who, some))), f"By {said}; read {at_place(found.at)}.{undecided}"
+
+
+def _named(heads: Iterable[Head]) -> str:
+    return first_of(head_name(*head) for head in heads)
 
 
 def _who_stands_out(by_rule: Mapping[str, list[Universal]], holds: Holds, what: str, where: str, why: str) -> str:
@@ -246,9 +266,10 @@ def _harm_in(row: Ablation) -> str:
     """The numbers of one task."""
     full, after = (with_interval(row, name, percent) for name in ("accuracy_full", "accuracy"))
     harm = _shown(Estimate(row["harm"], row["harm_low"], row["harm_high"], row["n"]))
+    heads = "; on the other half ".join(row["chosen"])
     return (
-        f"{row['task']}: accuracy {full} whole, {after} without, {percent(row['accuracy_random_mean'])} without random "
-        f"ones; logit difference {row['logit_diff_full']:.3g}, {row['logit_diff']:.3g}, "
+        f"{row['task']} ({heads}): accuracy {full} whole, {after} without, {percent(row['accuracy_random_mean'])} "
+        f"without random ones; logit difference {row['logit_diff_full']:.3g}, {row['logit_diff']:.3g}, "
         f"{row['logit_diff_random_mean']:.3g} (worse than random by {harm}, p = {row['p']:.2g}, "
         f"{counted(row['draws'], 'set')})"
     )
