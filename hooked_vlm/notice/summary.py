@@ -139,7 +139,7 @@ def to_test(selected: Selected, halves: list[Half]) -> dict[str, list[Tested]]:
         cells = half.effects
         if len(cells):
             cells = cells[cells["corrupt"].isin(CORRUPT) & cells["kind"].isin(list(selected.tables.attention))]
-            cells = cells[universal_heads.matters(cells, selected.rule)].sort_values("mean_abs", ascending=False)
+            cells = cells[cells["matters"]].sort_values("mean_abs", ascending=False)
         for task, judges in half.judges.items():
             mine = cells[cells["task"] == task][HEAD].itertuples(index=False, name=None) if len(cells) else ()
             found.setdefault(task, []).append(Tested(judges, list(dict.fromkeys(mine))[: selections.LABELLED]))
@@ -162,7 +162,7 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> 
     seed, times, chosen = rule.seed, rule.bootstrap, selected.effects
     significant = None
     if len(chosen):
-        tested = chosen[chosen["corrupt"].isin(CORRUPT) & universal_heads.matters(chosen, rule)]
+        tested = chosen[chosen["corrupt"].isin(CORRUPT) & chosen["matters"]]
         significant = {
             task: set(tested[tested["task"] == task][HEAD].itertuples(index=False, name=None)) for task in data.tasks
         }

@@ -52,7 +52,7 @@ def test_labels_follow_sight_and_cause():
     assert made["label"].tolist() == expected
     assert made["scored"].tolist() == ["lift", "lift", "outlier", "lift", "lift"]
     assert ((made["ci_low"] < made["score"]) & (made["score"] < made["ci_high"])).all()
-    assert made["detects"].tolist() == [True, False, False, False, False]
+    assert [value is True for value in made["detects"]] == [True, False, False, False, False]
     assert (made["lacks"] == "").all() and (made["n_causes"] == 30).all()
 
 
