@@ -186,7 +186,7 @@ def test_heads_that_differ_between_tasks_are_named(tmp_path):
     def elsewhere(rows: pd.DataFrame) -> pd.DataFrame:
         here = (rows["layer"] == 2) & (rows["head"] == 0) & (rows["kind"] == "cross_attn-heads")
         rows.loc[here, ["lift", "auc", "relative_inside"]] = [0.1, 0.1, -0.2]
-        rows.loc[here, ["lift", "objects_lift"]] += 0.01 * (number_of(rows) % 3)
+        rows.loc[here, ["lift", "objects_lift", "auc", "relative_inside"]] += 0.01 * (number_of(rows) % 3)
         return rows
 
     edit_tables(path, "attention", "shape", elsewhere)
