@@ -123,7 +123,8 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
         One row for each corrupt, kind, task, layer, head: n (examples), clusters (the fewest that it was judged by),
         mean, mean_abs, sd (of the effect), se (of mean), ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs),
         span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, p_each, q,
-        repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided; and, the same in every task of a head,
+        repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided;
+        and, the same in every task of a head,
         p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
 
     Raises:

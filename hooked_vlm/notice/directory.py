@@ -4,8 +4,8 @@
 with the digest of every other file, written before the file is put in place, and run.json's content once more. The
 tables of results lie in `examples/`, `effects/`, `attention/`, `ablation/` and `causes/`, in blocks of some rows: a
 block's file is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any
-moment and loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and block it is
-of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped or renamed
+moment and loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and
+block it is of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped or renamed
 is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary, a
 report, a comparison) goes by the manifest, which also knows what is missing.
 
