@@ -5,7 +5,8 @@
 - `corruption`: what turns a clean run into a corrupt one, as hook functions.
 - `answers`: what a model answered, and by which tokens its two answers are told apart.
 - `ablation`: what heads are worth, against as many random ones.
-- `image_attention`, `head_labels`: where heads look, and what that makes of them.
+- `image_attention`, `causes`, `head_labels`: where heads look, what the answer owes to it, and what that
+  makes of them.
 - `lens`: what a stream would say, and which part of the model says it.
 - `effect_tables`: the effect of every head in every example, as a table. `universal_heads`, `heads_compared` (against
   the answer, from task to task, image against text, example by example) and `by_answer` read it.
@@ -32,6 +33,7 @@ _PUBLIC = {
     "SymmetricTokenReplacement": "corruption",
     "ablate": "ablation",
     "answer_specific": "by_answer",
+    "attention_causes": "causes",
     "by_cluster": "by_answer",
     "carriers": "heads_compared",
     "denoise_and_noise": "circuits",
@@ -56,6 +58,7 @@ _PUBLIC = {
 if TYPE_CHECKING:
     from hooked_vlm.analysis.ablation import ReferenceMeans, ablate
     from hooked_vlm.analysis.by_answer import answer_specific, by_cluster
+    from hooked_vlm.analysis.causes import attention_causes
     from hooked_vlm.analysis.circuits import denoise_and_noise, pair_interactions, self_repair
     from hooked_vlm.analysis.corruption import (
         GaussianNoise,
@@ -81,6 +84,7 @@ __all__ = [
     "SymmetricTokenReplacement",
     "ablate",
     "answer_specific",
+    "attention_causes",
     "by_cluster",
     "carriers",
     "denoise_and_noise",

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from hooked_vlm.analysis import statistics
@@ -192,7 +192,7 @@ def interval_of(
     return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
 
 
-def side_by_side(parts: Sequence[Sequence[Codes]]) -> list[Codes]:
+def side_by_side(parts: Sequence[Sequence[NDArray[np.int64]]]) -> list[Codes]:
     """The clusterings of examples of several tasks, one after another: no cluster reaches into another task.
 
     Args:

@@ -13,6 +13,9 @@ patch k, m_k the share of it that the mask covers, and sums over patches (the cl
 | `lift` | inside / area: above 1, more than evenly on the object; below 1, less |
 | `auc` | P(attention of a pixel in the mask > that of a pixel outside) + half of P(equal); 0.5 is even |
 | `pointing` | 1 if the patch with most attention is an object's patch, else 0 (pointing game, Zhang et al. 2016) |
+| `rival_lift` | `lift` of the rival's mask: of the thing for which the wrong answer would be right |
+| `grounding` | lift - rival_lift: above 0, more on the object asked about than on its rival |
+| `objects_lift` | `lift` of both masks together, of the one that is there where the other is not |
 | `relative_inside` | inside less its mean over all heads of the kind (Golovanevsky et al. 2025 show attention so) |
 | `outlier` | attention on high-norm background patches and the class token / attention on patches and class token |
 | `cls` | attention on the class token / attention on patches and class token |
@@ -46,7 +49,11 @@ from hooked_vlm.images import to_rgb_list
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 
-SCORES = ("image_mass", "inside", "area", "lift", "auc", "pointing", "relative_inside", "outlier", "cls")
+RIVAL_SCORES = ("rival_lift", "grounding", "objects_lift")
+"""Those that an earlier version did not measure."""
+SCORES = (
+    "image_mass", "inside", "area", "lift", "auc", "pointing", *RIVAL_SCORES, "relative_inside", "outlier", "cls",
+)  # fmt: skip
 COLUMNS = ("kind", "layer", "head", "query_role", *SCORES)
 NORM_SDS = 3.0  # standard deviations above the mean at which a patch's norm is an outlier
 
@@ -64,6 +71,11 @@ class ImageAttention:
     patches: Float[Tensor, "batch layer head patch"]
     cls: Float[Tensor, "batch layer head"] | None
     grid: tuple[int, int]
+
+    def on_image(self, layer: int, head: int) -> Float[Tensor, "batch image_key"]:
+        """One head's attention on the image's keys, the class token first where there is one."""
+        patches = self.patches[:, layer, head]
+        return patches if self.cls is None else torch.cat([self.cls[:, layer, head, None], patches], 1)
 
     def less_the_mean(self) -> Float[Tensor, "batch layer head row column"]:
         """Each head's attention less the mean over all heads, as maps: what the paper shows."""
@@ -99,7 +111,7 @@ def image_attention(
     stack = model.stacks[model.prompt_stack]
     numbers = _chosen(inputs, image)
     attended = {kind: _image_keys(model, inputs, kind, numbers) for kind in kinds}
-    weights = _query_weights(inputs, queries)
+    weights = query_weights(inputs, queries)
     tower = model.vision_encoder
     last = f"{tower.prefix}blocks.{tower.cfg.n_layers - 1}.hook_resid_post"
     rows: dict[str, Tensor] = {}
@@ -143,7 +155,7 @@ def _chosen(inputs: VLMInputs, image: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _ImageKeys:
+class ImageKeys:
     """Which keys are the image's: [batch key], the class token first where there is one."""
 
     places: Tensor
@@ -151,8 +163,19 @@ class _ImageKeys:
     grid: tuple[int, int]
 
 
-def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, numbers: list[int]) -> _ImageKeys | None:
-    """Where the images of such numbers are among the keys of a kind of heads, or None where they are not."""
+def image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, image: int | None = None) -> ImageKeys | None:
+    """Where the image is among the keys of a kind of heads, or None where it is not.
+
+    Args:
+        model: as `image_attention`.
+        inputs: as `image_attention`.
+        kind: of heads.
+        image: as `image_attention`.
+    """
+    return _image_keys(model, inputs, kind, _chosen(inputs, image))
+
+
+def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, numbers: list[int]) -> ImageKeys | None:
     if not of_heads(kind):
         return None
     cross = kind == "cross_attn-heads"
@@ -172,10 +195,10 @@ def _image_keys(model: HookedVLM, inputs: VLMInputs, kind: str, numbers: list[in
     n_before = first - spans[numbers[0]].start + (cross and model.vision_encoder.has_class_token)
     patches = torch.stack([grid.flatten() for grid in grids])
     before = patches[:, :1] + torch.arange(-n_before, 0, device=patches.device)
-    return _ImageKeys(torch.cat([before, patches], 1), n_before, (grids[0].shape[0], grids[0].shape[1]))
+    return ImageKeys(torch.cat([before, patches], 1), n_before, (grids[0].shape[0], grids[0].shape[1]))
 
 
-def _query_weights(inputs: VLMInputs, queries: Query | Sequence[Query]) -> Float[Tensor, "batch pos"]:
+def query_weights(inputs: VLMInputs, queries: Query | Sequence[Query]) -> Float[Tensor, "batch pos"]:
     """How much each position counts as query; rows sum to 1."""
     batch, n = inputs.input_ids.shape
     each: list[Any] = [queries] * batch if isinstance(queries, int) else list(queries)
@@ -229,6 +252,7 @@ def score_batch(
     kinds: Iterable[str],
     queries: Query | Sequence[Query],
     masks: Sequence[Any] | None = None,
+    rival_masks: Sequence[Any] | None = None,
     query_role: str = "",
     image: int | None = None,
 ) -> pd.DataFrame:
@@ -239,31 +263,48 @@ def score_batch(
         inputs: the clean examples.
         kinds: as `image_attention`.
         queries: as `image_attention`.
-        masks: one for each example, None for those without; or None.
+        masks: of the object asked about, one for each example, None for those without; or None.
+        rival_masks: of its rival, in the same way.
         query_role: what the query is, for the table.
         image: as `image_attention`.
 
     Returns:
         One row for each example, kind, layer and head: row (the example's place in the batch) and `COLUMNS`. NaN
-        where there is no mask, or where the processor's crop leaves nothing of the object.
+        where there is no mask, or where the processor's crop leaves nothing of the object; so for its rival's.
 
     Raises:
         PositionError: as `image_attention`.
         DataError: if there are not as many masks as examples.
     """
-    given = [None] * len(inputs) if masks is None else list(masks)
-    if len(given) != len(inputs):
-        raise DataError(
-            f"{len(given)} masks were given for {len(inputs)} examples: one each, None where there is none."
-        )
+    given = [one_each(each, len(inputs)) for each in (masks, rival_masks)]
     attention, norms = image_attention(model, inputs, kinds, queries, image=image)
-    cover = torch.full((len(inputs), norms.shape[1]), torch.nan)
-    has = [i for i, mask in enumerate(given) if mask is not None]
-    if has and attention:
-        cover[has] = patch_coverage(model, [given[i] for i in has])
-    parts = [_scored(kind, each, cover, norms.cpu()) for kind, each in attention.items()]
+    cover, rival = (covered(model, each if attention else [None] * len(each), norms.shape[1]) for each in given)
+    parts = [_scored(kind, each, cover, rival, norms.cpu()) for kind, each in attention.items()]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", *COLUMNS])
     return table.assign(query_role=query_role)[["row", *COLUMNS]]
+
+
+def one_each(masks: Sequence[Any] | None, n: int) -> list[Any]:
+    """Masks of as many examples. Raises DataError if there are not as many."""
+    given = [None] * n if masks is None else list(masks)
+    if len(given) != n:
+        raise DataError(f"{len(given)} masks were given for {n} examples: one each, None where there is none.")
+    return given
+
+
+def covered(model: HookedVLM, masks: Sequence[Any], n_patches: int) -> Float[Tensor, "batch patch"]:
+    """`patch_coverage` of a mask an example, NaN for those that have none.
+
+    Args:
+        model: a `HookedVLM` with a processor.
+        masks: one for each example, None for those without.
+        n_patches: of the image.
+    """
+    cover = torch.full((len(masks), n_patches), torch.nan)
+    has = [i for i, mask in enumerate(masks) if mask is not None]
+    if has:
+        cover[has] = patch_coverage(model, [masks[i] for i in has])
+    return cover
 
 
 def score_example(
@@ -273,6 +314,7 @@ def score_example(
     kinds: Iterable[str],
     query: Query,
     mask: Any = None,
+    rival_mask: Any = None,
     query_role: str = "",
     image: int | None = None,
 ) -> pd.DataFrame:
@@ -284,40 +326,53 @@ def score_example(
         kinds: as `image_attention`.
         query: position of the query, or several.
         mask: white where the object is, or None.
+        rival_mask: white where its rival is, or None.
         query_role: what the query is, for the table.
         image: as `image_attention`.
 
     Raises:
         PositionError: as `image_attention`.
     """
-    masks = None if mask is None else [mask]
-    options: dict[str, Any] = {"masks": masks, "query_role": query_role, "image": image}
+    masks, rivals = (None if each is None else [each] for each in (mask, rival_mask))
+    options: dict[str, Any] = {"masks": masks, "rival_masks": rivals, "query_role": query_role, "image": image}
     scores = score_batch(model, inputs, kinds=kinds, queries=query, **options)
     return scores.drop(columns="row")
 
 
-def _scored(kind: str, attention: ImageAttention, cover: Tensor, norms: Tensor) -> pd.DataFrame:
+def _inside(on: Tensor, cover: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each head the share of its attention on patches that lies in a mask, and that of the pixels; NaN, no mask."""
+    m = cover.double()[:, None, None, :]
+    inside = (on * m).sum(-1) / on.sum(-1)
+    area = m.mean(-1).expand_as(inside)
+    seen = area > 0  # False too where there is no mask
+    return inside.where(seen, torch.nan), area.where(seen, torch.nan)
+
+
+def _scored(kind: str, attention: ImageAttention, cover: Tensor, rival: Tensor, norms: Tensor) -> pd.DataFrame:
     on, cls = attention.patches.double().cpu(), attention.cls
     batch, layers, heads, _ = on.shape
-    m = cover.double()[:, None, None, :]
     on_patches = on.sum(-1)
     on_cls = torch.zeros_like(on_patches) if cls is None else cls.double().cpu()
     mass = on_patches + on_cls
-    inside = (on * m).sum(-1) / on_patches
-    area = m.mean(-1).expand_as(inside)
-    seen = area > 0  # False too where there is no mask
+    inside, area = _inside(on, cover)
+    rival_inside, rival_area = _inside(on, rival)
+    objects_inside, objects_area = _inside(on, torch.fmax(cover, rival))
+    seen = area > 0
     strange = outlying(norms, cover)[:, None, None, :]
-    is_object = _object_patches(cover)[:, None, :].expand(-1, layers * heads, -1)
+    is_object = object_patches(cover)[:, None, :].expand(-1, layers * heads, -1)
     top = rearrange(on, "b l h p -> b (l h) p").argmax(-1, keepdim=True)
     pointing = rearrange(is_object.gather(-1, top)[..., 0], "b (l h) -> b l h", l=layers).double()
     scores = {
         "image_mass": mass,
-        "inside": inside.where(seen, torch.nan),
-        "area": area.where(seen, torch.nan),
-        "lift": (inside / area).where(seen, torch.nan),
+        "inside": inside,
+        "area": area,
+        "lift": inside / area,
         "auc": _auc(on, cover).where(seen, torch.nan),
         "pointing": pointing.where(seen, torch.nan),
-        "relative_inside": (inside - inside.nanmean((1, 2), keepdim=True)).where(seen, torch.nan),
+        "rival_lift": rival_inside / rival_area,
+        "grounding": inside / area - rival_inside / rival_area,
+        "objects_lift": objects_inside / objects_area,
+        "relative_inside": inside - inside.nanmean((1, 2), keepdim=True),
         "outlier": ((on * strange).sum(-1) + on_cls) / mass,
         "cls": torch.full_like(mass, torch.nan) if cls is None else on_cls / mass,
     }
@@ -332,7 +387,7 @@ def outlying(norms: Float[Tensor, "batch patch"], cover: Float[Tensor, "batch pa
     return (norms > threshold) & ~(cover >= 0.5)
 
 
-def _object_patches(cover: Float[Tensor, "batch patch"]) -> Tensor:
+def object_patches(cover: Float[Tensor, "batch patch"]) -> Tensor:
     """[batch patch], True where the mask covers half of a patch, or as much of one as of any."""
     known = cover.nan_to_num(0.0)
     most = known.max(1, keepdim=True).values

@@ -123,7 +123,8 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
         One row for each corrupt, kind, task, layer, head: n (examples), clusters (the fewest that it was judged by),
         mean, mean_abs, sd (of the effect), se (of mean), ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs),
         span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, p_each, q,
-        repeats, fdr (the FDR-controlled rule selects it here) and undecided; and, the same in every task of a head,
+        repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided;
+        and, the same in every task of a head,
         p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
 
     Raises:
@@ -154,7 +155,20 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
 
 _CELL = ("corrupt", "kind", "task", "layer", "head")
 _MEASURED = ("n", "clusters", "mean", "mean_abs", "sd", "se", "ci_low", "ci_high", "abs_low", "abs_high", "span")
-_RULES = ("threshold", "paper", "ratio", "ratio_low", "ratio_high", "p", "p_each", "q", "repeats", "fdr", "undecided")
+_RULES = (
+    "threshold",
+    "paper",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "p",
+    "p_each",
+    "q",
+    "repeats",
+    "matters",
+    "fdr",
+    "undecided",
+)
 _EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all", "at_least")
 _COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
 
@@ -178,7 +192,9 @@ def _family(
     low, high = _reach(table, "seen_low", "seen_high")
     enough, floor = table["n"] >= rule.fewest, rule.floor * table["span"].fillna(0.0)
     stands_out = enough & (table["ratio_low"] > rule.times)
-    large = stands_out & (low > floor) & ~(table["p_each"] > rule.alpha)
+    real = (low > floor) & ~(table["p_each"] > rule.alpha)
+    table["matters"] = real & (table["q"] <= rule.alpha)
+    large = stands_out & real
     general = (stands_out & (_reach(table)[0] > floor)).to_numpy().reshape(shape)
     p_all, q_all = partial_conjunction(table["p_general"].to_numpy().reshape(shape), len(tasks))
     fdr_all = (q_all <= rule.alpha) & general.all(0)

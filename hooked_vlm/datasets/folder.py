@@ -1,10 +1,11 @@
 """A user's own pairs: a folder with `pairs.csv` and pictures.
 
 `pairs.csv` has the columns `image, corrupt_image, prompt, answer, wrong_answer`, pictures as paths inside the
-folder (no link out of it is followed); and, where wanted, `id`, `task`, `group`, `corrupt_prompt` and `mask` (white
-where the thing asked about stands). What is missing is made: a group of the two answers, an id of the line's number,
-and, with a tokenizer, a corrupt prompt in which an answer of another line replaces the right one. A line without a
-corrupt_image has its text corrupted alone.
+folder (no link out of it is followed); and, where wanted, `id`, `task`, `group`, `corrupt_prompt`, `mask` (white
+where the thing asked about stands) and `rival_mask` (white where the thing stands of which the wrong answer is
+right). What is missing is made: a group of the two answers, an id of the line's number, and, with a tokenizer, a
+corrupt prompt in which an answer of another line replaces the right one. A line without a corrupt_image has its text
+corrupted alone.
 
 Costs: the table's texts are kept; pictures are decoded one row at a time. Knows no model.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hooked_vlm.datasets import tables, words
+from hooked_vlm.datasets.pairs import MASKS
 from hooked_vlm.datasets.pictures import Skips, existing_folder, names_in, shuffled
 from hooked_vlm.datasets.questions import Questions, Rows, in_turns
 from hooked_vlm.datasets.replacements import same_part_of_speech
@@ -21,12 +23,12 @@ from hooked_vlm.datasets.rows import NEEDED, unusable, whole
 from hooked_vlm.errors import DataError, TaskSchemaError, quoted
 
 TASK = "folder"
-OPTIONAL = ("id", "task", "group", "corrupt_prompt", "mask")
+OPTIONAL = ("id", "task", "group", "corrupt_prompt", *MASKS)
 _WHAT = f"pairs.csv with the columns {', '.join(NEEDED)} (and {', '.join(OPTIONAL)}, where wanted), and the pictures"
 
 
 def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips: Skips | None = None) -> Rows:
-    """The rows of the folder, in the columns of `pairs`; `mask` is None where there is none.
+    """The rows of the folder, in the columns of `pairs`; a mask is None where there is none.
 
     Args:
         data: The folder with `pairs.csv`.

@@ -6,6 +6,7 @@ a time. Knows no data set and no model.
 """
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -30,34 +31,39 @@ COLUMNS: dict[str, str] = {
     "answer": "what is right of the clean picture",
     "wrong_answer": "the other choice",
     "mask": "white where the thing asked about stands in the clean picture, black elsewhere",
+    "rival_mask": "white where its rival stands, the thing of which the wrong answer is right; black elsewhere",
 }
-OPTIONAL = ("mask",)
-PICTURES = ("image", "corrupt_image", "mask")
+MASKS = ("mask", "rival_mask")
+OPTIONAL = MASKS
+PICTURES = ("image", "corrupt_image", *MASKS)
 TEXTS = tuple(name for name in COLUMNS if name not in PICTURES)
 ROW_GROUP = 100  # rows that a reader of a file holds at once: some 20 MB of photographs
 
 
-def features(*, mask: bool = True) -> datasets.Features:
+def features(*, mask: bool = True, rival_mask: bool = True) -> datasets.Features:
     """The types of a task's columns.
 
     Args:
         mask: Whether the task knows where the thing asked about stands.
+        rival_mask: Whether it knows where the rival of that thing stands.
 
     Returns:
         A picture for every column of `PICTURES`, a string for every other.
     """
-    names = [name for name in COLUMNS if mask or name not in OPTIONAL]
+    has = {"mask": mask, "rival_mask": rival_mask}
+    names = [name for name in COLUMNS if has.get(name, True)]
     return datasets.Features(
         {name: datasets.Image() if name in PICTURES else datasets.Value("string") for name in names}
     )
 
 
-def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.Dataset:
+def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True, rival_mask: bool | None = None) -> datasets.Dataset:
     """Rows as a task's table, in memory.
 
     Args:
         rows: Values by column; pictures as PIL images.
         mask: Whether the rows have masks.
+        rival_mask: Whether they have masks of the rivals; None to look at the first row.
 
     Returns:
         The table.
@@ -65,15 +71,19 @@ def table(rows: Iterable[Mapping[str, Any]], *, mask: bool = True) -> datasets.D
     Raises:
         TaskSchemaError: A row lacks a column.
     """
-    names = list(features(mask=mask))
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))
+    has_rivals = "rival_mask" in {name for row in first for name in row} if rival_mask is None else rival_mask
+    types = features(mask=mask, rival_mask=has_rivals)
+    names = list(types)
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(itertools.chain(first, rows)):
         if missing := [name for name in names if name not in row]:
             raise TaskSchemaError(f"Row {number} has no {', '.join(missing)}: a task's row has {', '.join(names)}.")
         for name in names:
             value = row[name]
             columns[name].append(_png(value) if isinstance(value, Image.Image) else value)
-    return datasets.Dataset.from_dict(columns, features=features(mask=mask))
+    return datasets.Dataset.from_dict(columns, features=types)
 
 
 def misfit(row: Mapping[str, Any]) -> str:
@@ -158,7 +168,7 @@ def read_parquet(path: str | os.PathLike[str]) -> datasets.Dataset:
             raise TaskSchemaError(
                 f"The column {name} of {os.fspath(path)!r} has pictures as paths: sources.source reads such a file."
             )
-    return task.cast(features(mask="mask" in task.column_names))
+    return task.cast(features(**{name: name in task.column_names for name in OPTIONAL}))
 
 
 def _is_path(cell: pa.Scalar) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from hooked_vlm.datasets.pairs import PICTURES, misfit
+from hooked_vlm.datasets.pairs import MASKS, PICTURES, misfit
 from hooked_vlm.datasets.pictures import UNREADABLE, Skips, same
 from hooked_vlm.datasets.questions import SAME
 from hooked_vlm.errors import ImageError
@@ -22,7 +22,10 @@ from hooked_vlm.images import read
 NEEDED = ("image", "corrupt_image", "prompt", "answer", "wrong_answer")  # columns
 LEFT_OUT = ("corrupt_image",)  # of them, where a row may have nothing: its text or a masked region is corrupted then
 OUTSIDE = "a path leads out of the folder"
-OTHER_SIZE = "no mask: it has another size than its picture"
+OTHER_SIZE = {  # by the column of the mask
+    "mask": "no mask: it has another size than its picture",
+    "rival_mask": "no mask of the rival: it has another size than its picture",
+}
 
 Row = dict[str, Any]
 
@@ -67,15 +70,18 @@ def whole(row: Mapping[str, Any], folder: Path, skips: Skips) -> Row | None:
     except ImageError as error:
         skips.add(UNREADABLE, f"{id}: {error}")
         return None
-    image, corrupt_image, mask = (pictures[name] for name in ("image", "corrupt_image", "mask"))
+    image, corrupt_image = pictures["image"], pictures["corrupt_image"]
     assert image is not None
     if corrupt_image is not None and same(image, corrupt_image):
         skips.add(SAME, id)
         return None
-    if mask is not None and mask.size != image.size:
-        skips.add(OTHER_SIZE, id)
-        mask = None
-    return {**row, "image": image, "corrupt_image": corrupt_image, "mask": None if mask is None else mask.convert("L")}
+    for name in MASKS:
+        if (mask := pictures[name]) is not None:
+            fits = mask.size == image.size
+            pictures[name] = mask.convert("L") if fits else None
+            if not fits:
+                skips.add(OTHER_SIZE[name], id)
+    return {**row, **pictures}
 
 
 def _is_empty(value: Any) -> bool:

@@ -89,6 +89,11 @@ class Pair:
         """The thing that the question is about."""
         return self.scene.things[0]
 
+    @property
+    def rival(self) -> Thing | None:
+        """The thing of which the wrong answer is right; None in a scene that has none."""
+        return None if self.corrupt_prompt is None else self.scene.things[1]
+
     def to_row(self, size: int = GRID) -> dict[str, Any]:
         """The pair as a row of a task table.
 
@@ -108,8 +113,14 @@ class Pair:
             "corrupt_prompt": self.corrupt_prompt,
             "answer": self.answer,
             "wrong_answer": self.wrong_answer,
-            "mask": Image.fromarray(mask(self.asked, size).astype("uint8") * 255),
+            "mask": _picture_of(self.asked, size),
+            "rival_mask": None if self.rival is None else _picture_of(self.rival, size),
         }
+
+
+def _picture_of(thing: Thing, size: int) -> Image.Image:
+    """A thing's mask as a picture."""
+    return Image.fromarray(mask(thing, size).astype("uint8") * 255)
 
 
 def _thing(dice: Dice, shape: str, colour: str, place: tuple[int, int]) -> Thing:

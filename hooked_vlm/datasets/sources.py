@@ -48,7 +48,7 @@ class Source:
     Args:
         name: The task.
         rows: Rows with the columns of `pairs.COLUMNS`, pictures as PIL images; `corrupt_prompt` may be None,
-            and `mask` is None or missing where nobody knows it.
+            and masks are None or missing where nobody knows them.
         skipped: How many cases were passed over for which reason, filled while rows are drawn, those before the
             start included. A reason that starts with "no corrupt prompt" or "no mask" concerns rows that are
             there, without it.

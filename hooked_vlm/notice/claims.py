@@ -12,17 +12,16 @@ no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from hooked_vlm.analysis import statistics
+from hooked_vlm.analysis.decided import Holds, above
 from hooked_vlm.analysis.heads import Head
-from hooked_vlm.notice.schema import Ablation, Counts, Noise, Number, Power, Selection, Universal
-
-Holds = bool | None  # None: the run cannot tell
+from hooked_vlm.notice.schema import Ablation, Counts, Function, Noise, Number, Power, Selection, Universal
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,19 @@ class Concentrated:
 
 @dataclass(frozen=True)
 class Detected:
-    """Whether heads that are labelled object detection on half of the examples look at the object on the others.
+    """Whether, in every task, some head looks at the object asked about, and not at its rival alike, and is needed so.
 
     Args:
         masked: whether any task has masks.
-        heads: so labelled.
-        lift, auc, pointing: their scores on the other half; None without heads.
-        usual: lift of the average head of the kind.
+        rivals: whether any has masks of the rivals.
+        heads: one row a task and head whose label rests on objects: it detects, or looks at objects.
+        tested: of each task how many heads' attention was changed.
     """
 
     masked: bool
-    heads: list[Head] = field(default_factory=list)
-    lift: Estimate | None = None
-    auc: Estimate | None = None
-    pointing: Estimate | None = None
-    usual: Number = None
+    rivals: bool = False
+    heads: list[Function] = field(default_factory=list)
+    tested: dict[str, int] = field(default_factory=dict)
     about: Literal["detection"] = "detection"
 
 
@@ -202,29 +199,6 @@ AGREE = 0.5  # rank correlation above which two maps are said to agree
 
 
 # --- deciding ---------------------------------------------------------------------------------------
-
-
-def above(low: Number, high: Number, bound: float) -> Holds:
-    """Whether a number lies above a bound, by its interval; None where the interval holds the bound, or is none.
-
-    >>> above(0.2, 0.5, 0.0), above(-0.5, -0.2, 0.0), above(-0.1, 0.4, 0.0), above(float("nan"), 1.0, 0.0)
-    (True, False, None, None)
-    """
-    if low is None or high is None or math.isnan(low) or math.isnan(high) or low <= bound <= high:
-        return None
-    return low > bound
-
-
-def every(parts: Iterable[Holds]) -> Holds:
-    """Whether all of some claims hold: not if one of them does not, and undecided if one of them is.
-
-    >>> every([True, None]), every([True, None, False]), every([True, True]), every([])
-    (None, False, True, None)
-    """
-    found = list(parts)
-    if False in found:
-        return False
-    return None if None in found or not found else True
 
 
 def smallest_p(draws: int) -> float:

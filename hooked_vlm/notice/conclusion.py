@@ -1,7 +1,7 @@
-"""A run's last look at the model: ablating the heads that were selected, and drawing what they attend to.
+"""A run's last look at the model: ablating the heads that were selected, changing and drawing what they attend to.
 
-Both go through the kept examples again, drawn from their source. Costs two passes over the rows, and for each example
-a resumed pass a set of heads. What is on disk already is not done again.
+All go through the kept examples again, drawn from their source. Costs three passes over the rows, and for each example
+a resumed pass a set of heads, and one a head and change of its attention. What is on disk already is not done again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 from hooked_vlm import viz
 from hooked_vlm.analysis import ablation
 from hooked_vlm.analysis.answers import Scored
+from hooked_vlm.analysis.causes import attention_causes
 from hooked_vlm.analysis.heads import Head, head_name, module_of, of_heads
 from hooked_vlm.analysis.image_attention import image_attention
+from hooked_vlm.datasets.pairs import MASKS
 from hooked_vlm.errors import InputsError, MissingExtraError
 from hooked_vlm.notice import directory
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.examples import Example, given, grouped, own_rows, prepared, query, restored, stacked
+from hooked_vlm.notice.roles import roles
 from hooked_vlm.notice.running import Run
 from hooked_vlm.notice.schema import Figure
-from hooked_vlm.notice.selections import HeldOut
+from hooked_vlm.notice.selections import HeldOut, Tested
 from hooked_vlm.notice.storage import digest_of
 
 
@@ -76,13 +79,54 @@ def ablate_kept(run: Run, chosen: Mapping[str, Sequence[HeldOut]]) -> None:
             run.go_on()
 
 
+def test_attention(run: Run, chosen: Mapping[str, Sequence[Tested]]) -> None:
+    """Change what heads attend to, in every kept example that tests them and has no such file yet.
+
+    Args:
+        run: under way.
+        chosen: heads, and the examples in which they are tested, of each task by its name in files.
+    """
+    place, config, model = run.place, run.config, run.model
+    for task in config.tasks:
+        parts = [part for part in chosen.get(file_name(task), ()) if part.heads]
+        heads_of = {example: part.heads for part in parts for example in part.examples}
+        asked = digest_of([[sorted(part.examples), [list(head) for head in part.heads]] for part in parts])
+        ids = run.rows[task].ids
+        wanted = [number for number in place.numbers(directory.EFFECTS, task) if ids[number] in heads_of]
+        missing = set(wanted) - set(place.numbers(directory.CAUSES, task, asked))
+        for group in _again(run, task, wanted) if missing else ():
+            tables = {}
+            for part in parts:
+                mine = [each for each in group if each.number in missing and each.row["id"] in part.examples]
+                if not mine:
+                    continue
+                right, wrong = ([getattr(e.tokens, side) for e in mine] for side in ("right", "wrong"))
+                masks, rivals = ([example.row.get(name) for example in mine] for name in MASKS)
+                table = attention_causes(
+                    model,
+                    stacked(mine),
+                    right,
+                    wrong,
+                    part.heads,
+                    queries=[query(config, example) for example in mine],
+                    masks=masks,
+                    rival_masks=rivals,
+                )
+                for i, example in enumerate(mine):
+                    about = {"task": file_name(task), "example": example.row["id"]}
+                    tables[example.number] = own_rows(table, i, about)
+            place.add(directory.CAUSES, task, tables, asked)
+            run.go_on()
+
+
 def _again(run: Run, task: str, kept: Sequence[int]) -> Iterator[list[Example]]:
     """The kept examples of a task once more, with their clean inputs, in batches of equal length."""
     drawn = run.rows[task].again(run.model, frozenset(kept))
     while block := list(islice(drawn, run.batch)):
         examples = given(run.model, run.config, block)
         for example in examples:
-            record = run.place.example(task, example.number)
+            record, row = run.place.example(task, example.number), example.row
+            example.roles = roles(example.clean, row["prompt"], row["answer"], row["wrong_answer"])  # no subject
             tokens = Scored(record["right_token"], record["wrong_token"], tuple(record["shared_tokens"]))
             restored(run.model, example, tokens)
         yield from grouped(examples, lambda e: (e.clean.input_ids.shape[1], len(e.tokens.shared)))

@@ -2,12 +2,12 @@
 
 `run.json` says of which model, rows, options and packages the run is, under a checksum; `manifest.jsonl` has a line
 with the digest of every other file, written before the file is put in place, and run.json's content once more. The
-tables of results lie in `examples/`, `effects/`, `attention/` and `ablation/`, in blocks of some rows: a block's file
-is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any moment and
-loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and block it is
-of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped or renamed
-is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary, a
-report, a comparison) goes by the manifest, which also knows what is missing.
+tables of results lie in `examples/`, `effects/`, `attention/`, `ablation/` and `causes/`, in blocks of some rows: a
+block's file is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any
+moment and loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and
+block it is of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off,
+swapped or renamed is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary,
+a report, a comparison) goes by the manifest, which also knows what is missing.
 
 One process writes at a time; the lock is the operating system's and goes with the process that holds it.
 
@@ -34,10 +34,10 @@ from hooked_vlm.notice.storage import PART, Packed, digest, packed, refuse_link,
 
 VERSION = 2
 RUN, SOURCES, SUMMARY, REPORT = "run.json", "sources.json", "summary.json", "report.html"
-EXAMPLES, EFFECTS, ATTENTION, ABLATION = "examples", "effects", "attention", "ablation"
+EXAMPLES, EFFECTS, ATTENTION, ABLATION, CAUSES = "examples", "effects", "attention", "ablation", "causes"
 FIGURES, ROWS, PARTS = "figures", "rows", "parts"
 MEASURED = (EFFECTS, ATTENTION)  # of every example that is kept
-RESULTS = (*MEASURED, ABLATION, EXAMPLES)
+RESULTS = (*MEASURED, ABLATION, CAUSES, EXAMPLES)
 BLOCK = 16  # rows of a task in one file of results, at least: a paper's 4,500 rows are 1,100 files
 _LOCK = ".lock"
 _NAME = re.compile(r"(?P<task>.+)-(?P<block>[0-9]{6,})\.parquet")

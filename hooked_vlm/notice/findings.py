@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from hooked_vlm.analysis import clusters, statistics
+from hooked_vlm.analysis.decided import Holds, above, every
 from hooked_vlm.analysis.grid import Grid
-from hooked_vlm.analysis.head_labels import OBJECT, SHARES, labels_of
+from hooked_vlm.analysis.head_labels import LOOKS, OBJECT
 from hooked_vlm.analysis.heads import HEAD, Head, of_heads
 from hooked_vlm.analysis.power import examples_needed, power
 from hooked_vlm.analysis.universal_heads import Rule, universal
@@ -24,15 +25,13 @@ from hooked_vlm.notice.claims import (
     Harmed,
     Selected,
     Verdict,
-    above,
     corrected,
-    every,
     fewest,
     of_parts,
     smallest_p,
 )
 from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.schema import Ablation, Noise, Power, Universal, known
+from hooked_vlm.notice.schema import Ablation, Function, Noise, Power, Universal, known
 from hooked_vlm.notice.stored import Summary
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
@@ -40,21 +39,18 @@ STRONGEST = 3  # heads of a task by whose spread the power of a run is told
 CONTENT = ["answer", "wrong answer", "subject"]  # the words that a question about a picture turns on
 
 
-def findings(
-    data: RunTables, tables: Summary, significant: Iterable[Head] | None, rule: Rule, selection: pd.DataFrame
-) -> list[Verdict]:
+def findings(data: RunTables, tables: Summary, rule: Rule, selection: pd.DataFrame) -> list[Verdict]:
     """The verdicts of a run.
 
     Args:
         data: from `run_tables.gather`.
         tables: the tables of the summary.
-        significant: heads whose patching has an effect, as `head_labels.labels` takes them.
         rule: the numbers of the rules; its resamples and seed are used.
         selection: what `universal_heads.select_matrices` gave.
     """
     kinds = sorted({kind for corrupt, kind, _ in data.roles if corrupt == "image" and of_heads(kind)})
     found = [_concentration(data, kind, rule.seed) for kind in kinds]
-    found.append(_detection(data, significant, rule.bootstrap, rule.seed))
+    found.append(_detection(tables["functions_by_task"]))
     found.append(_universal(data, tables, rule, selection))
     found += _harm(tables["ablation"])
     found.append(_noise(tables["noise"], data.at))
@@ -105,33 +101,22 @@ def _rowwise_mean(columns: list[np.ndarray]) -> np.ndarray:
     return statistics.means(np.array(columns))  # NaN where an example has none of them
 
 
-def _detection(data: RunTables, significant: Iterable[Head] | None, times: int, seed: int) -> Verdict:
-    """Heads are labelled on one half of the examples and measured on the other, so that the choice cannot help."""
-    parts: dict[str, list[np.ndarray]] = {"lift": [], "auc": [], "pointing": []}
-    heads: list[Head] = []
-    usual: list[np.ndarray] = []
-    masked = False
-    for kind, grid in sorted(data.attention.items()):
-        with_mask = ~np.isnan(grid.matrix("auc")).all(1)
-        masked |= bool(with_mask.any())
-        order = np.random.default_rng((seed, 10)).permutation(np.flatnonzero(with_mask))
-        if len(order) < 4:
-            continue
-        first, second = order[: len(order) // 2], order[len(order) // 2 :]
-        labelled = labels_of({kind: grid.rows(first)}, significant=significant, times=times, seed=seed)
-        cells = list(labelled[labelled["label"] == OBJECT][["layer", "head"]].itertuples(index=False, name=None))
-        if cells:
-            held_out = grid.rows(second)
-            heads += [(kind, *cell) for cell in cells]
-            usual.append(statistics.means(held_out.matrix("lift").T))
-            for score, values in parts.items():
-                values.append(statistics.means(held_out.matrix(score, cells).T))
-    if not heads:
-        return Verdict(Detected(masked), None)
-    seen = {name: _estimate(np.concatenate(each), times, seed, name in SHARES) for name, each in parts.items()}
-    holds = every(above(seen[score].low, seen[score].high, even) for score, even in (("lift", 1.0), ("auc", 0.5)))
-    average = float(np.nanmean(np.concatenate(usual)))
-    return Verdict(Detected(True, heads, seen["lift"], seen["auc"], seen["pointing"], average), holds)
+def _detection(rows: list[Function]) -> Verdict:
+    """In a task it holds where a head detects the object, and does not where no head that was tested does.
+
+    Heads are tested on other examples than they were chosen on, so that the choice cannot help.
+    """
+    parts: dict[str, Holds] = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        found = [row["detects"] for row in rows if row["task"] == task and row["n_causes"]]
+        parts[task] = True if True in found else False if found and None not in found else None
+    evidence = Detected(
+        any(known(row["lift"]) for row in rows),
+        any(known(row["rival_lift"]) for row in rows),
+        [row for row in rows if row["label"] in (OBJECT, LOOKS) and row["n_causes"]],
+        {task: sum(row["task"] == task and row["n_causes"] > 0 for row in rows) for task in parts},
+    )
+    return Verdict(evidence, every(parts.values()), parts=parts if evidence.rivals else {})
 
 
 def _number(value: float) -> float | None:

@@ -1,7 +1,8 @@
 """A NOTICE run from a configuration to a report, which goes on where it was stopped.
 
 Stages, each once: answer the clean questions, and of what is answered rightly sweep each corruption over each kind of
-site and score what each head attends to; select heads; ablate them; draw where they look; summarise; report. Everything
+site and score what each head attends to; select heads; ablate them; change what they attend to; draw where they look;
+summarise; report. Everything
 an example gives is on disk before the next block of examples begins, and nothing of it is kept in memory: 1,000
 examples take no more than 50. A run that is killed at any moment goes on with the same command, without doing an
 example twice; blocks of examples depend on the rows' numbers alone, so that its numbers are those of a run that was
@@ -27,6 +28,7 @@ import pyarrow as pa
 
 from hooked_vlm.analysis.answers import Scored
 from hooked_vlm.analysis.image_attention import score_batch
+from hooked_vlm.datasets.pairs import MASKS
 from hooked_vlm.errors import DoesNotFitError
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.memory import told_if_out
@@ -242,9 +244,15 @@ def _shape(example: Example) -> tuple[Any, ...]:
 def _attention(model: HookedVLM, config: NoticeConfig, group: Sequence[Example]) -> list[pa.Table]:
     """What each head of each example attends to, as tables."""
     queries = [query(config, example) for example in group]
-    masks = [example.row.get("mask") for example in group]
+    masks, rivals = ([example.row.get(name) for example in group] for name in MASKS)
     table = score_batch(
-        model, stacked(group), kinds=config.kinds, queries=queries, masks=masks, query_role=config.watch_at
+        model,
+        stacked(group),
+        kinds=config.kinds,
+        queries=queries,
+        masks=masks,
+        rival_masks=rivals,
+        query_role=config.watch_at,
     )
     rows = [example.row for example in group]
     about = [{"task": row["task"], "example": row["id"], "group": row["group"] or ""} for row in rows]
@@ -283,7 +291,7 @@ def _row(example: Example, print_: str, found: Effects | None) -> pa.Table:
 
 
 def _conclude(run: Run) -> None:
-    """Select heads, ablate them, draw where they look, summarise, and write the report.
+    """Select heads, ablate them, test what they see, draw where they look, summarise, and write the report.
 
     A model that answers nothing rightly has nothing to restore: the report then says so, and why each row went.
     """
@@ -291,7 +299,10 @@ def _conclude(run: Run) -> None:
     run.place.forget_parts()
     found = summary.select(run.place, run.config.to_json())
     run.bar.say("ablating")
-    conclusion.ablate_kept(run, summary.to_ablate(found))
+    halves = summary.halved(found)
+    conclusion.ablate_kept(run, summary.to_ablate(halves))
+    run.bar.say("testing what heads see")
+    conclusion.test_attention(run, summary.to_test(found, halves))
     run.bar.say("drawing")
     figures = conclusion.draw_attention(run, selections.to_draw(found.heads))
     run.bar.say("summarising")

@@ -196,9 +196,10 @@ def check(row: Mapping[str, Any], name: str) -> None:
                 raise TaskSchemaError(f"{name} has a {type(value).__name__} as its {column}: expected a picture")
         elif not (isinstance(value, str) and value.strip() if column in _NEEDED else isinstance(value, str | None)):
             raise TaskSchemaError(f"{name} has {quoted(value)} as its {column}: expected a text")
-    mask, image = row.get("mask"), row["image"]
-    if mask is not None and mask.size != image.size:
-        raise TaskSchemaError(
-            f"the mask of {name} is {' x '.join(map(str, mask.size))} pixels and its picture "
-            f"{' x '.join(map(str, image.size))}: a mask has its picture's size"
-        )
+    for column in pairs.MASKS:
+        mask, image = row.get(column), row["image"]
+        if mask is not None and mask.size != image.size:
+            raise TaskSchemaError(
+                f"the {column.replace('_', ' ')} of {name} is {' x '.join(map(str, mask.size))} pixels and its picture "
+                f"{' x '.join(map(str, image.size))}: a mask has its picture's size"
+            )

@@ -21,10 +21,11 @@ import pyarrow as pa
 from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.ablation import SELECTED
 from hooked_vlm.analysis.grid import Grid, Moments
+from hooked_vlm.analysis.head_labels import COSTS, cost_column
 from hooked_vlm.analysis.heads import Head
-from hooked_vlm.analysis.image_attention import SCORES
+from hooked_vlm.analysis.image_attention import RIVAL_SCORES, SCORES
 from hooked_vlm.analysis.universal_heads import CLUSTERS, Families, Measured
-from hooked_vlm.notice.directory import ABLATION, ATTENTION, EFFECTS, EXAMPLES, RunDirectory
+from hooked_vlm.notice.directory import ABLATION, ATTENTION, CAUSES, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 LACKING = [f"{name}_lacking" for name in CORRUPT]  # of a kept example, why it has no such corruption
@@ -45,7 +46,10 @@ ABOUT = [
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
 MEASURES = ["effect", "restoration", "normalized"]
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
-ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role", *SCORES]
+ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role"]
+ATTENTION_COLUMNS += [name for name in SCORES if name not in RIVAL_SCORES]
+CAUSES_COLUMNS = ["task", "example", "kind", "layer", "head", "intervention", "cost"]
+OPTIONAL = ["overlap", "heads", *RIVAL_SCORES]  # columns that runs of earlier versions lack
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
 
 
@@ -62,6 +66,7 @@ class RunTables:
         places: for each (corrupt, kind, task) the moments of the effect of single heads at every role, cells (layer,
             (head, role)).
         attention: for each kind a grid of `SCORES`, cells (layer, head).
+        causes: for each kind a grid of `COSTS`, cells (layer, head).
         ablation: for each task a grid of correct and logit_diff, cells (selection, draw).
         sets: for each (task, selection, draw) its n_heads, and overlap where it was written.
         chosen: for each (task, selection) the heads of the selection itself, one text for each half if they differ.
@@ -76,6 +81,7 @@ class RunTables:
     roles: dict[tuple[str, str, str], Grid] = field(default_factory=dict)
     places: dict[tuple[str, str, str], Moments] = field(default_factory=dict)
     attention: dict[str, Grid] = field(default_factory=dict)
+    causes: dict[str, Grid] = field(default_factory=dict)
     ablation: dict[str, Grid] = field(default_factory=dict)
     sets: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     chosen: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -88,15 +94,21 @@ class RunTables:
         """The kinds of heads that were patched."""
         return sorted({kind for _, kind, _ in self.heads})
 
-    def attention_by_task(self) -> dict[str, dict[str, Grid]]:
-        """`attention` of each task alone: task to kind to grid."""
-        found: dict[str, dict[str, Grid]] = {}
-        for kind, grid in self.attention.items():
-            for task in self.tasks:
-                rows = [i for i, example in enumerate(grid.examples) if self.task_of[example] == task]
-                if rows:
-                    found.setdefault(task, {})[kind] = grid.rows(rows)
+    def of_task(self, grids: Mapping[str, Grid], task: str) -> dict[str, Grid]:
+        """`attention` or `causes` of one task alone: kind to grid, of the kinds that it has."""
+        found = {}
+        for kind, grid in grids.items():
+            rows = [i for i, example in enumerate(grid.examples) if self.task_of[example] == task]
+            if rows:
+                found[kind] = grid.rows(rows)
         return found
+
+    @cached_property
+    def ways(self) -> dict[str, tuple[str, ...]]:
+        """What clusters each row of the attention grids, by its name: answer, group and template."""
+        rows = self._about.reset_index()
+        names = (f"{task} {example}" for task, example in zip(rows["task"], rows["example"], strict=True))
+        return dict(zip(names, rows[list(CLUSTERS)].astype(str).itertuples(index=False, name=None), strict=True))
 
     @property
     def tasks(self) -> list[str]:
@@ -226,12 +238,13 @@ def gather_places(place: RunDirectory, heads: Collection[Head]) -> dict[tuple[st
 
 
 def gather_ablation(found: RunTables, place: RunDirectory) -> None:
-    """Read what ablating heads gave, too.
+    """Read what ablating heads, and changing their attention, gave, too.
 
     Raises:
         RunDirectoryError: as `gather`.
     """
     _read(found, place, ABLATION, ABLATION_COLUMNS, _add_ablation)
+    _read(found, place, CAUSES, CAUSES_COLUMNS, _add_causes)
 
 
 def _read(
@@ -239,7 +252,7 @@ def _read(
 ) -> None:
     for task in place.tasks:
         done = set(place.kept(task))
-        for number, table in place.tables(kind, task, columns, optional=["overlap", "heads"]):
+        for number, table in place.tables(kind, task, columns, optional=OPTIONAL):
             if number in done:
                 add(found, table)
 
@@ -302,12 +315,28 @@ def _add_attention(found: RunTables, rows: pa.Table) -> None:
     name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
     found.task_of[name] = str(rows.column("task")[0])
     heads = list(zip(_column(rows, "layer").tolist(), _column(rows, "head").tolist(), strict=True))
-    scores = np.stack([_column(rows, score).astype(np.float64) for score in SCORES], 1)
+    lacking = np.full(rows.num_rows, np.nan)
+    scores = np.stack(
+        [_column(rows, name).astype(np.float64) if name in rows.column_names else lacking for name in SCORES], 1
+    )
     for code in np.unique(kind):
         own = np.flatnonzero(kind == code)
         grid = found.attention.setdefault(kinds[code], Grid(*SCORES))
         grid.add(name, [heads[i] for i in own], scores[own])
     found.query_roles |= set(_words(rows, "query_role")[1])
+
+
+def _add_causes(found: RunTables, rows: pa.Table) -> None:
+    if not rows.num_rows:
+        return
+    name = f"{rows.column('task')[0]} {rows.column('example')[0]}"
+    costs: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    for row in rows.to_pylist():
+        of_head = costs.setdefault(row["kind"], {}).setdefault((row["layer"], row["head"]), np.full(len(COSTS), np.nan))
+        of_head[COSTS.index(cost_column(row["intervention"]))] = row["cost"]
+    for kind, of_heads in costs.items():
+        grid = found.causes.setdefault(kind, Grid(*COSTS))
+        grid.add(name, list(of_heads), np.stack(list(of_heads.values())))
 
 
 def _add_ablation(found: RunTables, rows: pa.Table) -> None:

@@ -298,9 +298,11 @@ class Universal(TypedDict, total=False):
 
 
 class Function(_Row, total=False):
-    """What `head_labels.labels` gives; with a task in the table by task alone.
+    """What `head_labels.labels` gives of a head, with a task in the table by task alone.
 
-    Every score of `image_attention.SCORES` has its _low and _high.
+    Every score of `image_attention.SCORES` and every cost of `head_labels.COSTS` has its _low and _high. Claims are
+    true, false or null, where the run cannot tell. Of all tasks together, a claim is one of every task in which the
+    head matters.
     """
 
     kind: str
@@ -313,13 +315,66 @@ class Function(_Row, total=False):
     scored: str | None
     n: int
     significant: bool | None
+    tasks: list[str]
+    """Those in which the head matters; of all tasks together alone."""
+    lacks: str | None
+    """What is missing to say whether it detects: "mask", "rival mask", "causes" or ""."""
+    looks_at_objects: bool | None
+    looks_at_asked: bool | None
+    detects: bool | None
+    suppresses: bool | None
+    parks: bool | None
     q: Number
+    objects_q: Number
+    grounding_q: Number
+    gap_q: Number
     inside: Number
     lift: Number
+    lift_low: Number
+    lift_high: Number
+    rival_lift: Number
+    rival_lift_low: Number
+    rival_lift_high: Number
+    grounding: Number
+    grounding_low: Number
+    grounding_high: Number
+    objects_lift: Number
     auc: Number
     pointing: Number
     outlier: Number
     relative_inside: Number
+    n_causes: int
+    """Examples in which its attention was changed; none of them had a say in its being chosen for that."""
+    cost_asked: Number
+    cost_asked_low: Number
+    cost_asked_high: Number
+    cost_rival: Number
+    cost_rival_low: Number
+    cost_rival_high: Number
+    cost_gap: Number
+    cost_gap_low: Number
+    cost_gap_high: Number
+    """cost_asked less cost_rival."""
+    cost_outliers: Number
+    cost_to_asked: Number
+    cost_to_rival: Number
+
+
+class Grounding(_Row, total=False):
+    """Attention of the average head on the object asked about and on its rival, over examples with masks of both."""
+
+    kind: str
+    n: int
+    lift: Number
+    lift_low: Number
+    lift_high: Number
+    rival_lift: Number
+    rival_lift_low: Number
+    rival_lift_high: Number
+    grounding: Number
+    grounding_low: Number
+    grounding_high: Number
+    """lift less rival_lift."""
 
 
 class Ablation(_Row, total=False):

@@ -11,6 +11,7 @@ from hooked_vlm.notice.schema import Corrupt, HeadEffect, RuleName, Selection, U
 from hooked_vlm.notice.vocabulary import CORRUPT
 
 BY_RULE: Final[tuple[RuleName, ...]] = get_args(RuleName)
+LABELLED: Final = 8  # heads of a task whose attention is changed: those that matter most
 TOP: Final = 3  # heads that are ablated as the strongest, and drawn, whatever the rules say of them
 
 
@@ -25,6 +26,19 @@ class HeldOut:
 
     examples: frozenset[str]
     sets: dict[Selection, list[Head]]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Heads whose attention is changed, and the examples in which it is.
+
+    Args:
+        examples: ids of a task's examples, none of which had a say in the choice.
+        heads: those that matter most in the others.
+    """
+
+    examples: frozenset[str]
+    heads: list[Head]
 
 
 def to_ablate(heads: Iterable[HeadEffect], universal: Iterable[Universal]) -> dict[Selection, list[Head]]:

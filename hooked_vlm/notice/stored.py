@@ -23,6 +23,7 @@ from hooked_vlm.notice.schema import (
     Counts,
     Figure,
     Function,
+    Grounding,
     HeadEffect,
     Localised,
     Noise,
@@ -65,6 +66,7 @@ class Summary(TypedDict, total=False):
     """All tasks together."""
     functions_by_task: list[Function]
     """The same with task, since a head may look at the object in one task and away in another."""
+    grounding: list[Grounding]
     ablation: list[Ablation]
     noise: list[Noise]
     strongest: list[Strongest]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -17,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from hooked_vlm.analysis import statistics, universal_heads
-from hooked_vlm.analysis.head_labels import labels_of
+from hooked_vlm.analysis.heads import HEAD
 from hooked_vlm.notice import findings, places, selected_heads, selections, tables
 from hooked_vlm.notice.config import file_name
 from hooked_vlm.notice.directory import SOURCES, SUMMARY, RunDirectory
 from hooked_vlm.notice.run_tables import RunTables, gather, gather_ablation
 from hooked_vlm.notice.schema import Figure, HeadEffect, Noted, Universal
-from hooked_vlm.notice.selections import HeldOut
+from hooked_vlm.notice.selections import HeldOut, Tested
 from hooked_vlm.notice.stored import VERSION, Summary, checked, plain
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
@@ -52,6 +51,19 @@ class Selected:
     effects: pd.DataFrame
     heads: list[HeadEffect]
     universal: list[Universal]
+
+
+@dataclass(frozen=True)
+class Half:
+    """Heads selected on one half of the examples.
+
+    Args:
+        effects: what `universal_heads.select_matrices` gave.
+        judges: of each task the examples of the other half.
+    """
+
+    effects: pd.DataFrame
+    judges: dict[str, frozenset[str]]
 
 
 def summarise(directory: str | Path, *, config: Any = None, figures: list[Figure] | None = None) -> Summary:
@@ -91,24 +103,46 @@ def select(place: RunDirectory, config: dict[str, Any]) -> Selected:
     return Selected(config, rule, data, families, effects, tables.heads(data, effects), universal)
 
 
-def to_ablate(selected: Selected) -> dict[str, list[HeldOut]]:
-    """Of each task, in two halves, the sets of heads to ablate: chosen on one half, judged on the other.
+def halved(selected: Selected) -> list[Half]:
+    """What selecting gives on each half of the examples, and those of the other half, which may judge it.
 
-    What is chosen and judged on the same examples hurts by the luck that it was chosen for.
+    What is chosen and judged on the same examples does well by the luck that it was chosen for.
     """
-    halves, found = selected.tables.halves(selected.rule.seed), {}
-    rule = replace(selected.rule, splits=0)
-    by_half = []
+    halves = selected.tables.halves(selected.rule.seed)
+    rule, found = replace(selected.rule, splits=0), []
     for half in range(2):
         only = {task: parts[half] for task, parts in halves.items()}
         effects = universal_heads.select_matrices(selected.tables.families(only), rule)
-        by_half.append((effects.to_dict("records"), universal_heads.universal(effects).to_dict("records")))
-    for task, (first, second) in halves.items():
-        sets = []
-        for (heads, universal), judged in zip(by_half, (second, first), strict=True):
-            mine: Any = [row for row in heads if row["task"] == task]
-            sets.append(HeldOut(frozenset(judged), selections.to_ablate(mine, universal)))
-        found[task] = sets
+        found.append(Half(effects, {task: frozenset(parts[1 - half]) for task, parts in halves.items()}))
+    return found
+
+
+def to_ablate(halves: list[Half]) -> dict[str, list[HeldOut]]:
+    """Of each task, in two halves, the sets of heads to ablate: chosen on one half, judged on the other."""
+    found: dict[str, list[HeldOut]] = {}
+    for half in halves:
+        universal: Any = universal_heads.universal(half.effects).to_dict("records")
+        records: Any = half.effects.to_dict("records")
+        for task, judges in half.judges.items():
+            mine = [row for row in records if row["task"] == task]
+            found.setdefault(task, []).append(HeldOut(judges, selections.to_ablate(mine, universal)))
+    return found
+
+
+def to_test(selected: Selected, halves: list[Half]) -> dict[str, list[Tested]]:
+    """Of each task, in two halves, the heads whose attention to the image is tested: those that matter most.
+
+    They are chosen on one half and tested on the other; a half with too few examples for the rule tests none.
+    """
+    found: dict[str, list[Tested]] = {}
+    for half in halves:
+        cells = half.effects
+        if len(cells):
+            cells = cells[cells["corrupt"].isin(CORRUPT) & cells["kind"].isin(list(selected.tables.attention))]
+            cells = cells[cells["matters"]].sort_values("mean_abs", ascending=False)
+        for task, judges in half.judges.items():
+            mine = cells[cells["task"] == task][HEAD].itertuples(index=False, name=None) if len(cells) else ()
+            found.setdefault(task, []).append(Tested(judges, list(dict.fromkeys(mine))[: selections.LABELLED]))
     return found
 
 
@@ -128,10 +162,11 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> 
     seed, times, chosen = rule.seed, rule.bootstrap, selected.effects
     significant = None
     if len(chosen):
-        tested = chosen[chosen["corrupt"].isin(CORRUPT) & (chosen["q"] <= rule.alpha)]
-        significant = set(tested[["kind", "layer", "head"]].itertuples(index=False, name=None))
-    labels = partial(labels_of, significant=significant, times=times, seed=seed)
-    by_task = [labels(grids).assign(task=task) for task, grids in data.attention_by_task().items()]
+        tested = chosen[chosen["corrupt"].isin(CORRUPT) & chosen["matters"]]
+        significant = {
+            task: set(tested[tested["task"] == task][HEAD].itertuples(index=False, name=None)) for task in data.tasks
+        }
+    functions, by_task = tables.functions(data, significant, seed)
     asked = [file_name(str(task)) for task in config.get("tasks") or []]
     made_of: Summary = {
         "counts": _as_asked(tables.counts(data), asked),
@@ -142,12 +177,13 @@ def conclude(place: RunDirectory, selected: Selected, figures: list[Figure]) -> 
         "answers": _as_asked(selected_heads.by_answers(data, chosen), asked),
         "roles": tables.roles(data, seed),
         "universal": selected.universal,
-        "functions": labels(data.attention).to_dict("records"),
-        "functions_by_task": [row for table in by_task for row in table.to_dict("records")],
+        "functions": functions,
+        "functions_by_task": _as_asked(by_task, asked),
+        "grounding": _as_asked(tables.grounding(data, seed), asked),
         "ablation": _as_asked(tables.ablation(data, seed), asked),
         "noise": _as_asked(tables.noise(selected.families, data, times, seed), asked),
     }
-    verdicts = findings.findings(data, made_of, significant, rule, chosen)
+    verdicts = findings.findings(data, made_of, rule, chosen)
     summary = checked(
         _plain(
             {

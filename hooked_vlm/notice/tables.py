@@ -7,7 +7,7 @@ model and no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,21 @@ import pandas as pd
 from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
+from hooked_vlm.analysis.head_labels import labels_of, over_tasks
+from hooked_vlm.analysis.heads import Head
 from hooked_vlm.notice import claims, places
 from hooked_vlm.notice.run_tables import RunTables
-from hooked_vlm.notice.schema import Ablation, Behaviour, Counts, HeadEffect, Noise, RoleEffect, Selection
+from hooked_vlm.notice.schema import (
+    Ablation,
+    Behaviour,
+    Counts,
+    Function,
+    Grounding,
+    HeadEffect,
+    Noise,
+    RoleEffect,
+    Selection,
+)
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 
 ROUNDING = 1e-5  # of the largest effect: below, an effect is the arithmetic's and not the head's
@@ -139,6 +151,46 @@ def roles(data: RunTables, seed: int) -> list[RoleEffect]:
         table = table.assign(n=(~np.isnan(effect)).sum(0), mean=of_effect.mean)
         table = table.assign(ci_low=of_effect.low, ci_high=of_effect.high, mean_abs=of_size.mean)
         records += table.assign(abs_low=of_size.low, abs_high=of_size.high).to_dict("records")
+    return records
+
+
+def functions(
+    data: RunTables, significant: Mapping[str, Collection[Head]] | None, seed: int
+) -> tuple[list[Function], list[Function]]:
+    """What heads do, over all tasks and in each.
+
+    Args:
+        data: from `run_tables.gather`.
+        significant: of each task the heads whose patching has an effect; None if none was patched.
+        seed: of the resamples.
+    """
+    parts = []
+    for task in data.tasks:
+        grids = data.of_task(data.attention, task)
+        mine = None if significant is None else significant.get(task, ())
+        part = labels_of(grids, data.of_task(data.causes, task), ways=data.ways, significant=mine, seed=seed)
+        parts.append(part.assign(task=task))
+    by_task = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    together = over_tasks(labels_of(data.attention, data.causes, ways=data.ways, seed=seed), by_task)
+    records: list[list[Any]] = [each.to_dict("records") for each in (together, by_task)]
+    return records[0], records[1]
+
+
+def grounding(data: RunTables, seed: int) -> list[Grounding]:
+    """How much more the average head looks at the object asked about than at its rival, in each task."""
+    records: list[Any] = []
+    for task in data.tasks:
+        for kind, grid in sorted(data.of_task(data.attention, task).items()):
+            values = {name: statistics.means(grid.matrix(name).T) for name in ("lift", "rival_lift", "grounding")}
+            both = ~np.isnan(values["grounding"])
+            if not both.any():
+                continue
+            ids = [name.removeprefix(f"{task} ") for name, there in zip(grid.examples, both, strict=True) if there]
+            ways = data.clusters(task, ids)
+            record: dict[str, Any] = {"task": task, "kind": kind, "n": int(both.sum())}
+            for name, each in values.items():
+                record |= _named(name, each[both], ways, seed)
+            records.append(record)
     return records
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hooked_vlm import HookedBLIP, HookedLLaVA, viz
-from hooked_vlm.analysis.head_labels import labels
 from hooked_vlm.analysis.image_attention import (
     COLUMNS,
     SCORES,
@@ -23,7 +21,6 @@ from hooked_vlm.analysis.image_attention import (
     score_batch,
     score_example,
 )
-from hooked_vlm.datasets import shapes
 from hooked_vlm.errors import DataError, InputsError, PositionError
 from tests.models import checkpoints
 
@@ -257,84 +254,22 @@ def test_a_query_out_of_the_prompt_is_refused(blip):
         score_batch(blip, inputs, kinds=["cross_attn-heads"], queries=1, masks=[None, None])
 
 
-# --- labels -----------------------------------------------------------------------------------------
-
-
-def scored(heads, n=30, seed=0):
-    """Scores of heads {(layer, head): (lift, auc, relative_inside, outlier)} with some spread over examples."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for example in range(n):
-        for (layer, head), (lift, auc, relative, outlier) in heads.items():
-            values = {"lift": lift, "auc": auc, "relative_inside": relative, "outlier": outlier}
-            rows.append(
-                dict.fromkeys(SCORES, 0.5)
-                | {name: value + 0.05 * generator.standard_normal() for name, value in values.items()}
-                | {"task": "colour", "example": str(example), "kind": "attn-heads", "layer": layer, "head": head}
-            )
-    return pd.DataFrame(rows)
-
-
-def test_labels_follow_scores():
-    heads = {
-        (0, 0): (5.0, 0.9, 0.2, 0.0),
-        (0, 1): (0.2, 0.2, -0.2, 0.0),
-        (1, 0): (1.0, 0.5, 0.0, 0.9),
-        (1, 1): (1.0, 0.5, 0.0, 0.0),
-        (2, 0): (5.0, 0.9, -0.2, 0.0),
-    }
-    made = labels(scored(heads))
-    expected = ["object detection", "object suppression", "outlier suppression", "none", "none"]
-    assert made["label"].tolist() == expected
-    assert made["scored"].tolist() == ["lift", "lift", "outlier", "lift", "lift"]
-    assert ((made["ci_low"] < made["score"]) & (made["score"] < made["ci_high"])).all()
-
-
-def test_heads_without_a_significant_effect_have_no_label():
-    heads = {(0, 0): (5.0, 0.9, 0.2, 0.0), (0, 1): (5.0, 0.9, 0.2, 0.0)}
-    made = labels(scored(heads), significant=[("attn-heads", 0, 1)])
-    assert made["label"].tolist() == ["none", "object detection"]
-    assert made["significant"].tolist() == [False, True]
-
-
-def test_without_masks_only_outliers_are_named():
-    table = scored({(0, 0): (5.0, 0.9, 0.2, 0.0), (0, 1): (1.0, 0.5, 0.0, 0.9)})
-    table[["inside", "area", "lift", "auc", "pointing", "relative_inside"]] = np.nan
-    made = labels(table)
-    assert made["label"].tolist() == ["none", "outlier suppression"]
-    assert (made["scored"] == "outlier").all() and made["score"].notna().all()
-
-
-def test_one_example_labels_nothing():
-    assert labels(scored({(0, 0): (5.0, 0.9, 0.2, 0.9)}, n=1))["label"].tolist() == ["none"]
-
-
-def test_heads_that_look_anywhere_are_rarely_labelled():
-    named = 0
-    for seed in range(20):
-        generator = np.random.default_rng(seed)
-        table = scored({(layer, head): (1.0, 0.5, 0.0, 0.1) for layer in range(4) for head in range(4)}, seed=seed)
-        table["auc"] = 0.5 + 0.2 * generator.standard_normal(len(table))
-        named += (labels(table, times=200)["label"] != "none").any()
-    assert named <= 3
-
-
-# --- a model that was trained -----------------------------------------------------------------------
-
-
-def test_a_trained_model_has_heads_that_find_the_object():
-    model = HookedBLIP.from_pretrained("zoo:blip-shapes")
-    rows = list(shapes.rows("colour", 24, seed=3))
-    inputs = model.to_inputs([row["image"] for row in rows], [row["prompt"] for row in rows])
-    queries = [inputs[i].find(row["answer"]) for i, row in enumerate(rows)]
-    masks = [row["mask"] for row in rows]
-    scores = score_batch(model, inputs, kinds=["cross_attn-heads"], queries=queries, masks=masks)
-    made = labels(scores.assign(task="colour", example=scores["row"])).set_index(["layer", "head"])
-    best = made.loc[(0, 3)]  # seen by hand: it looks at the shape that is asked about
-    assert best["label"] == "object detection" and best["lift_low"] > 10 and best["pointing"] > 0.9
-    others = score_batch(model, inputs, kinds=["cross_attn-heads"], queries=queries, masks=masks[1:] + masks[:1])
-    turned = labels(others.assign(task="colour", example=others["row"])).set_index(["layer", "head"]).loc[(0, 3)]
-    assert turned["lift"] < best["lift"] / 3  # it is this picture's object, not a place where objects stand
+def test_rivals_are_scored_as_the_object_is(blip):
+    """With the masks exchanged lift and rival_lift change places, grounding its sign, and both together nothing."""
+    inputs = blip.to_inputs(checkpoints.picture(2, 64, 64), "is the circle red or blue?")
+    one, other = box(64, 64, 8, 8, 24, 24), box(64, 64, 40, 32, 56, 48)
+    asked = {"kinds": ["cross_attn-heads"], "query": 2}
+    scores = score_example(blip, inputs, mask=one, rival_mask=other, **asked)
+    turned = score_example(blip, inputs, mask=other, rival_mask=one, **asked)
+    both = Image.fromarray(np.maximum(np.asarray(one), np.asarray(other)))
+    np.testing.assert_allclose(scores["lift"], turned["rival_lift"])
+    np.testing.assert_allclose(scores["grounding"], scores["lift"] - scores["rival_lift"])
+    np.testing.assert_allclose(scores["grounding"], -turned["grounding"])
+    together = score_example(blip, inputs, mask=both, **asked)["lift"]
+    np.testing.assert_allclose(scores["objects_lift"], together, rtol=1e-5)
+    alone = score_example(blip, inputs, mask=one, **asked)
+    assert alone[["rival_lift", "grounding"]].isna().all(axis=None)
+    np.testing.assert_allclose(alone["objects_lift"], alone["lift"])
 
 
 # --- several images in a prompt -----------------------------------------------------------------------

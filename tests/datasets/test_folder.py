@@ -14,7 +14,7 @@ from hooked_vlm.errors import DataError, TaskSchemaError
 from tests.datasets.folders import damaged, picture, table
 from tests.models.checkpoints import wordpiece_tokenizer
 
-ALL = (*NEEDED, "id", "task", "group", "corrupt_prompt", "mask")
+ALL = (*NEEDED, "id", "task", "group", "corrupt_prompt", *pairs.MASKS)
 
 
 def line(answer: str, wrong: str, **changes: str) -> dict[str, str]:

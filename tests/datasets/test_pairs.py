@@ -36,6 +36,12 @@ def test_masks_are_optional(tmp_path: pathlib.Path) -> None:
     assert pairs.read_parquet(tmp_path / "place.parquet").features == pairs.features(mask=False)
 
 
+def test_rows_of_before_there_were_masks_of_rivals_are_a_task(tmp_path: pathlib.Path) -> None:
+    rows = [{name: row[name] for name in row if name != "rival_mask"} for row in shapes.rows("shape", 2)]
+    pairs.write_parquet(pairs.check(pairs.table(rows)), tmp_path / "shape.parquet")
+    assert pairs.read_parquet(tmp_path / "shape.parquet").features == pairs.features(rival_mask=False)
+
+
 def test_a_row_without_a_column_is_named() -> None:
     row = next(shapes.rows("colour", 1))
     del row["answer"]

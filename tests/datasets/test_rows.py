@@ -23,7 +23,7 @@ def row(id: str, **changes: Any) -> dict[str, Any]:
     return {
         **{"id": id, "task": "pets", "group": "cat/dog", "image": "cat.png", "corrupt_image": "dog.png"},
         **{"prompt": "is it a cat or a dog?", "answer": "cat", "wrong_answer": "dog"},
-        **{"corrupt_prompt": "is it a fox or a dog?", "mask": "mask.png"},
+        **{"corrupt_prompt": "is it a fox or a dog?", "mask": "mask.png", "rival_mask": ""},
         **changes,
     }
 
@@ -57,11 +57,7 @@ def as_parquet(folder: pathlib.Path, rows: list[dict[str, Any]]) -> str:
 def as_structs(folder: pathlib.Path, rows: list[dict[str, Any]]) -> str:
     """Pictures as `datasets` stores them."""
     cells = [
-        {
-            name: {"bytes": None, "path": each[name]} if each[name] else None
-            for name in ("image", "corrupt_image", "mask")
-        }
-        for each in rows
+        {name: {"bytes": None, "path": each[name]} if each[name] else None for name in pairs.PICTURES} for each in rows
     ]
     return as_parquet(folder, [one | other for one, other in zip(rows, cells, strict=True)])
 
@@ -121,6 +117,15 @@ def test_a_mask_of_another_size_is_left_out_before_anything_is_computed(data: pa
     masks = {each["id"]: each["mask"] for each in given.rows}
     assert {name: mask is not None for name, mask in masks.items()} == {"bad": False, "good": True, "bare": False}
     assert given.skipped == {"no mask: it has another size than its picture": 1}
+
+
+@WAYS
+def test_a_rivals_mask_is_read_as_the_masks_are(data: pathlib.Path, write: Write) -> None:
+    task = write(data, [row("bad", rival_mask="small.png"), row("good", rival_mask="mask.png"), row("bare")])
+    given = source(task, data=data, warn=False)
+    masks = {each["id"]: each["rival_mask"] for each in given.rows}
+    assert masks["bad"] is None and masks["bare"] is None and masks["good"].mode == "L"
+    assert given.skipped == {"no mask of the rival: it has another size than its picture": 1}
 
 
 @WAYS

@@ -187,6 +187,12 @@ def test_a_table_has_the_columns_of_a_task_and_the_pictures_of_its_pairs(task: s
         assert (np.asarray(row["image"]) == render(pair.scene)).all()
         assert (np.asarray(row["corrupt_image"]) == render(pair.corrupt_scene)).all()
         assert ((np.asarray(row["mask"]) > 0) == mask(pair.asked)).all()
+        if pair.rival is None:
+            assert row["rival_mask"] is None
+            continue
+        assert ((np.asarray(row["rival_mask"]) > 0) == mask(pair.scene.things[1])).all()
+        said = {"colour": pair.rival.colour, "shape": pair.rival.shape}.get(pair.task, pair.wrong_answer)
+        assert said == pair.wrong_answer
 
 
 def test_a_stream_gives_the_rows_of_the_table() -> None:

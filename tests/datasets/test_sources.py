@@ -68,7 +68,7 @@ def test_a_parquet_file_gives_its_rows(tmp_path: pathlib.Path) -> None:
     for one, other in zip(task, drawn.rows, strict=True):
         for name in pairs.COLUMNS:
             if name in pairs.PICTURES:
-                assert other[name].mode == ("L" if name == "mask" else "RGB")
+                assert other[name].mode == ("L" if name in pairs.MASKS else "RGB")
                 assert (np.asarray(one[name]) == np.asarray(other[name])).all()
             else:
                 assert one[name] == other[name]

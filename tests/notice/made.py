@@ -18,10 +18,11 @@ import pyarrow as pa
 from PIL import Image
 
 from hooked_vlm.analysis.ablation import FULL, SELECTED
+from hooked_vlm.analysis.causes import INTERVENTIONS
 from hooked_vlm.analysis.heads import HEAD_KINDS
 from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.directory import RUN, VERSION, RunDirectory, block_size
-from hooked_vlm.notice.run_tables import ABLATION_COLUMNS, ATTENTION_COLUMNS
+from hooked_vlm.notice.run_tables import ABLATION_COLUMNS, ATTENTION_COLUMNS, CAUSES_COLUMNS
 from hooked_vlm.notice.storage import digest_of
 from hooked_vlm.notice.summary import summarise
 from hooked_vlm.notice.vocabulary import MODULE_KINDS
@@ -34,7 +35,11 @@ POSITIONS = (
     ("wrong answer", "blue"),
     ("last", "?"),
 )
-COLUMNS = {"attention": ATTENTION_COLUMNS, "ablation": ABLATION_COLUMNS}  # where nothing was measured
+COLUMNS = {
+    "attention": ATTENTION_COLUMNS,
+    "ablation": ABLATION_COLUMNS,
+    "causes": CAUSES_COLUMNS,
+}  # where nothing was measured
 DRAWS = 20  # random sets of heads
 STRONG = {
     ("cross_attn-heads", 1, 2): ("image", "text"),
@@ -121,11 +126,13 @@ def run_directory(
                 tables["effects"] = _effects(key, every, kinds, layers, heads, strong, draw)
                 tables["attention"] = _attention(key, kinds, layers, heads, masks, draw)
                 tables["ablation"] = _ablation(key, corrupt, strong, draw)
+                if strong:
+                    tables["causes"] = _causes(key, kinds, masks, np.random.default_rng((seed, number)))
             for name, rows in tables.items():
                 frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS[name])
                 every_table.setdefault(name, {})[number] = pa.Table.from_pandas(frame, preserve_index=False)
         for name, of in every_table.items():
-            if any(table.num_rows for table in of.values()) or name != "ablation":
+            if any(table.num_rows for table in of.values()) or name not in ("ablation", "causes"):
                 place.add(name, task, of)
                 written.add(name)
     drawn = strong and "effects" in written
@@ -242,6 +249,9 @@ def _attention(
                     "auc": 0.5 + inside / 2,
                     "pointing": float(inside > 0.4),
                     "relative_inside": inside - 0.2,
+                    "rival_lift": (rival := float(np.clip(draw.normal(1.0, 0.1), 0.1, 2))),
+                    "grounding": inside / 0.15 - rival,
+                    "objects_lift": (inside / 0.15 + rival) / 2,
                 }
                 if not masks:
                     scored = dict.fromkeys(scored, float("nan"))
@@ -258,6 +268,18 @@ def _attention(
                         "cls": 0.02,
                     }
                 )
+    return rows
+
+
+def _causes(key: dict[str, str], kinds: Sequence[str], masks: bool, draw: Any) -> list[dict[str, Any]]:
+    """The answer needs what the heads that stand out see of the object, and nothing else."""
+    rows = []
+    for kind, layer, head in (each for each in STRONG if each[0] in kinds):
+        for intervention in INTERVENTIONS:
+            cost = draw.normal(1.0 if intervention == "asked" else 0.0, 0.1)
+            known = masks or intervention == "outliers"
+            about = {"kind": kind, "layer": layer, "head": head, "intervention": intervention}
+            rows.append({**key, **about, "cost": cost if known else float("nan")})
     return rows
 
 

@@ -145,6 +145,7 @@ def view_of(runs: Sequence[Named]) -> View:
         "behaviour": behaviour(runs),
         "ablation": ablation(runs),
         "noise": noise(runs),
+        "grounding": grounding(runs),
         "cautions": cautions(runs),
     }
 
@@ -353,6 +354,17 @@ def ablation(runs: Sequence[Named]) -> View:
     header = ["run", "removed", "task", "heads", "all heads", "without them", "without random ones", "range over sets",
               "p"]  # fmt: skip
     return table(header, rows, "Accuracy under mean ablation", (3, 4, 5, 6, 8))
+
+
+def grounding(runs: Sequence[Named]) -> View:
+    """What the average head looks at, by run: the object asked about, and its rival."""
+    rows = [
+        [name, str(row["task"]), kind_name(row["kind"]), number(row["n"]), with_interval(row, "lift", two),
+         with_interval(row, "rival_lift", two), with_interval(row, "grounding", two)]
+        for name, row in records(runs, "grounding")
+    ]  # fmt: skip
+    header = ["run", "task", "heads", "examples", "lift, object asked about", "lift, its rival", "difference"]
+    return table(header, rows, "Attention of the average head", (3, 4, 5, 6))
 
 
 def noise(runs: Sequence[Named]) -> View:

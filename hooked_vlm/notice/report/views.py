@@ -48,7 +48,16 @@ PNG: Final = b"\x89PNG\r\n\x1a\n"
 PICTURES: Final = 2_000_000  # bytes of overlays in one report; base64 makes a third more of them
 SHOWN: Final = 8  # heads in the first table of labels, at least
 GROUPS: Final = ("no head removed", "random heads removed", "selected heads removed")
-SCORES: Final = {"inside": "inside", "lift": "lift", "auc": "AUC", "pointing": "pointing", "outlier": "outlier"}
+SCORES: Final = {
+    "inside": "inside",
+    "lift": "lift",
+    "rival_lift": "rival's lift",
+    "auc": "AUC",
+    "pointing": "pointing",
+    "outlier": "outlier",
+    "cost_asked": "cost",
+    "cost_rival": "rival's cost",
+}
 
 
 def report(run: Loaded) -> View:
@@ -210,7 +219,7 @@ def functions(run: Loaded) -> View:
     chosen = set(run.table("universal")[HEAD].itertuples(index=False, name=None))
     rows = rows.assign(
         chosen=[key in chosen for key in rows[HEAD].itertuples(index=False, name=None)],
-        named=rows["label"].fillna("none") != "none",
+        named=~rows["label"].fillna("none").isin(["none", "undecided"]),
         size=rows["score"].astype(float).abs(),
     )
     first = ["chosen", "named", "size"]

@@ -27,7 +27,7 @@ from tests.notice.made import edit_summary, run_directory
 from tests.notice.report.parsed import Page
 
 TASKS = ("colour", "place")
-LABELS = {head_labels.OBJECT, head_labels.SUPPRESSION, head_labels.OUTLIER, head_labels.NONE}
+LABELS = {*head_labels.NAMED.values(), head_labels.UNDECIDED, head_labels.NONE, *head_labels.LACKS, ""}
 NAMES = {
     *CORRUPTIONS, *KINDS, *ROLES, *RULES, *MODALITIES.values(), MULTIMODAL, *LABELS, *image_attention.SCORES,
     "universal", "strongest", "concentration", "detection", "harm", "noise",
@@ -87,6 +87,15 @@ def universal(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def function(draw: st.DrawFn) -> dict[str, Any]:
+    of, layer, which = draw(head)
+    label = draw(st.sampled_from([head_labels.OBJECT, head_labels.LOOKS]))
+    scores = ("lift", "rival_lift", "grounding", "cost_asked", "cost_rival", "cost_gap")
+    about = {"task": draw(task), "kind": of, "layer": layer, "head": which, "label": label}
+    return about | {name: draw(st.none() | number) for name in scores}
+
+
+@st.composite
 def verdict(draw: st.DrawFn) -> Verdict:
     """A verdict of any kind of claim, whatever its numbers are."""
     evidence = draw(st.sampled_from([Concentrated, Detected, Selected, Harmed, Alike]))
@@ -94,8 +103,10 @@ def verdict(draw: st.DrawFn) -> Verdict:
         some = [draw(estimate) for _ in range(3)] if draw(st.booleans()) else []
         return Verdict(Concentrated(draw(kind), ["answer", "subject"], *some), draw(holds))
     if evidence is Detected:
-        some = [draw(estimate) for _ in range(3)] if draw(st.booleans()) else []
-        return Verdict(Detected(draw(st.booleans()), draw(st.lists(head, min_size=1)), *some, usual=1.0), draw(holds))
+        parts = {each: draw(holds) for each in TASKS}
+        tested = {each: draw(st.integers(0, 3)) for each in TASKS}
+        rows = draw(st.lists(function(), max_size=3))
+        return Verdict(Detected(draw(st.booleans()), draw(st.booleans()), rows, tested), draw(holds), parts=parts)
     if evidence is Selected:
         n, rows = draw(st.integers(0, 9)), draw(st.lists(universal(), min_size=1, max_size=6))
         few = draw(st.lists(task, min_size=1, unique=True))

@@ -236,7 +236,21 @@ def compared(runs: Sequence[Loaded], recurring: Sequence[str], alike: Mapping[st
         for whose, values in alike.items()
         if len(values)
     ]
+    looks = [look for run in runs if (look := _average_look(run))]
+    if looks:
+        said.append(
+            "Lift of the average head on the object asked about and on its rival, mean over tasks: "
+            f"{listed(dict.fromkeys(looks))}."
+        )
     return " ".join(said)
+
+
+def _average_look(run: Loaded) -> str:
+    """Where the average head of a run looks; "" where there are no masks of both objects."""
+    rows = run.table("grounding")
+    if rows.empty:
+        return ""
+    return f"{two(rows['lift'].mean())} and {two(rows['rival_lift'].mean())} in {run.short}"
 
 
 # --- the terminal -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 
 from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.answers import SENTENCE
-from hooked_vlm.analysis.head_labels import NONE
+from hooked_vlm.analysis.head_labels import NONE, UNDECIDED
 from hooked_vlm.analysis.heads import head_name, module_of
 from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.notice import claims, fingerprint
@@ -233,13 +233,7 @@ def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
                 f"than 1 / (sets + 1).{max(few.values())}"
             )
     if tables["functions"]:
-        masked = any(known(row["lift"]) for row in tables["functions"])
-        said.append(
-            "Labels say where attention goes, not why: a head that looks at whatever stands out, or always at the "
-            "middle, overlaps objects that stand out or stand there."
-            if masked
-            else "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
-        )
+        said.append(_about_masks(tables["functions_by_task"]))
     said += _about_labels(tables["functions_by_task"])
     if config.get("screen"):
         said.append(
@@ -263,11 +257,32 @@ def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def _about_masks(rows: list[Function]) -> str:
+    """What the data's masks let one tell of what heads do."""
+    if not any(known(row["lift"]) for row in rows):
+        return "There are no masks: of what heads do, only the share on outlier patches and the class token is known."
+    if not any(known(row.get("rival_lift")) for row in rows):
+        return (
+            "There are no masks of the rivals, the things of which wrong answers are right: a head that looks at "
+            "objects cannot be told from one that looks at the object asked about, and no head is labelled object "
+            "detection."
+        )
+    if not any(row.get("n_causes") for row in rows):
+        return (
+            "No head's attention was changed, since none has a clear effect on half of the examples or they are too "
+            "few: labels that need to know what the attention is worth are undecided."
+        )
+    return (
+        "What a head's attention to an object is worth is measured in that head alone, at the tokens from which heads "
+        "are watched: heads that see the object as well make up for it, and what the others do with it is not asked."
+    )
+
+
 def _about_labels(rows: list[Function]) -> list[str]:
     """Heads that are called one thing in one task and another in another."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        if (label := row["label"]) not in (NONE, None):
+        if (label := row["label"]) not in (NONE, UNDECIDED, None):
             of_head = found.setdefault(head_name(row["kind"], row["layer"], row["head"]), {})
             of_head.setdefault(str(label), []).append(str(row["task"]))
     parted = [
@@ -276,7 +291,7 @@ def _about_labels(rows: list[Function]) -> list[str]:
         if len(of_head) > 1
     ]
     return (
-        [f"Labels are of all tasks together, and some heads differ between tasks. {'; '.join(parted)}."]
+        [f"Labels of all tasks are those of each in which the head matters; some differ. {'; '.join(parted)}."]
         if parted
         else []
     )

@@ -5,12 +5,14 @@ Each kind of evidence has one function here; report, terminal, notebook and comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from hooked_vlm.analysis.decided import Holds
+from hooked_vlm.analysis.head_labels import OBJECT
 from hooked_vlm.analysis.heads import RULES, Head, head_name, module_of
 from hooked_vlm.notice.claims import (
     Alike,
@@ -19,7 +21,6 @@ from hooked_vlm.notice.claims import (
     Earlier,
     Estimate,
     Harmed,
-    Holds,
     Selected,
     Verdict,
 )
@@ -37,7 +38,7 @@ from hooked_vlm.notice.report.text.words import (
     two,
     with_interval,
 )
-from hooked_vlm.notice.schema import Ablation, Selection, Universal, known
+from hooked_vlm.notice.schema import Ablation, Function, Selection, Universal, known
 
 WORD: Final = {True: "holds", False: "does not hold", None: "undecided"}
 HEADLINES: Final = ("universal", "harm", "noise")  # kinds of claims that a first screen tells of
@@ -119,18 +120,51 @@ def _concentrated(verdict: Verdict, found: Concentrated) -> Sentences:
 
 
 def _detected(verdict: Verdict, found: Detected) -> Sentences:
-    claim = "Object-detection heads look at the object: their attention overlaps its mask more than evenly"
+    claim = (
+        "In every task some head finds the object asked about: it looks there more than at its rival, and the answer "
+        "needs what it sees there more than what it sees of the rival"
+    )
     if not found.masked:
-        return claim, "", "The tasks have no masks."
-    if found.lift is None or found.auc is None or found.pointing is None:
-        return claim, "", "No head is labelled so on one half of the examples."
-    largest = estimate(found.pointing.mean, found.pointing.low, found.pointing.high, percent)
+        return claim, "", "Not testable: the tasks have no masks."
+    if not found.rivals:
+        return (
+            claim,
+            "",
+            "Not testable: the tasks have no masks of rivals, the things of which wrong answers are right.",
+        )
+    said = []
+    for task, holds in verdict.parts.items():
+        mine = [row for row in found.heads if row["task"] == task]
+        finds, looks = ([row for row in mine if (row["label"] == OBJECT) is which] for which in (True, False))
+        n = found.tested.get(task, 0)
+        parts = [f"{_finding(row)} finds it" for row in finds]
+        if looks:
+            parts.append(f"at objects, the one asked about or not, {_verb(looks)} {listed(map(_finding, looks))}")
+        if not n:
+            parts.append("no head was tested: none has a clear effect on half of the examples, or they are too few")
+        elif not finds:
+            finds_it = "finds it" if holds is False else "is shown to find it"
+            parts.append(f"of {counted(n, 'head')} tested none {finds_it}")
+        said.append(f"{task}: {'; '.join(parts)}")
     return claim, "", (
-        f"{listed(head_name(*head) for head in found.heads)}, labelled on half of the examples, on the other half "
-        f"({found.lift.n}) with a lift of {_shown(found.lift)} (1 is even attention; the average head of the kind has "
-        f"{found.usual:.3g}), an AUC of {_shown(found.auc)} (0.5 is even) and the largest "
-        f"attention on the object in {largest}."
+        "Heads that matter on one half of the examples, tested on the other; lift 1 is even attention, and cost what "
+        f"the logit difference loses when the head no longer sees the thing. {'. '.join(said)}."
     )  # fmt: skip
+
+
+def _verb(rows: Sequence[object]) -> str:
+    return "looks" if len(rows) == 1 else "look"
+
+
+def _finding(row: Function) -> str:
+    """A head with what it sees of the object and of its rival, and what that is worth."""
+    name = head_name(row["kind"], row["layer"], row["head"])
+    lift, rival = two(row["lift"]), two(row["rival_lift"])
+    return (
+        f"{name} (lift {lift}, of the rival {rival}, difference {with_interval(row, 'grounding', two)}; cost "
+        f"{two(row['cost_asked'])}, of the rival {two(row['cost_rival'])}, difference "
+        f"{with_interval(row, 'cost_gap', two)})"
+    )
 
 
 def _selected(verdict: Verdict, found: Selected) -> Sentences:
