@@ -40,6 +40,8 @@ FEW = 8
 """Clusters below which tests rest on normal means, and a report warns."""
 ROUGH = 999
 """Resamples that intervals take, and that show which p-values need more."""
+INTERVALS = (ROUGH - 1) // 2
+"""Flips where nobody reads p-values: no more resamples than intervals take."""
 _CLEARLY = 20.0  # times the smallest p-value that resamples can give
 
 TELLING = 6
@@ -192,7 +194,7 @@ def interval_of(
     return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
 
 
-def side_by_side(parts: Sequence[Sequence[Codes]]) -> list[Codes]:
+def side_by_side(parts: Sequence[Sequence[Int[np.ndarray, "_"]]]) -> list[Int[np.ndarray, "_"]]:
     """The clusterings of examples of several tasks, one after another: no cluster reaches into another task.
 
     Args:

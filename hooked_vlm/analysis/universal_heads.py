@@ -275,7 +275,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
     n = (~np.isnan(values)).sum(0)
     each = clusters.judge_each(values, ways, flips=flips, seed=(rule.seed, 0, task), level=rule.level)
     found, seen = clusters.granted(each), clusters.granted(each, clusters.FEW)
-    sizes = clusters.judge(size, ways, flips=clusters.ROUGH, seed=(rule.seed, 1, task), level=rule.level)
+    sizes = clusters.judge(size, ways, flips=clusters.INTERVALS, seed=(rule.seed, 1, task), level=rule.level)
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = statistics.means((values - found.mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
     known = sizes.mean[~np.isnan(sizes.mean)]

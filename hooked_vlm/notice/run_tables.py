@@ -110,19 +110,25 @@ class RunTables:
             examples: their ids.
         """
         ids = list(examples)
-        columns = self._about.loc[[(task, example) for example in ids]]
+        columns = self._rows(task, ids)
         return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(ids))
 
     @cached_property
-    def _about(self) -> pd.DataFrame:
-        """What clusters an example, by task and example."""
-        rows = self.examples.drop_duplicates(["task", "example"])
-        texts = rows[["prompt", "corrupt_prompt", "answer", "wrong_answer"]].itertuples(index=False, name=None)
-        return rows.assign(template=[_template(*each) for each in texts]).set_index(["task", "example"])
+    def _about(self) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
+        """The examples with their templates, and where each stands among them, by task and example."""
+        texts = self.examples[["prompt", "corrupt_prompt", "answer", "wrong_answer"]].itertuples(index=False, name=None)
+        rows = self.examples.assign(template=[_template(*each) for each in texts])
+        names = rows[["task", "example"]].itertuples(index=False, name=None)
+        return rows, {name: place for place, name in enumerate(names)}
+
+    def _rows(self, task: str, examples: Iterable[str]) -> pd.DataFrame:
+        """The rows of some examples of a task, in their order."""
+        rows, place_of = self._about
+        return rows.iloc[[place_of[task, example] for example in examples]]
 
     def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
         """The clean less corrupt logit difference of some examples of a task."""
-        rows = self._about.loc[[(task, example) for example in examples]]
+        rows = self._rows(task, examples)
         return rows["clean_logit_diff"].to_numpy(np.float64) - rows[f"{corrupt}_logit_diff"].to_numpy(np.float64)
 
     def halves(self, seed: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -163,9 +169,15 @@ class RunTables:
         return families
 
 
-def _template(prompt: str, corrupt: str | None, *answers: str) -> str:
-    """A prompt without its answers, and without the words that a corrupt prompt of as many words has others for."""
-    words, others = prompt.split(), (corrupt or "").split()
+def _template(prompt: str, corrupt: Any, *answers: str) -> str:
+    """A prompt without its answers, and without the words that a corrupt prompt of as many words has others for.
+
+    Args:
+        prompt: the question.
+        corrupt: the same of another subject; no text where the example has none.
+        answers: both.
+    """
+    words, others = prompt.split(), corrupt.split() if isinstance(corrupt, str) else []
     if len(words) == len(others):
         words = [word if word == other else "_" for word, other in zip(words, others, strict=True)]
     pattern = "|".join(rf"\b{re.escape(answer)}\b" for answer in answers if answer)

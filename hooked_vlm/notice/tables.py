@@ -132,7 +132,7 @@ def roles(data: RunTables, seed: int) -> list[RoleEffect]:
         cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
         ways = data.clusters(task, grid.examples)
         of_effect, of_size = (
-            clusters.granted(clusters.judge_each(each, ways, flips=clusters.ROUGH, seed=(seed, 8)), clusters.FEW)
+            clusters.granted(clusters.judge_each(each, ways, flips=clusters.INTERVALS, seed=(seed, 8)), clusters.FEW)
             for each in (effect, size)
         )
         table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
