@@ -58,7 +58,7 @@ class Judged(NamedTuple):
         p: two-sided, that it is 0. NaN without an example.
         low: lower end of its interval; NaN where nothing varies.
         high: upper end.
-        se: the largest standard error of all clusterings.
+        se: the largest standard error of all clusterings; NaN of one example or cluster.
         clusters: the fewest clusters of all clusterings.
     """
 
@@ -250,6 +250,7 @@ def _judge(values: Matrix, coded: Codes, flips: int, seed: tuple[int, ...], leve
     spread = (groups > 1) & (se > statistics.ROUNDING**0.5 * np.abs(mean))
     p = np.where(spread, p, np.where(mean == 0, 1.0, np.exp2(1.0 - groups)))
     p = np.where(groups > 0, p, np.nan)
+    se = np.where(groups > 1, se, np.nan)
     return Judged(mean, p, np.where(spread, low, np.nan), np.where(spread, high, np.nan), se, groups)
 
 

@@ -302,7 +302,9 @@ def _add_ablation(found: RunTables, rows: pa.Table) -> None:
     known = [name for name in ("n_heads", "overlap", "heads") if name in rows.column_names]
     about = [rows.column(name).to_pylist() for name in known]
     for cell, *numbers in zip(cells, *about, strict=True):
-        found.sets[(task, *cell)] = dict(zip(known, numbers, strict=True))
+        told, before = dict(zip(known, numbers, strict=True)), found.sets.get((task, *cell), {})
+        larger = {size: max(told[size], before.get(size, 0)) for size in ("n_heads", "overlap") if size in told}
+        found.sets[(task, *cell)] = told | larger  # each half may have others
         if cell[1] == SELECTED and "heads" in known:
             named = found.chosen.setdefault((task, cell[0]), [])
             named += [numbers[-1]] if numbers[-1] not in named else []

@@ -16,6 +16,7 @@ import pandas as pd
 from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
+from hooked_vlm.analysis.grid import Grid
 from hooked_vlm.notice import claims, places
 from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.schema import Ablation, Behaviour, Counts, HeadEffect, Noise, RoleEffect, Selection
@@ -148,7 +149,8 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
     for task, grid in data.ablation.items():
         ways = data.clusters(task, grid.examples)
         for name in sorted({name for name, _ in grid.cells if name != FULL}):
-            sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
+            there = ~np.isnan(grid.matrix("logit_diff", [(name, SELECTED)])[:, 0])
+            sets = _of_all(grid, name, there)
             drawn = [(name, draw) for draw in sets]
             about = [data.sets[task, name, draw] for draw in sets]
             record: dict[str, Any] = {
@@ -156,13 +158,13 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
                 "selection": Selection.parse(name),
                 "n_heads": data.sets[task, name, SELECTED]["n_heads"],
                 "chosen": data.chosen.get((task, name), []),
-                "n": int((~np.isnan(grid.matrix("logit_diff", [(name, SELECTED)]))).sum()),
+                "n": int(there.sum()),
                 "draws": len(sets),
                 "n_overlapping": sum(each.get("overlap", 0) > 0 for each in about),
             }
             for measure, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
                 for which, cell in ((f"{measure}_full", (FULL, SELECTED)), (measure, (name, SELECTED))):
-                    values = grid.matrix(column, [cell])[:, 0]
+                    values = np.where(there, grid.matrix(column, [cell])[:, 0], np.nan)
                     shares = column == "correct"
                     record |= _share(which, values) if shares else _named(which, values, ways, seed)
                 means = statistics.means(grid.matrix(column, drawn)) if drawn else np.array([])
@@ -180,6 +182,13 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
             record["worse"] = claims.hurts_more(record["harm_low"], record["harm_high"], record["p"], len(drawn))
             records.append(record)
     return records
+
+
+def _of_all(grid: Grid, name: str, there: np.ndarray) -> list[int]:
+    """The random sets that every example has in which the selection was ablated: each half may have others."""
+    draws = sorted(draw for selection, draw in grid.cells if selection == name and draw != SELECTED)
+    known = ~np.isnan(grid.matrix("logit_diff", [(name, draw) for draw in draws]))
+    return [draw for draw, column in zip(draws, known.T, strict=True) if column[there].all()]
 
 
 def noise(families: Any, data: RunTables, times: int, seed: int) -> list[Noise]:

@@ -35,7 +35,7 @@ POSITIONS = (
     ("last", "?"),
 )
 COLUMNS = {"attention": ATTENTION_COLUMNS, "ablation": ABLATION_COLUMNS}  # where nothing was measured
-DRAWS = 20  # random sets of heads
+DRAWS = 199  # random sets of heads
 STRONG = {
     ("cross_attn-heads", 1, 2): ("image", "text"),
     ("cross_attn-heads", 2, 0): ("image",),
