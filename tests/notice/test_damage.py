@@ -21,8 +21,8 @@ from hooked_vlm import viz
 from hooked_vlm.errors import MissingExtraError, RunDirectoryError
 from hooked_vlm.notice import pipeline, report
 from hooked_vlm.notice.directory import RESULTS, RunDirectory
-from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report import text
+from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.schema import Selection
 from hooked_vlm.notice.storage import Packed, packed

@@ -149,7 +149,9 @@ def test_bootstrap_intervals_can_be_recomputed(made, frames):
         above, below = np.percentile(studentised(effect), [2.5, 97.5])
         low, high = mean - max(reach, below) * se, mean + max(reach, -above) * se  # what both methods grant
         ours = found["image", "shape", "cross_attn-heads", 1, head]
-        assert ours["ci_low"] == pytest.approx(low, abs=0.6 * se) and ours["ci_high"] == pytest.approx(high, abs=0.6 * se)
+        assert ours["ci_low"] == pytest.approx(low, abs=0.6 * se) and ours["ci_high"] == pytest.approx(
+            high, abs=0.6 * se
+        )
         assert ours["ci_low"] <= mean - reach * se + 1e-6 and ours["ci_high"] >= mean + reach * se - 1e-6
 
 
