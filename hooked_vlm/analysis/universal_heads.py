@@ -301,7 +301,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
             "ci_high": found.high,
             "abs_low": sizes.low,
             "abs_high": sizes.high,
-            "span": np.nan if measured.span is None else float(np.nanmean(np.abs(measured.span))),
+            "span": np.nan if measured.span is None else float(statistics.means(np.abs(measured.span)[:, None])[0]),
             "threshold": threshold,
             "paper": sizes.mean > threshold,
             "ratio": _ratio(sizes.mean),

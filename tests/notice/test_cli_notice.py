@@ -37,8 +37,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NoticeConfig, str]]:
 
 def test_the_options_are_the_configuration(command: Any, recorded: list[tuple[NoticeConfig, str]]) -> None:
     words = "M --task colour --task place --corrupt image --sites mlp --sites attn-heads --positions last --examples 24"
-    rest = "--seed 5 --out D --noise --noise-scale 2 --select-at last --watch-at answer --data F --device cpu --dtype float16 --batch 3"
-    command(*words.split(), *rest.split(), "--template", "Q: {prompt}", "--region", "blur")
+    rest = "--seed 5 --out D --noise --noise-scale 2 --select-at last --data F --device cpu --dtype float16 --batch 3"
+    command(*words.split(), *rest.split(), "--watch-at", "answer", "--template", "Q: {prompt}", "--region", "blur")
     expected = NoticeConfig(
         model="M",
         tasks=("colour", "place"),
