@@ -369,7 +369,7 @@ ROOMS = {
     # zoo: where a checkpoint that ships with the package lies
     "models": {"errors", "deprecated", "given", "options", "positions", "images", "resizing", "components", "zoo"},
     "patching": {"errors", "deprecated", "options", "positions", "components", "hooks", "models"},
-    "analysis": {"errors", "positions", "images", "hooks", "components", "models", "patching"},
+    "analysis": {"errors", "options", "positions", "images", "hooks", "components", "models", "patching"},
     "deprecated": set(),
     "lens": {"deprecated"},
     "notice": {

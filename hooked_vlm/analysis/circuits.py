@@ -30,6 +30,7 @@ from hooked_vlm.analysis.effect_tables import about, codes_of, holm, linearised,
 from hooked_vlm.analysis.head_sets import Direction, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import HEAD, Head, module_of
 from hooked_vlm.errors import DataError, PositionError
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.paths import path_patching
 from hooked_vlm.patching.plan import Measure
@@ -40,7 +41,7 @@ Matrix = Float[np.ndarray, "example cell"]
 
 
 def denoise_and_noise(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     metric: Measure,
@@ -96,7 +97,7 @@ def denoise_and_noise(
 
 
 def pair_interactions(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     metric: Measure,
@@ -161,7 +162,7 @@ def pair_interactions(
 
 
 def self_repair(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     metric: Measure,
@@ -224,7 +225,7 @@ def self_repair(
     return _with_p(table, "repair", direct - found.effects, found.span, codes, level)
 
 
-def _picked(model: Any, kind: str, heads: Iterable[Head], positions: Index) -> Sites:
+def _picked(model: HookedVLM, kind: str, heads: Iterable[Head], positions: Index) -> Sites:
     """Heads of a kind as sites, in their order, each at one place.
 
     Raises:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from hooked_vlm.analysis import statistics
@@ -40,6 +40,8 @@ FEW = 8
 """Clusters below which tests rest on normal means, and a report warns."""
 ROUGH = 999
 """Resamples that intervals take, and that show which p-values need more."""
+INTERVALS = (ROUGH - 1) // 2
+"""Flips where nobody reads p-values: no more resamples than intervals take."""
 _CLEARLY = 20.0  # times the smallest p-value that resamples can give
 
 TELLING = 6
@@ -56,7 +58,7 @@ class Judged(NamedTuple):
         p: two-sided, that it is 0. NaN without an example.
         low: lower end of its interval; NaN where nothing varies.
         high: upper end.
-        se: the largest standard error of all clusterings.
+        se: the largest standard error of all clusterings; NaN of one example or cluster.
         clusters: the fewest clusters of all clusterings.
     """
 
@@ -192,7 +194,7 @@ def interval_of(
     return {name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p")} | {"n": n}
 
 
-def side_by_side(parts: Sequence[Sequence[NDArray[np.int64]]]) -> list[Codes]:
+def side_by_side(parts: Sequence[Sequence[Int[np.ndarray, "_"]]]) -> list[Int[np.ndarray, "_"]]:
     """The clusterings of examples of several tasks, one after another: no cluster reaches into another task.
 
     Args:
@@ -248,6 +250,7 @@ def _judge(values: Matrix, coded: Codes, flips: int, seed: tuple[int, ...], leve
     spread = (groups > 1) & (se > statistics.ROUNDING**0.5 * np.abs(mean))
     p = np.where(spread, p, np.where(mean == 0, 1.0, np.exp2(1.0 - groups)))
     p = np.where(groups > 0, p, np.nan)
+    se = np.where(groups > 1, se, np.nan)
     return Judged(mean, p, np.where(spread, low, np.nan), np.where(spread, high, np.nan), se, groups)
 
 

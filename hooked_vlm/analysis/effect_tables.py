@@ -32,6 +32,7 @@ from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.head_sets import Direction, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import HEAD, Head, head_name
 from hooked_vlm.errors import DataError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.patching.plan import Measure
 from hooked_vlm.patching.sites import ALL, Index
@@ -77,7 +78,7 @@ def columns_of(rows: Any) -> tuple[Any, list[str]]:
 
 
 def head_effects(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs,
     metric: Measure,

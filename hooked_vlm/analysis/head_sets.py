@@ -27,6 +27,7 @@ from hooked_vlm import hooks
 from hooked_vlm.analysis.ablation import ReferenceMeans, hook_name
 from hooked_vlm.analysis.heads import Head, head_name, module_of, of_heads
 from hooked_vlm.errors import InputsError, StackError
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.models.memory import free_bytes, ran_out
 from hooked_vlm.models.turn import a_model, alone
@@ -82,7 +83,7 @@ class SetsPatched:
         return self.clean - self.corrupt
 
 
-def heads_of(model: Any, kinds: Iterable[str] | None = None) -> list[Head]:
+def heads_of(model: HookedVLM, kinds: Iterable[str] | None = None) -> list[Head]:
     """Every head of the prompt's stack, by kind, layer and head.
 
     Args:
@@ -103,7 +104,7 @@ def heads_of(model: Any, kinds: Iterable[str] | None = None) -> list[Head]:
     return found
 
 
-def as_heads(model: Any, heads: Iterable[Any]) -> list[Head]:
+def as_heads(model: HookedVLM, heads: Iterable[Any]) -> list[Head]:
     """Heads as they were given, each once, and looked at: every one is there.
 
     Raises:
@@ -133,7 +134,7 @@ def as_heads(model: Any, heads: Iterable[Any]) -> list[Head]:
 
 @alone
 def patch_sets(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     metric: Measure,
@@ -189,7 +190,7 @@ def patch_sets(
     return SetsPatched(_array(values), _array(high), None if low is None else _array(low), direction)
 
 
-def _sites(model: Any, kind: str, positions: Index) -> Sites:
+def _sites(model: HookedVLM, kind: str, positions: Index) -> Sites:
     if not of_heads(kind):
         raise StackError(f"there are no heads of kind {kind!r}; expected 'cross_attn-heads' or 'attn-heads'")
     hook_name(model, kind, 0)  # raises where there are none

@@ -35,6 +35,7 @@ from hooked_vlm.analysis.effect_tables import ID, about, codes_of, columns_of, l
 from hooked_vlm.analysis.head_sets import PerExample, SetsPatched, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import Head
 from hooked_vlm.errors import DataError, quoted
+from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.options import whole
 from hooked_vlm.patching.plan import Measure
@@ -62,7 +63,7 @@ class Faithfulness:
 
 
 def faithfulness(
-    model: Any,
+    model: HookedVLM,
     clean: VLMInputs,
     corrupt: VLMInputs | None,
     metric: Measure,

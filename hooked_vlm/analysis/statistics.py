@@ -50,6 +50,8 @@ def resamples(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarr
 
 def drawn(n: int, times: int, seed: int | tuple[int, ...]) -> Float[np.ndarray, "times example"]:
     """`resamples`, not kept for the next who asks."""
+    if not n:
+        return np.zeros((times, 0))
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
 
 

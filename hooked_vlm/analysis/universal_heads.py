@@ -291,7 +291,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
     n = (~np.isnan(values)).sum(0)
     each = clusters.judge_each(values, ways, flips=flips, seed=(rule.seed, 0, task), level=rule.level)
     found, seen = clusters.granted(each), clusters.granted(each, clusters.FEW)
-    sizes = clusters.judge(size, ways, flips=clusters.ROUGH, seed=(rule.seed, 1, task), level=rule.level)
+    sizes = clusters.judge(size, ways, flips=clusters.INTERVALS, seed=(rule.seed, 1, task), level=rule.level)
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = statistics.means((values - found.mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
     known = sizes.mean[~np.isnan(sizes.mean)]
@@ -317,7 +317,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
             "ci_high": found.high,
             "abs_low": sizes.low,
             "abs_high": sizes.high,
-            "span": np.nan if measured.span is None else float(np.nanmean(np.abs(measured.span))),
+            "span": np.nan if measured.span is None else float(statistics.means(np.abs(measured.span)[:, None])[0]),
             "threshold": threshold,
             "paper": sizes.mean > threshold,
             "ratio": _ratio(sizes.mean),

@@ -5,9 +5,9 @@ with the digest of every other file, written before the file is put in place, an
 tables of results lie in `examples/`, `effects/`, `attention/`, `ablation/` and `causes/`, in blocks of some rows: a
 block's file is replaced by a longer one whenever more of its rows are computed, so that a process may be killed at any
 moment and loses at most what it had in memory. Each file proves that it is whole, and says which run, kind, task and
-block it is of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off,
-swapped or renamed is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a summary,
-a report, a comparison) goes by the manifest, which also knows what is missing.
+block it is of. What proves to be all that, and nothing else, is done: a file that is missing, damaged, cut off, swapped
+or renamed is computed again, and one of another run, or of nobody, is refused by name. Who only reads the directory (a
+summary, a report, a comparison) goes by the manifest, which also knows what is missing.
 
 One process writes at a time; the lock is the operating system's and goes with the process that holds it.
 

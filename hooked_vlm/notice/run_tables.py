@@ -106,7 +106,7 @@ class RunTables:
     @cached_property
     def ways(self) -> dict[str, tuple[str, ...]]:
         """What clusters each row of the attention grids, by its name: answer, group and template."""
-        rows = self._about.reset_index()
+        rows = self._about[0]
         names = (f"{task} {example}" for task, example in zip(rows["task"], rows["example"], strict=True))
         return dict(zip(names, rows[list(CLUSTERS)].astype(str).itertuples(index=False, name=None), strict=True))
 
@@ -125,16 +125,18 @@ class RunTables:
         columns = self.about(task, examples)
         return clusters.codes(*(columns[name] for name in CLUSTERS), n=len(columns))
 
-    def about(self, task: str, examples: Iterable[str]) -> pd.DataFrame:
-        """The rows of some examples of a task, with the template of the prompt."""
-        return self._about.loc[[(task, example) for example in examples]]
-
     @cached_property
-    def _about(self) -> pd.DataFrame:
-        """What clusters an example, by task and example."""
-        rows = self.examples.drop_duplicates(["task", "example"])
-        texts = rows[["prompt", "corrupt_prompt", "answer", "wrong_answer"]].itertuples(index=False, name=None)
-        return rows.assign(template=[_template(*each) for each in texts]).set_index(["task", "example"])
+    def _about(self) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
+        """The examples with their templates, and where each stands among them, by task and example."""
+        texts = self.examples[["prompt", "corrupt_prompt", "answer", "wrong_answer"]].itertuples(index=False, name=None)
+        rows = self.examples.assign(template=[_template(*each) for each in texts])
+        names = rows[["task", "example"]].itertuples(index=False, name=None)
+        return rows, {name: place for place, name in enumerate(names)}
+
+    def about(self, task: str, examples: Iterable[str]) -> pd.DataFrame:
+        """The rows of some examples of a task, in their order, with the template of the prompt."""
+        rows, place_of = self._about
+        return rows.iloc[[place_of[task, example] for example in examples]]
 
     def spans(self, corrupt: str, task: str, examples: Sequence[str]) -> np.ndarray:
         """The clean less corrupt logit difference of some examples of a task."""
@@ -179,9 +181,15 @@ class RunTables:
         return families
 
 
-def _template(prompt: str, corrupt: str | None, *answers: str) -> str:
-    """A prompt without its answers, and without the words that a corrupt prompt of as many words has others for."""
-    words, others = prompt.split(), (corrupt or "").split()
+def _template(prompt: str, corrupt: Any, *answers: str) -> str:
+    """A prompt without its answers, and without the words that a corrupt prompt of as many words has others for.
+
+    Args:
+        prompt: the question.
+        corrupt: the same of another subject; no text where the example has none.
+        answers: both.
+    """
+    words, others = prompt.split(), corrupt.split() if isinstance(corrupt, str) else []
     if len(words) == len(others):
         words = [word if word == other else "_" for word, other in zip(words, others, strict=True)]
     pattern = "|".join(rf"\b{re.escape(answer)}\b" for answer in answers if answer)
@@ -350,7 +358,9 @@ def _add_ablation(found: RunTables, rows: pa.Table) -> None:
     known = [name for name in ("n_heads", "overlap", "heads") if name in rows.column_names]
     about = [rows.column(name).to_pylist() for name in known]
     for cell, *numbers in zip(cells, *about, strict=True):
-        found.sets[(task, *cell)] = dict(zip(known, numbers, strict=True))
+        told, before = dict(zip(known, numbers, strict=True)), found.sets.get((task, *cell), {})
+        larger = {size: max(told[size], before.get(size, 0)) for size in ("n_heads", "overlap") if size in told}
+        found.sets[(task, *cell)] = told | larger  # each half may have others
         if cell[1] == SELECTED and "heads" in known:
             named = found.chosen.setdefault((task, cell[0]), [])
             named += [numbers[-1]] if numbers[-1] not in named else []

@@ -116,7 +116,7 @@ def _validated(form: Callable[[Any], Any], values: Any) -> Any:
 
 def plain(summary: Summary) -> dict[str, Any]:
     """A summary as plain values, which JSON has."""
-    found: dict[str, Any] = _SUMMARY.dump_python(summary)
+    found: dict[str, Any] = _SUMMARY.dump_python(summary, mode="json")
     return found
 
 

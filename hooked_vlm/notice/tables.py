@@ -16,6 +16,7 @@ import pandas as pd
 from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.analysis.answers import judged
+from hooked_vlm.analysis.grid import Grid
 from hooked_vlm.analysis.head_labels import labels_of, over_tasks
 from hooked_vlm.analysis.heads import Head
 from hooked_vlm.notice import claims, places
@@ -144,7 +145,7 @@ def roles(data: RunTables, seed: int) -> list[RoleEffect]:
         cells, effect, size = grid.cells, grid.matrix("effect"), grid.matrix("size")
         ways = data.clusters(task, grid.examples)
         of_effect, of_size = (
-            clusters.granted(clusters.judge_each(each, ways, flips=clusters.ROUGH, seed=(seed, 8)), clusters.FEW)
+            clusters.granted(clusters.judge_each(each, ways, flips=clusters.INTERVALS, seed=(seed, 8)), clusters.FEW)
             for each in (effect, size)
         )
         table = pd.DataFrame(cells, columns=["layer", "role"]).assign(corrupt=corrupt, task=task, kind=kind)
@@ -200,7 +201,8 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
     for task, grid in data.ablation.items():
         ways = data.clusters(task, grid.examples)
         for name in sorted({name for name, _ in grid.cells if name != FULL}):
-            sets = [draw for selection, draw in grid.cells if selection == name and draw != SELECTED]
+            there = ~np.isnan(grid.matrix("logit_diff", [(name, SELECTED)])[:, 0])
+            sets = _of_all(grid, name, there)
             drawn = [(name, draw) for draw in sets]
             about = [data.sets[task, name, draw] for draw in sets]
             record: dict[str, Any] = {
@@ -208,13 +210,13 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
                 "selection": Selection.parse(name),
                 "n_heads": data.sets[task, name, SELECTED]["n_heads"],
                 "chosen": data.chosen.get((task, name), []),
-                "n": int((~np.isnan(grid.matrix("logit_diff", [(name, SELECTED)]))).sum()),
+                "n": int(there.sum()),
                 "draws": len(sets),
                 "n_overlapping": sum(each.get("overlap", 0) > 0 for each in about),
             }
             for measure, column in (("accuracy", "correct"), ("logit_diff", "logit_diff")):
                 for which, cell in ((f"{measure}_full", (FULL, SELECTED)), (measure, (name, SELECTED))):
-                    values = grid.matrix(column, [cell])[:, 0]
+                    values = np.where(there, grid.matrix(column, [cell])[:, 0], np.nan)
                     shares = column == "correct"
                     record |= _share(which, values) if shares else _named(which, values, ways, seed)
                 means = statistics.means(grid.matrix(column, drawn)) if drawn else np.array([])
@@ -232,6 +234,13 @@ def ablation(data: RunTables, seed: int) -> list[Ablation]:
             record["worse"] = claims.hurts_more(record["harm_low"], record["harm_high"], record["p"], len(drawn))
             records.append(record)
     return records
+
+
+def _of_all(grid: Grid, name: str, there: np.ndarray) -> list[int]:
+    """The random sets that every example has in which the selection was ablated: each half may have others."""
+    draws = sorted(draw for selection, draw in grid.cells if selection == name and draw != SELECTED)
+    known = ~np.isnan(grid.matrix("logit_diff", [(name, draw) for draw in draws]))
+    return [draw for draw, column in zip(draws, known.T, strict=True) if column[there].all()]
 
 
 def noise(families: Any, data: RunTables, times: int, seed: int) -> list[Noise]:

@@ -40,7 +40,7 @@ COLUMNS = {
     "ablation": ABLATION_COLUMNS,
     "causes": CAUSES_COLUMNS,
 }  # where nothing was measured
-DRAWS = 20  # random sets of heads
+DRAWS = 199  # random sets of heads
 STRONG = {
     ("cross_attn-heads", 1, 2): ("image", "text"),
     ("cross_attn-heads", 2, 0): ("image",),

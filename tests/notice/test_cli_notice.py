@@ -38,7 +38,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NoticeConfig, str]]:
 def test_the_options_are_the_configuration(command: Any, recorded: list[tuple[NoticeConfig, str]]) -> None:
     words = "M --task colour --task place --corrupt image --sites mlp --sites attn-heads --positions last --examples 24"
     rest = "--seed 5 --out D --noise --noise-scale 2 --select-at last --data F --device cpu --dtype float16 --batch 3"
-    command(*words.split(), *rest.split(), "--template", "Q: {prompt}", "--region", "blur")
+    command(*words.split(), *rest.split(), "--watch-at", "answer", "--template", "Q: {prompt}", "--region", "blur")
     expected = NoticeConfig(
         model="M",
         tasks=("colour", "place"),
@@ -46,6 +46,7 @@ def test_the_options_are_the_configuration(command: Any, recorded: list[tuple[No
         kinds=("mlp", "attn-heads"),
         positions="last",
         select_at="last",
+        watch_at="answer",
         examples=24,
         seed=5,
         data="F",
@@ -183,6 +184,7 @@ def test_a_checkpoint_on_disk_is_run_to_the_report(command: Any, tmp_path: Path)
     assert f"Report: {tmp_path / 'run' / 'report.html'}" in out and (tmp_path / "run" / "report.html").is_file()
     assert pd.read_parquet(tmp_path / "run" / "effects")["example"].nunique() == 4
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["config"]["select_at"] == "answer"
+    where = [record["config"][name] for name in ("select_at", "watch_at", "every_position")]
+    assert where == ["every position", "answer", True]
     code, _, err = command(*words, "--random-draws", "3", "--noise")
     assert code == 1 and "random_draws was 2 and is 3" in err and err.count("\n") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hooked_vlm.errors import InputsError, ResumeError
@@ -140,13 +140,47 @@ def test_another_choice_is_refused_by_its_name_whatever_was_decided_beside_it(
 def test_what_is_left_open_is_decided_by_the_model() -> None:
     blip, llava = PLAIN.resolved(blip_shapes()), PLAIN.resolved(untrained_llava())
     assert blip.kinds == KINDS and llava.kinds == ("attn-heads", "attn", "mlp", "resid")
-    assert (blip.select_at, llava.select_at) == ("answer", "last")
+    assert (blip.watch_at, llava.watch_at) == ("answer", "last")
     assert blip.batch == BATCH
-    assert dataclasses.replace(PLAIN, positions="last").resolved(blip_shapes()).select_at == "last"
     assert dataclasses.replace(PLAIN, batch=3, select_at="every position").resolved(blip_shapes()).batch == 3
     assert blip.differences(PLAIN) == [] and blip.resolved(blip_shapes()) == blip
     with pytest.raises(InputsError, match="HookedLLaVA has no 'cross_attn' in its language_model: it has attn-heads"):
         dataclasses.replace(PLAIN, kinds=("cross_attn",)).resolved(untrained_llava())
+
+
+def everywhere(every: bool | None, **options: Any) -> tuple[str, str, bool | None]:
+    """Where BLIP's heads are selected and watched, and whether they are patched at every position."""
+    found = dataclasses.replace(PLAIN, every_position=every, **options).resolved(blip_shapes())
+    return found.select_at, found.watch_at, found.every_position
+
+
+def test_heads_are_selected_at_every_position_where_they_are_patched_so() -> None:
+    """Else where they are watched: whether it is affordable is `planning`'s to say, and until then it is open."""
+    assert everywhere(True) == ("every position", "answer", True)
+    assert everywhere(False) == ("answer", "answer", False)
+    assert everywhere(None) == ("auto", "answer", None)
+    assert everywhere(None, select_at="every position") == ("every position", "answer", True)
+
+
+@pytest.mark.parametrize("at", ["answer", "last"])
+def test_where_single_positions_are_asked_for_heads_are_selected_and_watched_there(at: Any) -> None:
+    assert everywhere(None, positions=at) == (at, at, False)
+    assert everywhere(True, positions=at) == ("every position", at, True)
+    assert everywhere(None, positions=at, select_at="every position") == ("every position", at, True)
+
+
+@given(
+    every=st.sampled_from([None, True, False]),
+    select=st.sampled_from(["auto", "answer", "last", "every position"]),
+    watch=st.sampled_from(["answer", "last", "every position"]),
+)
+def test_heads_are_watched_where_that_is_asked_for_wherever_they_are_selected(
+    every: Any, select: Any, watch: Any
+) -> None:
+    assume(not (every is False and select == "every position"))
+    assert everywhere(every, select_at=select, watch_at=watch)[1] == watch
+    if select in ("answer", "last"):
+        assert everywhere(every, select_at=select)[:2] == (select, select)
 
 
 # What run.json held before options were typed by pydantic, and its part of the run's id.
@@ -160,10 +194,26 @@ ITS_DIGEST = "fe440cd8d331e1757d8a0b25d60f5954569d0330cc2add41aab5b546ad2132ae"
 
 
 def test_a_stored_configuration_is_read_and_written_as_it_was() -> None:
+    """But for where heads are watched, which was where they were selected."""
     config = NoticeConfig.from_json(json.loads(STORED))
-    assert list(config.to_json().items()) == list(json.loads(STORED).items())
-    assert digest_of(config.to_json()) == ITS_DIGEST
-    config.refuse_another(dataclasses.replace(PLAIN, noise=True, examples=6), Path("runs/a"))
+    written = config.to_json()
+    assert written.pop("watch_at") == "answer"
+    assert list(written.items()) == list(json.loads(STORED).items())
+    assert digest_of(written) == ITS_DIGEST
+    assert config.resolved(blip_shapes()) == config
+    asked = dataclasses.replace(PLAIN, noise=True, examples=6)
+    config.refuse_another(dataclasses.replace(asked, random_draws=20), Path("runs/a"))
+    with pytest.raises(ResumeError, match=r"\(random_draws was 20 and is 199\)"):
+        config.refuse_another(asked, Path("runs/a"))
+
+
+@pytest.mark.parametrize("at", ["answer", "last", "every position", "auto"])
+def test_a_configuration_that_does_not_say_where_heads_are_watched_watches_them_where_they_are_selected(
+    at: Any,
+) -> None:
+    plain = dataclasses.replace(PLAIN, select_at=at).to_json()
+    del plain["watch_at"]
+    assert NoticeConfig.from_json(plain).watch_at == at
 
 
 def test_every_option_says_once_what_it_is() -> None:

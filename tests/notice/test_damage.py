@@ -21,6 +21,7 @@ from hooked_vlm import viz
 from hooked_vlm.errors import MissingExtraError, RunDirectoryError
 from hooked_vlm.notice import pipeline, report
 from hooked_vlm.notice.directory import RESULTS, RunDirectory
+from hooked_vlm.notice.report import text
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.schema import Selection
@@ -133,13 +134,12 @@ def as_before(run: Path, n_rows: int) -> None:
     summary = place.values("summary.json") | {"version": 1}
     heads = [{key.replace("normalized", "normalised"): value for key, value in row.items()} for row in summary["heads"]]
     ablation = [row | {"selection": str(Selection(**row["selection"]))} for row in summary["ablation"]]
-    place.write_json("summary.json", summary | {"heads": heads, "ablation": ablation, "findings": []})
-
-
-def numbers(run: Path) -> dict[str, Any]:
-    """A run's summary but for what is said of it, and by which numbers."""
-    said = ("findings", "cautions", "disagreements", "rule")
-    return {name: value for name, value in Loaded.read(run).summary.items() if name not in said}
+    verdicts = [
+        {"about": one.about, "holds": one.holds, "parts": one.verdict.parts, "subject": str(one.verdict.subject or "")}
+        | {"claim": one.claim, "told": one.told, "evidence": one.evidence}
+        for one in text.verdicts_of(Loaded.read(run))
+    ]
+    place.write_json("summary.json", summary | {"heads": heads, "ablation": ablation, "findings": verdicts})
 
 
 def test_an_earlier_versions_run_is_read_in_todays_words(task: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -148,9 +148,14 @@ def test_an_earlier_versions_run_is_read_in_todays_words(task: str, runs: tuple[
     effects = next((run / "effects").iterdir())
     assert "normalised" in pq.read_schema(effects).names and b'"normalised"' in (run / "summary.json").read_bytes()
     assert any("normalized" in row for row in Loaded.read(run).summary["heads"])
-    assert numbers(run) == numbers(runs[0])
-    figures = Loaded.read(run).summary["figures"]
-    assert summarise(run, figures=figures) == Loaded.read(runs[0]).summary
+    then, now = Loaded.read(run), Loaded.read(runs[0])
+    told_anew = ("findings", "cautions", "disagreements")  # which were kept as sentences
+    assert {k: v for k, v in then.summary.items() if k not in told_anew} == {
+        k: v for k, v in now.summary.items() if k not in told_anew
+    }
+    said = [[(one.claim, one.word, one.told, one.evidence) for one in text.verdicts_of(each)] for each in (then, now)]
+    assert said[0] == said[1]
+    assert summarise(run, figures=Loaded.read(run).summary["figures"]) == Loaded.read(runs[0]).summary
     assert "normalised" in pq.read_schema(effects).names  # who only reads changes nothing
 
 

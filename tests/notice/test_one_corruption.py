@@ -121,7 +121,10 @@ def test_each_corruption_counts_its_own_examples(mixed: tuple[NoticeConfig, Path
     assert {(row["task"], row["modality"], row["n"]) for row in summary["noise"]} == {
         (task, corrupt, k) for (task, corrupt), k in n.items() if k
     }
-    assert {row["n"] for row in summary["ablation"]} == {6}
+    ablated = read(directory, "ablation").query("draw == -1").groupby(["task", "selection"])["example"].nunique()
+    sets = {(row["task"], str(Selection(**row["selection"]))): row["n"] for row in summary["ablation"]}
+    assert sets == ablated.drop("none", level="selection").to_dict()
+    assert {n for (_, name), n in sets.items() if name == "strongest 3 image"} == {6}  # each half has some
 
 
 def test_rows_of_a_corruption_that_an_example_lacks_are_absent(mixed: tuple[NoticeConfig, Path]) -> None:

@@ -60,17 +60,27 @@ def test_positions_and_where_heads_are_selected(
         return
     directory = go(family, tasks[family], tmp_path / "run", **options)
     effects, attention = read(directory, "effects"), read(directory, "attention")
-    at = select_at if select_at != "auto" else positions if positions in ("answer", "last") else OWN[family]
-    found = set(effects["role"])
     alone = positions in ("answer", "last")  # then nothing else is swept, unless heads are selected there
+    at = select_at if select_at != "auto" else positions if alone else EVERY
+    watched = at if at != EVERY else positions if alone else OWN[family]
+    found = set(effects["role"])
     assert found == {positions} | {EVERY} & {at} if alone else found > {"answer", "last", EVERY}
     assert ("image" in found) == (family == "llava" and positions == "all")
-    assert set(attention["query_role"]) == {at}
+    assert set(attention["query_role"]) == {watched}
     heads = pd.DataFrame(summarise(directory)["heads"]).set_index(["layer", "head"])
     own = effects[(effects["role"] == at) & (effects["kind"] == HEADS[family])]
     expected = own.groupby(["example", "layer", "head"])["effect"].mean().groupby(["layer", "head"]).mean()
     assert heads["mean"].to_dict() == pytest.approx(expected.to_dict(), rel=1e-5, abs=1e-6)
     assert (directory / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("watch_at", ["answer", "last", EVERY])
+def test_heads_are_watched_where_it_is_asked_for_and_selected_elsewhere(
+    watch_at: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    directory = go("blip", tasks["blip"], tmp_path / "run", watch_at=watch_at, corrupt=("image",))
+    assert set(read(directory, "attention")["query_role"]) == {watch_at}
+    assert set(summarise(directory)["select_at"].values()) == {EVERY}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -278,6 +278,7 @@ def test_a_whole_run_ends_in_a_report(tmp_path: Path) -> None:
         "heads": 4,
         "d_model": 96,
     }
-    assert record["config"]["kinds"] == list(KINDS) and record["config"]["select_at"] == "answer"
+    where = [record["config"][name] for name in ("select_at", "watch_at")]
+    assert record["config"]["kinds"] == list(KINDS) and where == ["every position", "answer"]
     counted = json.loads((directory / "sources.json").read_text())["colour"]
     assert counted == {"rows": 12, "skipped": {}, "named": {}}

@@ -21,6 +21,7 @@ from rich.console import Console
 from hooked_vlm import notice
 from hooked_vlm.analysis.ablation import FULL, SELECTED
 from hooked_vlm.notice import report, summary, terminal
+from hooked_vlm.notice.claims import Harmed, Verdict, corrected, every, of_parts
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.text.verdicts import told
 from tests.notice.made import run_directory, write_tables
@@ -131,7 +132,60 @@ def test_what_an_interval_spans_is_undecided_and_not_refuted(runs, harms, draws,
         spans = row["harm_low"] <= 0 <= row["harm_high"]
         wanted.append(None if spans or (row["harm_low"] > 0 and row["p"] > 0.05) else row["harm_low"] > 0)
     (found,) = [verdict for verdict in made["findings"] if CLAIM.match(told(verdict).claim)]
-    assert found.holds is (False if False in wanted else None if None in wanted else True)
+    decided = False if False in wanted else None if None in wanted else True
+    assert found.holds is (decided if found.p is None or found.p_adjusted <= 0.05 else None)
+    if decided is True:
+        assert found.p == max(max(row["p"], row["harm_p"]) for row in made["ablation"])
+
+
+p_value = st.floats(0, 1)
+claim = st.builds(
+    Verdict,
+    st.just(Harmed([])),
+    st.sampled_from([True, False, None]),
+    p=st.none() | p_value,
+)
+
+
+@given(st.lists(claim, max_size=8), st.sampled_from([0.01, 0.05, 0.2]), st.randoms())
+def test_claims_are_corrected_together_by_holms_method(verdicts, alpha, order):
+    found = corrected(verdicts, alpha)
+    p = sorted(one.p for one in verdicts if one.p is not None)
+    for before, after in zip(verdicts, found, strict=True):
+        if before.p is None:
+            assert after == before
+            continue
+        largest = max((len(p) - i) * each for i, each in enumerate(p) if each <= before.p)
+        assert after.p == before.p and after.p_adjusted == pytest.approx(min(1.0, largest))
+        assert after.holds is (before.holds if after.p_adjusted <= alpha else None)
+    shuffled = order.sample(verdicts, len(verdicts))
+    key = repr
+    assert sorted(map(key, corrected(shuffled, alpha))) == sorted(map(key, found))
+    assert corrected(found, alpha) == found  # once decided, it stays
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.tuples(st.sampled_from([True, False, None]), st.none() | p_value)))
+def test_a_claim_of_parts_is_as_sure_as_its_parts_allow(parts):
+    holds = {name: each for name, (each, _) in parts.items()}
+    p = {name: each for name, (_, each) in parts.items()}
+    found = of_parts(every(holds.values()), holds, p)
+    if every(holds.values()) is False:  # the surest denial, among as many as could have been it
+        denied = [value for name, value in p.items() if holds[name] is False and value is not None]
+        assert found == (min(1.0, len(parts) * min(denied)) if denied else None)
+    elif parts and None not in p.values():
+        assert found == max(p.values())
+    else:
+        assert found is None  # a part that nothing tested leaves the whole without a p-value
+
+
+def test_what_fails_the_correction_is_undecided_and_says_its_p(tmp_path):
+    verdicts = corrected([Verdict(Harmed([]), True, p=0.03), Verdict(Harmed([]), False, p=0.001)], 0.05)
+    assert [one.holds for one in verdicts] == [True, False]
+    verdicts = corrected([*verdicts, Verdict(Harmed([]), True, p=0.02)], 0.05)
+    assert [one.holds for one in verdicts] == [True, False, True]
+    verdicts = corrected([Verdict(Harmed([]), True, p=0.03), Verdict(Harmed([]), True, p=0.04)], 0.05)
+    assert [one.holds for one in verdicts] == [None, None]
+    assert told(verdicts[0]).evidence.endswith(" p = 0.03, among all claims of the run 0.06 (Holm).")
 
 
 def test_a_rule_that_can_select_nothing_refutes_nothing(tmp_path):

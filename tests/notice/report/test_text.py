@@ -111,7 +111,8 @@ def verdict(draw: st.DrawFn) -> Verdict:
         n, rows = draw(st.integers(0, 9)), draw(st.lists(universal(), min_size=1, max_size=6))
         few = draw(st.lists(task, min_size=1, unique=True))
         answer = True if any(row["rule"] == "fdr" for row in rows) else draw(st.sampled_from([False, None]))
-        return Verdict(Selected(rows, n, 2, "answer", few, 12, draw(st.booleans())), answer)
+        some = {"open": draw(st.lists(head, max_size=3)), "partly": draw(st.lists(universal(), max_size=2))}
+        return Verdict(Selected(rows, n, 2, "answer", few, 12, draw(st.booleans()), **some), answer)
     parts = {each: draw(holds) for each in TASKS}
     if evidence is Alike:
         row = {"modality": "image", "kind": "attn-heads", "ci_low": 0.1, "ci_high": 0.9, "top_k": 1, "top_overlap": 1.0}
@@ -121,6 +122,9 @@ def verdict(draw: st.DrawFn) -> Verdict:
     rows = [
         {"task": each, "draws": 3, "n": 9, "harm": draw(st.none() | number), "p": draw(share), "harm_high": 2.0}
         | {column: draw(share) for column in columns.split()}
+        | draw(
+            st.sampled_from([{}, {"chosen": ["L0.H1"]}, {"chosen": ["L0.H1", "L0.H1, L1.H0"]}])
+        )  # older rows lack it
         for each in TASKS
     ]
     subject = Selection("strongest", draw(st.sampled_from(CORRUPT)), n=draw(st.integers(1, 3)))

@@ -215,9 +215,11 @@ def _about_power(row: Power) -> str:
 def _about_scope(tables: Summary, config: Mapping[str, Any]) -> list[str]:
     said = []
     if tables["ablation"]:
+        halves = "on examples that had no say in their choice: each half is judged by what was chosen on the other; "
+        same = "on the examples that they were chosen by, and hurt by the luck of that choice, too; "  # older summaries
         said.append(
-            "Heads are ablated on examples that had no say in their choice: each half is judged by what was chosen on "
-            "the other; all are examples that the model had answered rightly, where accuracy can only fall."
+            f"Heads are ablated {halves if all('chosen' in row for row in tables['ablation']) else same}"
+            "all are examples that the model had answered rightly, where accuracy can only fall."
         )
         few: dict[str, str] = {}
         for row in tables["ablation"]:  # the sets are the same in every task

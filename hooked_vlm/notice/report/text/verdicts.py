@@ -266,9 +266,10 @@ def _harm_in(row: Ablation) -> str:
     """The numbers of one task."""
     full, after = (with_interval(row, name, percent) for name in ("accuracy_full", "accuracy"))
     harm = _shown(Estimate(row["harm"], row["harm_low"], row["harm_high"], row["n"]))
-    heads = "; on the other half ".join(row["chosen"])
+    chosen = row.get("chosen")  # older summaries do not say
+    heads = f" ({'; on the other half '.join(chosen)})" if chosen else ""
     return (
-        f"{row['task']} ({heads}): accuracy {full} whole, {after} without, {percent(row['accuracy_random_mean'])} "
+        f"{row['task']}{heads}: accuracy {full} whole, {after} without, {percent(row['accuracy_random_mean'])} "
         f"without random ones; logit difference {row['logit_diff_full']:.3g}, {row['logit_diff']:.3g}, "
         f"{row['logit_diff_random_mean']:.3g} (worse than random by {harm}, p = {row['p']:.2g}, "
         f"{counted(row['draws'], 'set')})"
