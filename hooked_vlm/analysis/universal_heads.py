@@ -9,7 +9,7 @@ head lies above ``mean + 2 SD`` of that number over all heads (sample SD). It sa
 its properties come from the SD: outliers raise it, so that several strong heads hide one another; among k heads no
 number lies further than ``(k - 1) / sqrt(k)`` SD above the mean, so that with fewer than 6 heads none can pass; and
 |effect| is as large for a head that helps in half the examples and harms in the other half as for one that always
-helps.
+helps. Given the probability after patching, the rule is the released code's instead (`published`).
 
 **The FDR-controlled rule** asks four things of a head:
 
@@ -49,7 +49,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from hooked_vlm.analysis import clusters, statistics
+from hooked_vlm.analysis import clusters, published, statistics
 from hooked_vlm.analysis.heads import HEAD, MODALITIES, MULTIMODAL, RULES, head_name
 from hooked_vlm.errors import DataError
 
@@ -67,11 +67,14 @@ class Measured:
         span: clean less corrupt logit difference of each example, [example]; None if unknown, and then no effect is
             too small to be selected.
         clusters: ways to cluster the examples, from `clusters.codes`; none where each stands alone.
+        p_patched: probability of the right answer with each head patched, [example head]; where it is given, the
+            threshold of the released code (`published`) takes the place of the paper's rule.
     """
 
     effects: statistics.Matrix
     span: Float[np.ndarray, "example"] | None = None
     clusters: Sequence[clusters.Codes] = ()
+    p_patched: statistics.Matrix | None = None
 
 
 Families = dict[tuple[str, str], tuple[list[tuple[int, int]], dict[str, Measured]]]
@@ -115,8 +118,8 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
     Args:
         table: one row for each example and head, columns task, example, corrupt, layer, head, effect; and where
             there are any: kind (each is a family of heads of its own), span (the example's clean less corrupt logit
-            difference, without which no effect is too small to be selected), and answer, group and template, which
-            cluster the examples. NaN effects are left out.
+            difference, without which no effect is too small to be selected), answer, group and template, which
+            cluster the examples, and p_patched (`Measured`). NaN effects are left out.
         rule: its numbers.
 
     Returns:
@@ -126,6 +129,7 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
         repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided;
         and, the same in every task of a head,
         p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
+        With p_patched, also that (the mean |p_patched| that threshold and paper are of).
 
     Raises:
         DataError: if a column is missing, or an example has two rows for one head, or two spans, answers or groups.
@@ -212,7 +216,8 @@ def _family(
         "fdr_all": fdr_all,
         "at_least": np.where(fdr_all, len(tasks), _at_least(p_seen, rule.alpha)),
     }
-    return table.assign(**{name: np.tile(values, len(tasks)) for name, values in everywhere.items()})[_COLUMNS]
+    columns = [*_COLUMNS, *({"p_patched"} & set(table))]
+    return table.assign(**{name: np.tile(values, len(tasks)) for name, values in everywhere.items()})[columns]
 
 
 def partial_conjunction(p: Float[np.ndarray, "task head"], tasks: int) -> tuple[statistics.Array, statistics.Array]:
@@ -263,6 +268,10 @@ def _measured(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> Measured:
         )
     wide = rows.pivot(index="example", columns=["layer", "head"], values="effect")
     values = wide.reindex(columns=pd.MultiIndex.from_tuples(heads)).to_numpy(np.float64)
+    patched = None
+    if "p_patched" in rows:
+        there = rows.pivot(index="example", columns=["layer", "head"], values="p_patched")
+        patched = there.reindex(wide.index, columns=pd.MultiIndex.from_tuples(heads)).to_numpy(np.float64)
     given = [name for name in ("span", *CLUSTERS) if name in rows]
     each = rows.drop_duplicates(["example", *given]).set_index("example")
     if twice := each.index[each.index.duplicated()].tolist():
@@ -272,7 +281,7 @@ def _measured(rows: pd.DataFrame, heads: list[tuple[int, int]]) -> Measured:
     each = each.reindex(wide.index)
     ways = clusters.codes(*(each[name] for name in CLUSTERS if name in each), n=len(each))
     span = each["span"].to_numpy(np.float64) if "span" in each else None
-    return Measured(np.where(np.isfinite(values), values, np.nan), span, ways)
+    return Measured(np.where(np.isfinite(values), values, np.nan), span, ways, patched)
 
 
 def _ratio(mean_abs: np.ndarray) -> np.ndarray:
@@ -296,6 +305,10 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
         squares = statistics.means((values - found.mean) ** 2) * n / np.where(n > 1, n - 1, np.nan)
     known = sizes.mean[~np.isnan(sizes.mean)]
     threshold = known.mean() + rule.sds * known.std(ddof=1) if len(known) > 1 else np.nan
+    chosen, released = sizes.mean > threshold, {}
+    if measured.p_patched is not None:
+        of_released, threshold, chosen = published.thresholded(measured.p_patched, rule.sds)
+        released = {"p_patched": of_released}
     ends = []
     p_each = np.full(len(n), np.nan)
     for i, way in enumerate(ways):
@@ -319,7 +332,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
             "abs_high": sizes.high,
             "span": np.nan if measured.span is None else float(statistics.means(np.abs(measured.span)[:, None])[0]),
             "threshold": threshold,
-            "paper": sizes.mean > threshold,
+            "paper": chosen,
             "ratio": _ratio(sizes.mean),
             "ratio_low": np.fmin.reduce([low for low, _ in ends]),
             "ratio_high": np.fmax.reduce([high for _, high in ends]),
@@ -328,6 +341,7 @@ def _numbers(measured: Measured, rule: Rule, flips: int, task: int) -> pd.DataFr
             "p_general": found.p,
             "seen_low": seen.low,
             "seen_high": seen.high,
+            **released,
         }
     )
 
@@ -458,9 +472,16 @@ def _who(row: dict[str, Any]) -> str:
 
 def _cell_sentence(row: dict[str, Any], selection: pd.DataFrame, rule: Rule, at: str) -> str:
     where = f"{_who(row)} in task {row['task']} ({row['corrupt']}{', ' + at if at else ''})"
+    released = "p_patched" in row
     if row["paper"]:
         faults = "; ".join(_faults(row, rule))
-        return f"{where}: the paper's rule selects it, the FDR-controlled one does not: {faults}."
+        whose = published.RULE if released else RULES["paper"]
+        return f"{where}: {whose} selects it, the FDR-controlled one does not: {faults}."
+    if released:
+        return (
+            f"{where}: the FDR-controlled rule selects it, {published.RULE} does not: its mean |P_patched| "
+            f"{row['p_patched']:.3g} is below mean + {rule.sds:g} population SD = {row['threshold']:.3g}."
+        )
     family = selection[_same(selection, row, ["corrupt", "kind", "task"])]
     digits = next(n for n in range(3, 18) if f"{row['mean_abs']:.{n}g}" != f"{row['threshold']:.{n}g}" or n == 17)
     return (

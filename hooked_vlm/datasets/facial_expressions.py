@@ -32,7 +32,14 @@ def question(first: str, second: str) -> str:
     return f"is this person feeling {first} or {second}?"
 
 
-def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips: Skips | None = None) -> Rows:
+def rows(
+    data: str | Path | None,
+    *,
+    seed: int = 0,
+    tokenizer: Any = None,
+    skips: Skips | None = None,
+    as_published: bool = False,
+) -> Rows:
     """The rows of the task, in the columns of `pairs` without a mask.
 
     Args:
@@ -40,6 +47,7 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
         seed: Which order and pairs.
         tokenizer: The model's tokenizer; None for no corrupt prompts.
         skips: Where what is passed over is counted.
+        as_published: Both answers replaced in corrupt prompts, as the released NOTICE code does.
 
     Returns:
         A stream of rows; the pairs of emotions take turns.
@@ -55,7 +63,7 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
     if len(decks) < 2:
         found = ", ".join(there[:10]) or "no folder"
         raise DataError(f"{str(folder)!r} does not show two emotions: expected {_LAYOUT}; found {found}.")
-    draws = Questions(TASK, seed, tokenizer, NEAR_EMOTIONS, skips)
+    draws = Questions(TASK, seed, tokenizer, NEAR_EMOTIONS, skips, as_published)
     groups = {}
     for one, other in combinations(sorted(decks), 2):
         if NEAR_EMOTIONS(one, other):

@@ -27,7 +27,14 @@ OPTIONAL = ("id", "task", "group", "corrupt_prompt", *MASKS)
 _WHAT = f"pairs.csv with the columns {', '.join(NEEDED)} (and {', '.join(OPTIONAL)}, where wanted), and the pictures"
 
 
-def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips: Skips | None = None) -> Rows:
+def rows(
+    data: str | Path | None,
+    *,
+    seed: int = 0,
+    tokenizer: Any = None,
+    skips: Skips | None = None,
+    as_published: bool = False,
+) -> Rows:
     """The rows of the folder, in the columns of `pairs`; a mask is None where there is none.
 
     Args:
@@ -35,6 +42,7 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
         seed: Which order.
         tokenizer: The model's tokenizer; None to make no corrupt prompts beside those of the table.
         skips: Where what is passed over is counted.
+        as_published: Both answers replaced in the corrupt prompts made here, as the released NOTICE code does.
 
     Returns:
         A stream of rows; the groups take turns.
@@ -51,7 +59,7 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
     groups: dict[str, dict[str, dict[str, str]]] = {}
     for line in usable:
         groups.setdefault(line["group"], {})[line["id"]] = line
-    draws = Questions(TASK, seed, tokenizer, _near, skips)
+    draws = Questions(TASK, seed, tokenizer, _near, skips, as_published)
     vocabulary = sorted({line[name] for line in usable for name in ("answer", "wrong_answer")})
     return in_turns(
         [

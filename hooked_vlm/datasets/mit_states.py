@@ -12,13 +12,14 @@ some 8 MB); two pictures are decoded a row. Knows no model.
 """
 
 from collections import deque
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from hooked_vlm.datasets.pictures import Deck, Skips, existing_folder, folders_in, same, shuffled
 from hooked_vlm.datasets.questions import NEAR, SAME, Questions, Rows, in_turns
-from hooked_vlm.datasets.words import NEAR_STATES, STATES
+from hooked_vlm.datasets.words import NEAR_STATES, PUBLISHED_STATES, STATES
 from hooked_vlm.errors import DataError
 
 TASK = "mit_states"
@@ -35,7 +36,14 @@ def question(noun: str, first: str, second: str) -> str:
     return f"is this {noun} {first} or {second}?"
 
 
-def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips: Skips | None = None) -> Rows:
+def rows(
+    data: str | Path | None,
+    *,
+    seed: int = 0,
+    tokenizer: Any = None,
+    skips: Skips | None = None,
+    as_published: bool = False,
+) -> Rows:
     """The rows of the task, in the columns of `pairs` without a mask.
 
     Args:
@@ -43,6 +51,7 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
         seed: Which order and pairs.
         tokenizer: The model's tokenizer; None for no corrupt prompts.
         skips: Where what is passed over is counted.
+        as_published: Only the states that the released NOTICE code takes, and both answers replaced in corrupt prompts.
 
     Returns:
         A stream of rows; the pairs of states take turns, and so do the nouns of a pair.
@@ -54,7 +63,8 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
     folder = existing_folder(data, TASK, _LAYOUT)
     choices = (folder / "images", folder / "release_dataset" / "images", folder)
     images = next(each for each in choices if each.is_dir())
-    states = _states_by_noun(images, skips)
+    known = PUBLISHED_STATES if as_published else None
+    states = _states_by_noun(images, skips, known)
     nouns: dict[tuple[str, str], list[str]] = {}
     for noun, adjectives in states.items():
         for pair in combinations(sorted(adjectives), 2):
@@ -65,19 +75,25 @@ def rows(data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips
     if not nouns:
         found = ", ".join(folders_in(images)[:10]) or "no folder"
         raise DataError(f"{str(images)!r} shows no noun in two states: expected {_LAYOUT}; found {found}.")
-    draws = Questions(TASK, seed, tokenizer, NEAR_STATES, skips)
+    draws = Questions(TASK, seed, tokenizer, NEAR_STATES, skips, as_published)
     decks = _Decks(images, seed, skips)
     vocabulary = frozenset(adjective for each in states.values() for adjective in each)
     groups = {"/".join(pair): pair for pair in nouns}
     return in_turns(
         [
-            _group(groups[name], shuffled(nouns[groups[name]], TASK, seed, name), decks, draws, vocabulary)
+            _group(
+                groups[name],
+                shuffled(nouns[groups[name]], TASK, seed, name),
+                decks,
+                draws,
+                (vocabulary, known or STATES),
+            )
             for name in shuffled(groups, TASK, seed)
         ]
     )
 
 
-def _states_by_noun(images: Path, skips: Skips) -> dict[str, set[str]]:
+def _states_by_noun(images: Path, skips: Skips, known: tuple[str, ...] | None) -> dict[str, set[str]]:
     states: dict[str, set[str]] = {}
     for name in folders_in(images):
         adjective, space, noun = name.partition(" ")
@@ -85,6 +101,8 @@ def _states_by_noun(images: Path, skips: Skips) -> dict[str, set[str]]:
             skips.add("the folder's name is not '<adjective> <noun>'", name)
         elif adjective == "adj":
             skips.add("the folder's pictures are in no particular state", name)
+        elif known is not None and adjective not in known:
+            skips.add("the state is none of those that the released code takes", name)
         else:
             states.setdefault(noun, set()).add(adjective)
     return states
@@ -108,7 +126,7 @@ class _Decks:
 
 
 def _group(
-    pair: tuple[str, str], nouns: list[str], decks: _Decks, draws: Questions, vocabulary: frozenset[str]
+    pair: tuple[str, str], nouns: list[str], decks: _Decks, draws: Questions, words: Sequence[Collection[str]]
 ) -> Rows:
     group, left = "/".join(pair), deque(nouns)
     while left:
@@ -129,4 +147,4 @@ def _group(
         def ask(first: str, second: str, noun: str = noun) -> str:
             return question(noun, first, second)
 
-        yield draws.row(id, group, answer, wrong, ask, clean[1], corrupt[1], (vocabulary, STATES))
+        yield draws.row(id, group, answer, wrong, ask, clean[1], corrupt[1], words)

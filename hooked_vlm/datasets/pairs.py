@@ -103,9 +103,14 @@ def misfit(row: Mapping[str, Any]) -> str:
     answers = [row[name].strip().casefold() for name in ("answer", "wrong_answer")]
     if answers[0] == answers[1]:
         return "the answer is the wrong answer too"
-    if not all(re.search(rf"(?<!\w){re.escape(each)}(?!\w)", row["prompt"].casefold()) for each in answers):
+    if not all(offers(row["prompt"], each) for each in answers):
         return "the question does not offer both answers"
     return ""
+
+
+def offers(prompt: str, answer: str) -> bool:
+    """Whether a question has an answer's words in it."""
+    return bool(re.search(rf"(?<!\w){re.escape(answer.strip().casefold())}(?!\w)", prompt.casefold()))
 
 
 def check(task: datasets.Dataset) -> datasets.Dataset:

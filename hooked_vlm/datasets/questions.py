@@ -37,6 +37,8 @@ class Questions:
         tokenizer: The model's tokenizer, or None for no corrupt prompts.
         related: Whether two words are too near to stand against each other.
         skips: What is passed over is counted here.
+        both: Whether corrupt prompts have other words for both answers, as the released NOTICE code does, and not for
+            the right one alone.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Questions:
     tokenizer: Any
     related: Callable[[str, str], bool]
     skips: Skips
+    both: bool = False
     _asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     _first: Counter[tuple[str, str]] = field(default_factory=Counter)
     _firsts: int = 0  # rows with the answer in the first place, less those with it in the second
@@ -99,19 +102,29 @@ class Questions:
     def corrupt(
         self, id: str, prompt: str, answer: str, wrong_answer: str, words: Sequence[Collection[str]]
     ) -> str | None:
-        """The prompt with the right answer replaced, or None with the reason counted."""
+        """The prompt with the right answer replaced, or both, or None with the reason counted."""
         if self.tokenizer is None:
             self.skips.add(NO_TOKENIZER, id)
             return None
+        # A synonym of an answer would offer the same choice twice.
+        found = self._replaced(id, "replacement", prompt, answer, [wrong_answer], words)
+        if found and self.both:
+            found = self._replaced(id, "other replacement", found, wrong_answer, [answer], words)
+        if found is None:
+            self.skips.add(NO_WORD, id)
+        return found
+
+    def _replaced(
+        self, id: str, what: str, prompt: str, word: str, near: Sequence[str], words: Sequence[Collection[str]]
+    ) -> str | None:
+        """The prompt with a word replaced by one that is near to none of some; None if there is none."""
         for number, candidates in enumerate(words):
-            # A synonym of the wrong answer would offer the same choice twice.
-            apart = [word for word in candidates if not self.related(word, wrong_answer)]
-            dice = Dice("replacement", self.seed, ascii(id), number)
+            apart = [each for each in candidates if not any(self.related(each, other) for other in near)]
+            dice = Dice(what, self.seed, ascii(id), number)
             try:
-                return replacement(prompt, answer, apart, self.tokenizer, dice, related=self.related)
+                return replacement(prompt, word, apart, self.tokenizer, dice, related=self.related)
             except ReplacementError:
                 continue
-        self.skips.add(NO_WORD, id)
         return None
 
     def _stands_first(self, group: str, answer: str) -> bool:

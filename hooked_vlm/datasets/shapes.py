@@ -29,7 +29,8 @@ Scenes are split by a digest of the scene itself: no picture of split "test", cl
 of split "train". Costs some 0.2 ms an example, 2 ms as a dataset row. Knows no model and no tokenizer.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import Any
@@ -165,6 +166,28 @@ def _question(task: str, asked: Thing, first: str, second: str, things: Sequence
         return f"is the {asked.colour} shape a {first} or a {second}?"
     of = "of " if first in ("left", "right") else ""
     return f"is the {asked.shape} {first} or {second} {of}the {things[-1].shape}?"
+
+
+def replaced(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with both choices of its corrupt prompt replaced, as the released NOTICE code corrupts a question.
+
+    The thing asked about stays; the other words take the choices' places, word for word ("is the circle left or right
+    the square?"). Nothing that is offered is then right: see above why the corrupt prompt is another one by default.
+
+    Args:
+        row: from `Pair.to_row`.
+
+    Example:
+        >>> replaced(pair("colour", 0, seed=5).to_row())["corrupt_prompt"]
+        'is the square yellow or blue?'
+    """
+    task, answers = row["task"], (row["answer"], row["wrong_answer"])
+    others = sorted({answer for answer, _ in CHOICES[task]} - set(answers))
+    dice = Dice("both replaced", _VERSION, row["id"])
+    prompt = str(row["prompt"])
+    for answer, other in zip(answers, dice.sample(others, 2), strict=True):
+        prompt = re.sub(rf"\b{answer}\b", other, prompt)
+    return {**row, "corrupt_prompt": prompt}
 
 
 def _check(task: str, n_objects: Sequence[int], split: str) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hooked_vlm.datasets import facial_expressions, folder, mit_states, parquet, shapes, svo_probes
+from hooked_vlm.datasets import facial_expressions, folder, mit_states, pairs, parquet, shapes, svo_probes
 from hooked_vlm.datasets.pictures import Skips
 from hooked_vlm.datasets.rows import whole
 from hooked_vlm.errors import DataError, closest, quoted
@@ -72,6 +72,7 @@ def source(
     tokenizer: Any = None,
     start: int = 0,
     warn: bool = True,
+    as_published: bool = False,
 ) -> Source:
     """The rows of a task.
 
@@ -84,6 +85,9 @@ def source(
             prompt, or is None.
         start: The number of the first row, from 0.
         warn: Say after the last row, as a warning, which pictures could not be read; they are counted either way.
+        as_published: As the released NOTICE code does: corrupt prompts have other words for both answers (of your own
+            data, one that keeps an answer is None), SVO-Probes is asked both ways round, and MIT-States of its 58
+            states.
 
     Returns:
         The source; nothing is read before its rows are asked for, save listings and tables of names.
@@ -107,6 +111,7 @@ def source(
     length: int | None = None
     if task in shapes.TASKS:
         rows: Rows = (shapes.pair(task, k, seed=seed).to_row() for k in itertools.count())
+        rows = map(shapes.replaced, rows) if as_published else rows
         length = n
         rows = _corrupted(rows, tokenizer, skips)
     elif task.endswith(".parquet"):
@@ -115,12 +120,12 @@ def source(
         left = max(0, file.metadata.num_rows - start)
         length = left if n is None else min(n, left)
         found = (whole(row, path.parent, skips) for row in parquet.rows(file, path))
-        rows = _corrupted((row for row in found if row is not None), tokenizer, skips)
+        rows = _corrupted((row for row in found if row is not None), tokenizer, skips, as_published)
     elif task in TASKS:
         adapter = partial(svo_probes.rows, task) if task in svo_probes.TASKS else _FOLDERS[task].rows
-        rows = adapter(data, seed=seed, tokenizer=tokenizer, skips=skips)
+        rows = adapter(data, seed=seed, tokenizer=tokenizer, skips=skips, as_published=as_published)
         if task == folder.TASK:
-            rows = _corrupted(rows, tokenizer, skips)
+            rows = _corrupted(rows, tokenizer, skips, as_published)
     else:
         raise DataError(
             f"There is no task {quoted(task)}: the tasks are {', '.join(TASKS)}, or a file ending in .parquet. "
@@ -138,11 +143,19 @@ def _told(rows: Rows, skips: Skips, where: str) -> Rows:
     skips.warn(where)
 
 
-def _corrupted(rows: Rows, tokenizer: Any, skips: Skips) -> Rows:
-    """The rows, without those corrupt prompts that are none: their prompts again, or of another number of tokens."""
+def _corrupted(rows: Rows, tokenizer: Any, skips: Skips, both: bool = False) -> Rows:
+    """The rows, without those corrupt prompts that are none.
+
+    Such are their prompts again, those of another number of tokens, and, where both answers are to be replaced, those
+    that keep one.
+    """
     for row in rows:
         corrupt = row["corrupt_prompt"]
-        if corrupt is not None and (reason := _no_corruption(corrupt, row["prompt"], tokenizer)):
+        reason = "" if corrupt is None else _no_corruption(corrupt, row["prompt"], tokenizer)
+        if corrupt is not None and both and not reason:
+            kept = [each for each in (row["answer"], row["wrong_answer"]) if pairs.offers(corrupt, each)]
+            reason = "keeps an answer, and as published both are replaced" if kept else ""
+        if reason:
             skips.add(f"no corrupt prompt: the one given {reason}", row["id"])
             row = {**row, "corrupt_prompt": None}
         yield row

@@ -11,6 +11,8 @@ alone, so do the questions. Costs: the table is read twice at the start, and wha
 bytes a line); names are listed; two pictures are decoded a row. Knows no model.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections import Counter, deque
@@ -48,7 +50,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 
 
 class Line(NamedTuple):
-    """What is kept of a line of the table: two answers, the rest of the triplet, and two files."""
+    """What is kept of a line of the table: two answers, the rest of the triplet, and two files; or of its reverse."""
 
     number: int
     answer: str
@@ -56,6 +58,17 @@ class Line(NamedTuple):
     rest: tuple[str, str]
     image: str
     corrupt_image: str
+    end: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        return f"{self.number}{self.end}"
+
+    @property
+    def reverse(self) -> Line:
+        """The other way round: the negative picture clean, and its word right."""
+        return Line(self.number, self.wrong_answer, self.answer, self.rest, self.corrupt_image, self.image, "-reversed")
 
 
 @lru_cache(maxsize=4096)
@@ -105,7 +118,13 @@ def question(part: int, rest: tuple[str, str], first: str, second: str) -> str:
 
 
 def rows(
-    task: str, data: str | Path | None, *, seed: int = 0, tokenizer: Any = None, skips: Skips | None = None
+    task: str,
+    data: str | Path | None,
+    *,
+    seed: int = 0,
+    tokenizer: Any = None,
+    skips: Skips | None = None,
+    as_published: bool = False,
 ) -> Rows:
     """The rows of a task, in the columns of `pairs` without a mask.
 
@@ -115,6 +134,8 @@ def rows(
         seed: Which order.
         tokenizer: The model's tokenizer; None for no corrupt prompts.
         skips: Where what is passed over is counted.
+        as_published: Each line both ways round, and both answers replaced in corrupt prompts, as the released NOTICE
+            code means to.
 
     Returns:
         A stream of rows; the pairs of words take turns.
@@ -130,13 +151,13 @@ def rows(
         there = ", ".join(sorted(names_in(folder))[:10]) or "no file"
         raise DataError(f"{str(folder)!r} has no svo_probes.csv: expected {_WHAT}; found {there}.")
     related = (NEAR_NOUNS, NEAR_VERBS, NEAR_NOUNS)[part]
-    chosen = _Chosen(part, _Files(folder, table), related, skips)
+    chosen = _Chosen(part, _Files(folder, table), related, skips, both_ways=as_published)
     for number, line in lines(table, COLUMNS):
         chosen.take(number, line)
     if not chosen.groups:
         reasons = skips.told() or "there are no lines"
         raise DataError(f"No line of {str(table)!r} can be asked about as {task}: {reasons}.")
-    draws = Questions(task, seed, tokenizer, related, skips)
+    draws = Questions(task, seed, tokenizer, related, skips, as_published)
     asking = _Asking(part, folder, draws, chosen.words, chosen.opposed, set())
     return in_turns([_group(name, chosen.groups[name], asking) for name in shuffled(chosen.groups, task, seed)])
 
@@ -188,11 +209,12 @@ class _Files:
 class _Chosen:
     """The lines that differ in the asked part alone, by pair of answers and right answer, and all words there."""
 
-    def __init__(self, part: int, files: _Files, related: Related, skips: Skips) -> None:
+    def __init__(self, part: int, files: _Files, related: Related, skips: Skips, *, both_ways: bool) -> None:
         self.groups: dict[str, dict[str, list[Line]]] = {}
         self.words: set[str] = set()
         self.opposed: dict[str, set[str]] = {}  # whom the data set itself sets against a word
         self._part, self._files, self._related, self._skips = part, files, related, skips
+        self._both_ways = both_ways
         self._seen: set[tuple[Any, ...]] = set()
 
     def take(self, number: int, line: dict[str, str]) -> None:
@@ -222,12 +244,14 @@ class _Chosen:
                 shown = line[f"{which}_image_id"] or line[f"{which}_url"]
                 return self._skips.add(MISSING, f"{name}: {shown}")
         rest = tuple(each for k, each in enumerate(positive) if k != self._part)
-        kept = Line(number, answer, wrong, (rest[0], rest[1]), str(found[0]), str(found[1]))
-        if kept[1:] in self._seen:
-            return self._skips.add("an earlier line asks the same of the same pictures", name)
-        self._seen.add(kept[1:])
-        group = self.groups.setdefault("/".join(sorted((answer, wrong))), {})
-        group.setdefault(answer, []).append(kept)
+        line_kept = Line(number, answer, wrong, (rest[0], rest[1]), str(found[0]), str(found[1]))
+        for kept in (line_kept, line_kept.reverse) if self._both_ways else (line_kept,):
+            if kept[1:-1] in self._seen:
+                self._skips.add("an earlier line asks the same of the same pictures", f"{name}{kept.end}")
+                continue
+            self._seen.add(kept[1:-1])
+            group = self.groups.setdefault("/".join(sorted((answer, wrong))), {})
+            group.setdefault(kept.answer, []).append(kept)
 
     @staticmethod
     def _triplet(text: str) -> tuple[str, str, str] | None:
@@ -249,22 +273,21 @@ class _Asking(NamedTuple):
 
 
 def _group(group: str, lines: dict[str, list[Line]], asking: _Asking) -> Rows:
-    draws, numbers = asking.draws, {line.number: line for each in lines.values() for line in each}
+    draws, named = asking.draws, {line.name: line for each in lines.values() for line in each}
     left = {
-        answer: deque(shuffled((str(line.number) for line in each), draws.task, draws.seed))
-        for answer, each in lines.items()
+        answer: deque(shuffled((line.name for line in each), draws.task, draws.seed)) for answer, each in lines.items()
     }
     spare = (SPARE_SUBJECTS, tuple(map(participle, SPARE_VERBS)), SPARE_OBJECTS)[asking.part]
     while any(left.values()):
         one, other = sorted(left) if len(left) == 2 else (next(iter(left)),) * 2
         answer = draws.due(group, (one, other))
         answer = answer if left[answer] else other if answer == one else one
-        line = numbers[int(left[answer].popleft())]
+        line = named[left[answer].popleft()]
         pictures = [_read(file, asking) for file in (line.image, line.corrupt_image)]
         if None in pictures:
             continue
         image, corrupt_image = (each for each in pictures if each is not None)
-        id = f"{draws.task}-{line.number:06d}"
+        id = f"{draws.task}-{line.number:06d}{line.end}"
         if same(image, corrupt_image):
             draws.skips.add(SAME, id)
             continue

@@ -28,6 +28,8 @@ def _groups(table: str) -> list[str]:
 
 STATES = _words("states")
 """The adjectives of MIT-States (Isola et al., CVPR 2015)."""
+PUBLISHED_STATES = _words("published_states")
+"""Of those, the ones that the released NOTICE code takes."""
 NEAR_STATES = Related(*_groups("near_states"))
 
 EMOTIONS: dict[str, str] = _TABLES["emotions"]["words"]

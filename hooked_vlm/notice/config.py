@@ -129,7 +129,7 @@ class NoticeConfig:
     else as watch_at."""
     watch_at: Annotated[SelectAt, _OneOf] = "auto"
     """Whose attention on the image is scored: answer, last, 'every position', or auto: where heads are selected if that
-    is a single one, else the paper's choice, answer in BLIP and last in LLaVA."""
+    is a single one, else answer in BLIP and last, where it begins to answer, in LLaVA."""
     every_position: bool | None = None
     """Patch heads at every position at once, too; if left out, where it is affordable and single positions were not
     asked for."""
@@ -147,6 +147,11 @@ class NoticeConfig:
     """Its standard deviation, in those of the embeddings."""
     region: Annotated[Literal["blur", "mean", "inpaint"], _OneOf] | None = None
     """Corrupt the masked region of the image instead of taking the task's corrupt image: blur, mean or inpaint."""
+    as_published: bool = False
+    """As the released NOTICE code does: both answers replaced in corrupt prompts, heads read at the answer (BLIP: its
+    first token, LLaVA: its last), its threshold on P_patched, SVO-Probes both ways round, its 58 states."""
+    published_off_by_one: bool = False
+    """With as_published: read the token before the answer's, as positions do that were counted without [CLS]."""
     prompt_template: Annotated[Annotated[str, BeforeValidator(_template)] | None, Flag("--template")] = None
     """A text with {prompt}; with <image> in it, in place of the model's own template, else inside it. Control tokens in
     it (</s>) are read as such, those in a row's prompt are refused."""
@@ -176,6 +181,16 @@ class NoticeConfig:
         if self.region is not None and "image" not in self.corrupt:
             raise InputsError(
                 f"region is {self.region!r}, and the image is not corrupted: leave it out, or corrupt 'image'"
+            )
+        if self.published_off_by_one and not self.as_published:
+            raise InputsError(
+                "published_off_by_one is True and as_published is not: it is a property of the released code's "
+                "positions. Take as_published=True as well, or leave it out"
+            )
+        if self.as_published and (self.positions == "last" or self.select_at not in ("auto", "answer")):
+            raise InputsError(
+                f"as_published reads heads at the answer, and positions is {self.positions!r}, select_at "
+                f"{self.select_at!r}: leave these out, or as_published"
             )
         if len({file_name(task) for task in self.tasks}) < len(self.tasks):
             raise InputsError(f"tasks {quoted(self.tasks)} would be written to files of the same names: rename one")
@@ -214,14 +229,16 @@ class NoticeConfig:
                 raise InputsError(
                     f"{type(model).__name__} has no {kind!r} in its {model.prompt_stack}: it has {', '.join(there)}"
                 )
-        own: SelectAt = "last" if model.layout.image_token_id is not None else "answer"
+        in_sequence = model.layout.image_token_id is not None
+        own: SelectAt = "last" if in_sequence and not self.as_published else "answer"
         single: SelectAt = self.positions if self.positions in ("answer", "last") else own
-        every = self.every_position
+        every = bool(self.every_position) if self.as_published else self.every_position
         if every is None and self.positions in ("answer", "last"):
             every = self.select_at == EVERY
         if every is None and self.select_at == EVERY:
             every = True
         at = self.select_at if self.select_at != "auto" or every is None else EVERY if every else single
+        at = own if self.as_published else at
         watched = single if at in ("auto", EVERY) else at
         size = sum(parameter.numel() for parameter in model.hf_model.parameters())
         batch = self.batch or (BATCH if size < SMALL else 1)

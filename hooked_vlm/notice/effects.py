@@ -2,7 +2,8 @@
 
 With L = logit(right) - logit(wrong) and P the probability of the right answer, at the answer's token:
 effect = L_patched - L_corrupt; restoration = P_patched - P_corrupt; normalized = effect / (L_clean - L_corrupt)
-(Golovanevsky et al. 2025). The clean activation is patched into the corrupt run.
+(Golovanevsky et al. 2025); of a run as published also p_patched = P_patched. The clean activation is patched into the
+corrupt run.
 
 Costs one exact sweep a corruption, and a clean run. Sites where clean and corrupt are equal have an effect of 0, and
 are not run.
@@ -140,7 +141,7 @@ def measured(
         Effects(
             skeleton.table(example, found, i, float(high[i])),
             float(high[i]),
-            {name: float(each.baseline[i]) for name, each in found.items()},
+            {name: float(each.baseline[0, i]) for name, each in found.items()},
             {name: each.skipped for name, each in found.items()},
         )
         for i, example in enumerate(examples)
@@ -161,7 +162,8 @@ def _swept(result: SitesResult, n_examples: int) -> Swept:
     assert result.baseline is not None
     effects = result.effect().cpu().double().numpy().reshape(2, -1, n_examples)
     known = np.ones(effects.shape[1], dtype=bool) if result.measured is None else result.measured.numpy().ravel()
-    return Swept(effects, result.baseline[0].cpu().double().numpy(), known, result.skipped)
+    baseline = result.baseline.cpu().double().numpy().reshape(2, n_examples)
+    return Swept(effects, baseline, known, result.skipped)
 
 
 class _Skeleton:
@@ -169,7 +171,7 @@ class _Skeleton:
 
     def __init__(self, model: HookedVLM, config: NoticeConfig, positions: tuple[int, ...]) -> None:
         self.model, self.kinds, self.positions = model, config.kinds, positions
-        self.screened = config.screen is not None
+        self.screened, self.as_published = config.screen is not None, config.as_published
         cfg = model.stacks[model.prompt_stack].cfg
         self.sites = sites_by_kind(model, config, positions)
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("kind", *_PLACES)}
@@ -208,9 +210,11 @@ class _Skeleton:
             codes = np.array([known.index(each) for each in given])
             columns[name] = _words(known, np.tile(codes[place], len(names)))
         effects, restored = (np.stack([each.effects[k, :, i] for each in found.values()]) for k in (0, 1))
-        spans = np.array([high - each.baseline[i] for each in found.values()])
+        spans = np.array([high - each.baseline[0, i] for each in found.values()])
         spans[spans == 0] = np.nan
         measures = {"effect": effects, "restoration": restored, "normalized": effects / spans[:, None]}
+        if self.as_published:
+            measures["p_patched"] = restored + np.array([each.baseline[1, i] for each in found.values()])[:, None]
         columns |= {name: pa.array(values.ravel()) for name, values in measures.items()}
         if self.screened:
             columns["measured"] = pa.array(np.concatenate([each.measured for each in found.values()]))

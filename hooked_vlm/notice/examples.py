@@ -26,7 +26,7 @@ from hooked_vlm.errors import HookedVLMError, ReplacementError, quoted
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.roles import roles
+from hooked_vlm.notice.roles import as_published, roles
 from hooked_vlm.notice.schema import Corrupt, Role
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching.metrics import with_answer
@@ -314,6 +314,9 @@ def _corrupt(model: HookedVLM, config: NoticeConfig, example: Example) -> None:
         example.reason = next(iter(example.lacks.values()))
         return
     example.roles = roles(clean, row["prompt"], row["answer"], row["wrong_answer"], corrupt)
+    if config.as_published:
+        in_sequence = clean.layout.image_token_id is not None
+        example.roles = as_published(example.roles, last=in_sequence, off_by_one=config.published_off_by_one)
     restored(model, example, example.tokens)
 
 

@@ -30,7 +30,7 @@ class Swept:
 
     Args:
         effects: effect and restoration, [2 site example].
-        baseline: logit difference of the corrupt run, [example].
+        baseline: logit difference and probability of the right answer in the corrupt run, [2 example].
         measured: whether each site's values were measured, and not estimated, [site].
         skipped: how many sites cannot differ.
     """
@@ -65,7 +65,7 @@ class Parts:
         except ValueError:
             return None
         about = found.about
-        if about.pop("is", None) != self._about(what):
+        if about.pop("is", None) != self._about(what) or np.ndim(about["baseline"]) != 2:
             return None
         self._names.add(name)
         columns = {column: table.column(column).to_numpy() for column in table.column_names}

@@ -66,6 +66,28 @@ def roles(
     return found
 
 
+def as_published(found: list[Role], *, last: bool, off_by_one: bool) -> list[Role]:
+    """The roles with one position alone as the answer's, where the released NOTICE code reads heads.
+
+    Args:
+        found: from `roles`.
+        last: of the tokens of the answer's first occurrence the last (LLaVA), else the first (BLIP).
+        off_by_one: the position before it, as an index is that was counted without [CLS].
+
+    Returns:
+        The same, other tokens of the answer as "other"; no "answer" where there is none, or none before it.
+    """
+    places = [place for place, role in enumerate(found) if role == "answer"]
+    if not places:
+        return found
+    run = [place for i, place in enumerate(places) if place == places[0] + i]
+    chosen = (run[-1] if last else run[0]) - off_by_one
+    there: list[Role] = ["other" if role == "answer" else role for role in found]
+    if chosen >= 0:
+        there[chosen] = "answer"
+    return there
+
+
 def occurrences(inputs: VLMInputs, text: str) -> list[int]:
     """Positions of every occurrence of a text in one example's prompt; none if it is not there."""
     places: list[int] = []

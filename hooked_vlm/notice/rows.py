@@ -19,7 +19,7 @@ from PIL import Image
 
 from hooked_vlm.datasets import pairs
 from hooked_vlm.datasets.sources import Source, source
-from hooked_vlm.errors import ResumeError, TaskSchemaError, quoted
+from hooked_vlm.errors import DataError, ResumeError, TaskSchemaError, quoted
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.notice import fingerprint
 from hooked_vlm.notice.config import SEEN_FOR_EACH, NoticeConfig
@@ -27,6 +27,7 @@ from hooked_vlm.notice.storage import digest_of
 
 KEPT = 2**28  # bytes of pictures that a run keeps in memory
 NAMED = 3  # rows that differ, named in an error
+NO_PROMPTS = "its corrupt prompts are empty"
 _NEEDED = ("id", "prompt", "answer", "wrong_answer")
 Row = dict[str, Any]
 
@@ -83,9 +84,10 @@ class TaskRows:
 
         Raises:
             TaskSchemaError: if a row is none of a task, or two have one id.
-            DataError, ...: as the task's source raises.
+            DataError, ...: as the task's source raises, or if a run as published has no corrupt prompt.
         """
         places: dict[str, int] = {}
+        replaced = False
         for number, row in enumerate(self._every(model)):
             name = f"row {number} of {self.task}"
             check(row, name)
@@ -96,6 +98,14 @@ class TaskRows:
                 )
             places[row["id"]] = number
             self.prints.append(fingerprint.of_row(row))
+            replaced = replaced or row["corrupt_prompt"] is not None
+        if self._config.as_published and "text" in self._config.corrupt and places and not replaced:
+            why = "; ".join(self.noted["skipped"]) or NO_PROMPTS
+            raise DataError(
+                f"no row of {self.task} has a corrupt prompt in which both answers are replaced, as published ({why}): "
+                "give some that offer two other words and have as many tokens, take --corrupt image, or leave out "
+                "--as-published"
+            )
         self.ids += places
 
     def _opened(self, model: HookedVLM) -> Source:
@@ -169,7 +179,15 @@ def rows_of(config: NoticeConfig, model: HookedVLM, task: str) -> Source:
     """A task's rows, as many as a run looks at; row number k is always the same."""
     tokenizer = getattr(model.processor, "tokenizer", None)
     n = SEEN_FOR_EACH * config.examples
-    return source(task, data=config.data, n=n, seed=config.seed, tokenizer=tokenizer, warn=False)
+    return source(
+        task,
+        data=config.data,
+        n=n,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        warn=False,
+        as_published=config.as_published,
+    )
 
 
 def _size(row: Mapping[str, Any]) -> int:

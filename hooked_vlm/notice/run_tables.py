@@ -45,11 +45,12 @@ ABOUT = [
 ]
 EXAMPLE_COLUMNS = [*ABOUT, *DIFFERENCES]
 MEASURES = ["effect", "restoration", "normalized"]
+PUBLISHED = "p_patched"  # another measure, of a run as published
 EFFECT_COLUMNS = ["task", "example", "corrupt", "kind", "layer", "head", "role", *MEASURES]
 ATTENTION_COLUMNS = ["task", "example", "kind", "layer", "head", "query_role"]
 ATTENTION_COLUMNS += [name for name in SCORES if name not in RIVAL_SCORES]
 CAUSES_COLUMNS = ["task", "example", "kind", "layer", "head", "intervention", "cost"]
-OPTIONAL = ["overlap", "heads", *RIVAL_SCORES]  # columns that runs of earlier versions lack
+OPTIONAL = ["overlap", "heads", PUBLISHED, *RIVAL_SCORES]  # columns that runs of earlier versions lack
 ABLATION_COLUMNS = ["task", "example", "selection", "draw", "n_heads", "correct", "logit_diff"]
 
 
@@ -60,7 +61,8 @@ class RunTables:
     Args:
         at: the role of the tokens at which heads are selected.
         examples: one row an example, kept or not.
-        heads: for each (corrupt, kind, task) a grid of `MEASURES`, cells (layer, head), at role `at`.
+        heads: for each (corrupt, kind, task) a grid of `MEASURES`, and of `PUBLISHED` where it was written, cells
+            (layer, head), at role `at`.
         roles: for each (corrupt, kind, task) a grid of effect and size (|effect|), cells (layer, role), each the mean
             over heads and positions.
         places: for each (corrupt, kind, task) the moments of the effect of single heads at every role, cells (layer,
@@ -176,7 +178,9 @@ class RunTables:
                 if only is not None:
                     grid = grid.rows([i for i, example in enumerate(grid.examples) if example in only[task]])
                 spans = self.spans(key[0], task, grid.examples)
-                measured[task] = Measured(grid.matrix("effect", heads), spans, self.clusters(task, grid.examples))
+                patched = grid.matrix(PUBLISHED, heads) if PUBLISHED in grid.measures else None
+                ways = self.clusters(task, grid.examples)
+                measured[task] = Measured(grid.matrix("effect", heads), spans, ways, patched)
             families[key] = (heads, measured)
         return families
 
@@ -295,13 +299,14 @@ def _add_effects(found: RunTables, rows: pa.Table) -> None:
     found.n_effects += 1
     (corrupt, corrupts), (kind, kinds), (role, roles) = (_words(rows, name) for name in ("corrupt", "kind", "role"))
     layer, head = _column(rows, "layer").astype(np.int64), _column(rows, "head").astype(np.int64)
-    measures = np.stack([_column(rows, name).astype(np.float64) for name in MEASURES], 1)
+    names = [*MEASURES, *({PUBLISHED} & set(rows.column_names))]
+    measures = np.stack([_column(rows, name).astype(np.float64) for name in names], 1)
     size = np.stack([measures[:, 0], np.abs(measures[:, 0])], 1)
     family = corrupt * len(kinds) + kind
     singly = [(each, role) for each in range(int(head.max()) + 1) for role in roles]
     at_heads = (role == roles.index(found.at)) & (head >= 0) if found.at in roles else np.zeros(len(role), bool)
     rows_of: tuple[tuple[Any, Any, Any, Any, Callable[[], Any], dict[tuple[str, str, str], Any]], ...] = (
-        (at_heads, head, range(int(head.max()) + 1), measures, lambda: Grid(*MEASURES), found.heads),
+        (at_heads, head, range(int(head.max()) + 1), measures, lambda: Grid(*names), found.heads),
         (np.ones(len(role), bool), role, roles, size, lambda: Grid("effect", "size"), found.roles),
         (head >= 0, head * len(roles) + role, singly, measures[:, :1], Moments, found.places),
     )

@@ -175,6 +175,8 @@ class HeadEffect(_Row, total=False):
     abs_high: Number
     threshold: Number
     paper: bool
+    p_patched: Number
+    """Of a run as published: the mean |P_patched|, which threshold and paper are of."""
     ratio: Number
     ratio_low: Number
     ratio_high: Number

@@ -48,6 +48,8 @@ SETTINGS: Final = {
     "noise": ("Gaussian noise as well", "--noise"),
     "noise_scale": ("standard deviations of noise", "--noise-scale"),
     "region": ("region corrupted", "--region"),
+    "as_published": ("as published", "--as-published"),
+    "published_off_by_one": ("published positions off by one", "--published-off-by-one"),
     "prompt_template": ("prompt template", "--template"),
     "random_draws": ("random draws of heads", "--random-draws"),
     "bootstrap": ("bootstrap resamples", "--bootstrap"),
@@ -132,8 +134,25 @@ def disagreements(run: Loaded) -> list[str]:
 # --- a run's first screen ---------------------------------------------------------------------------
 
 
+def as_published(run: Loaded) -> str:
+    """That a run is as published, and what that means; "" where it is not."""
+    if not run.config.get("as_published"):
+        return ""
+    where = "the token before the answer's" if run.config.get("published_off_by_one") else "the answer's token alone"
+    return (
+        f"This run is as published, to be compared with the released NOTICE code: heads are read at {where} (BLIP: its "
+        "first, LLaVA: its last), corrupt prompts have other words for both answers, and what is called the paper's "
+        "rule here is the released code's: a mean |P_patched|, which is no effect, of at least the mean plus 2 "
+        "population SD over all heads. The FDR-controlled rule is the same as ever."
+    )
+
+
 def headlines(run: Loaded) -> list[str]:
     """What a reader who sees nothing else is told: the headline verdicts, and the strongest heads after the first."""
+    return [sentence for sentence in (as_published(run), *_headlines(run)) if sentence]
+
+
+def _headlines(run: Loaded) -> list[str]:
     if not run.seen:
         return ["No example was seen, so there is nothing to say about this model yet."]
     if not run.kept:
@@ -231,6 +250,7 @@ def compared(runs: Sequence[Loaded], recurring: Sequence[str], alike: Mapping[st
         said.append(f"Universal in more than one run: {first_of(recurring, 5)}.")
     else:
         said.append("No head is universal in more than one run.")
+    said += _of_methods(runs)
     said += [
         f"Head maps of {whose}, in different runs, have rank correlations of {spread(values, two)}."
         for whose, values in alike.items()
@@ -251,6 +271,23 @@ def _average_look(run: Loaded) -> str:
     if rows.empty:
         return ""
     return f"{two(rows['lift'].mean())} and {two(rows['rival_lift'].mean())} in {run.short}"
+
+
+def _of_methods(runs: Sequence[Loaded]) -> list[str]:
+    """Which of several runs are as published, and what that means for a comparison; nothing where none is."""
+    published = [run for run in runs if run.config.get("as_published")]
+    if not published:
+        return []
+    if len(published) < len(runs):
+        return [
+            f"{len(published)} of the {len(runs)} runs {'is' if len(published) == 1 else 'are'} as published: corrupt "
+            "prompts, positions and what is called the paper's rule are others there, so heads and ranks that differ "
+            "between the two may be the method's and not the model's."
+        ]
+    said = ["All of them are as published: what is called the paper's rule is the released code's."]
+    if len({bool(run.config.get("published_off_by_one")) for run in published}) > 1:
+        said.append("Some of them read the token before the answer's.")
+    return said
 
 
 # --- the terminal -----------------------------------------------------------------------------------

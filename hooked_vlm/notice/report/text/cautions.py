@@ -67,7 +67,7 @@ def cautions(summary: Summary, record: Mapping[str, Any]) -> list[str]:
                 f"{with_interval(change, 'flipped', percent)} of the examples only, so patching has little to restore "
                 "in the others."
             )
-    said += _about_heads(summary, rule)
+    said += _about_heads(summary, rule, as_published=bool(config.get("as_published")))
     said += _about_scope(summary, config)
     return said
 
@@ -146,9 +146,9 @@ def accepted(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _about_heads(tables: Summary, rule: Rule) -> list[str]:
+def _about_heads(tables: Summary, rule: Rule, *, as_published: bool) -> list[str]:
     said = []
-    for kind in tables["select_at"]:
+    for kind in () if as_published else tables["select_at"]:  # the bounds are those of a sample's SD
         n = len({(row["layer"], row["head"]) for row in tables["heads"] if row["kind"] == kind})
         most = (n - 1) / math.sqrt(n) if n else 0.0
         what = module_of(kind)
