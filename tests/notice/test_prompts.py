@@ -16,7 +16,7 @@ from hooked_vlm.datasets import pairs
 from hooked_vlm.errors import TextError
 from hooked_vlm.notice import pipeline
 from hooked_vlm.notice.config import NoticeConfig
-from hooked_vlm.notice.report.text import cautions
+from hooked_vlm.notice.report.text.cautions import about_sentences
 from tests.models.checkpoints import blip_vqa, llava, save
 from tests.notice.models import answerable, questions, small
 
@@ -74,12 +74,12 @@ def test_answers_in_sentences_are_told_with_the_template_that_asks_for_a_word(te
         {"task": "none", "answered": 20, "reasons": {}},
         {"task": "few", "answered": 20, "reasons": {SENTENCE: 1}},
     ]
-    told = " ".join(cautions.about_sentences(counts, {"prompt_template": template}))
+    told = " ".join(about_sentences(counts, {"prompt_template": template}))
     assert told.startswith("some: 15 of 20 answers are sentences") and TEMPLATES[template] in told
     assert "none" not in told and "few" not in told
     asked = {"prompt_template": "{prompt} Answer with one word."}
-    assert "--template" not in " ".join(cautions.about_sentences(counts, asked))
-    assert not cautions.about_sentences(counts[1:], {"prompt_template": template})
+    assert "--template" not in " ".join(about_sentences(counts, asked))
+    assert not about_sentences(counts[1:], {"prompt_template": template})
 
 
 def test_a_run_whose_model_answers_in_sentences_says_so(
