@@ -21,6 +21,7 @@ from hooked_vlm.notice.config import NoticeConfig
 from hooked_vlm.notice.examples import NO_CORRUPT_IMAGE, NO_CORRUPT_PROMPT
 from hooked_vlm.notice.report.loaded import Loaded
 from hooked_vlm.notice.report.text import cautions_of
+from hooked_vlm.notice.schema import Selection
 from tests.notice.models import FAMILIES, questions, small
 from tests.notice.test_pipeline import read
 

@@ -185,10 +185,18 @@ def _about_heads(tables: Summary, rule: Rule, *, as_published: bool) -> list[str
 def _about_clusters(tables: Summary) -> list[str]:
     """Tasks of few answers, and what a run of so many examples could find."""
     fewest: dict[str, int] = {}
+    alone: dict[str, None] = {}  # tasks of so few that no test asks of others
     for row in tables["heads"]:
         if 1 < (n := row.get("clusters") or 0) < clusters.FEW:
             fewest[row["task"]] = min(n, fewest.get(row["task"], n))
+        elif known(row.get("p_each")):
+            alone[row["task"]] = None
     said = []
+    if alone:
+        said.append(
+            f"Fewer than {clusters.FEWEST} answers, groups or templates: {listed(alone)}. A head has to act in each of "
+            "them, and what is said of it holds for these alone: so few tell nothing of others."
+        )
     if fewest:
         said.append(
             f"Few answers, groups or templates: {listed(f'{task} ({n})' for task, n in fewest.items())}. What is "
