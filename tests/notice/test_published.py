@@ -67,7 +67,7 @@ def test_p_patched_is_a_probability_of_the_right_answer_and_no_effect(run: Path)
         mine = rows["example"] == row["id"]
         if not mine.any():
             continue
-        p = model(model.to_inputs(row["corrupt_image"], row["prompt"])).answer_logits[0, -1].softmax(-1)
+        p = model(model.to_inputs(row["corrupt_image"], row["prompt"]), logits_at="last").reshape(-1).softmax(-1)
         right = float(p[model.to_single_token(row["answer"])])
         assert at_rest[mine].to_numpy() == pytest.approx(right, abs=1e-5)
     assert rows["p_patched"].between(0, 1 + 1e-6).all()
@@ -85,12 +85,6 @@ def test_the_first_screen_the_settings_and_the_command_say_so(run: Path) -> None
     first = page.text[: page.text.index("What was tested")]
     assert "This run is as published" in first and "|P_patched|" in first and "released code" in first
     assert "--as-published" in page.text
-    other = (
-        Page((run_directory(run.parent / "usual", kept=4, noise=False) / "report.html").read_text("utf-8"))
-        if (run.parent / "usual" / "report.html").exists()
-        else None
-    )
-    assert other is None or "as published, to be compared" not in other.text
 
 
 def test_a_comparison_says_which_runs_are_as_published(run: Path, tmp_path: Path) -> None:
