@@ -194,10 +194,11 @@ ITS_DIGEST = "fe440cd8d331e1757d8a0b25d60f5954569d0330cc2add41aab5b546ad2132ae"
 
 
 def test_a_stored_configuration_is_read_and_written_as_it_was() -> None:
-    """But for where heads are watched, which was where they were selected."""
+    """But for where heads are watched, which was where they were selected, and a mode that there was not."""
     config = NoticeConfig.from_json(json.loads(STORED))
     written = config.to_json()
     assert written.pop("watch_at") == "answer"
+    assert not written.pop("as_published") and not written.pop("published_off_by_one")
     assert list(written.items()) == list(json.loads(STORED).items())
     assert digest_of(written) == ITS_DIGEST
     assert config.resolved(blip_shapes()) == config

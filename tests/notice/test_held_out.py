@@ -145,7 +145,7 @@ def test_a_run_of_hardly_any_example_is_halved_without_a_warning(kept: int, tmp_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = selected(path)
-        sets = summary.to_ablate(found)["colour"]
+        sets = summary.to_ablate(summary.halved(found))["colour"]
     judged = [held.examples for held in sets]
     assert sorted(map(len, judged)) == sorted([kept // 2, kept - kept // 2])
     assert not judged[0] & judged[1]

@@ -332,7 +332,7 @@ def test_a_mask_of_another_size_is_left_out_and_its_row_is_named(tmp_path: Path)
         config_of(task, kinds=("cross_attn-heads",)), tmp_path / "run", progress=False, model=small("blip")
     )
     (noted,) = json.loads((run / "summary.json").read_text())["noted"]
-    assert (noted["reason"], noted["n"], noted["names"]) == (OTHER_SIZE, 1, [found[1]["id"]])
+    assert (noted["reason"], noted["n"], noted["names"]) == (OTHER_SIZE["mask"], 1, [found[1]["id"]])
 
 
 def test_a_configuration_of_a_directory_is_refused_before_a_row_is_read(
