@@ -64,7 +64,7 @@ def _estimate(values: np.ndarray, times: int, seed: int, scores: bool = False) -
 
 def _concentration(data: RunTables, kind: str, seed: int) -> Verdict:
     """Whether |effect| under image corruption is larger at the tokens that should carry it."""
-    expected = ["last"] if data.at == "last" else CONTENT
+    expected = ["last"] if "last" in (data.at, *data.query_roles) else CONTENT  # where the model answers from
     per_role: dict[str, list[np.ndarray]] = {}
     on, off, ways = [], [], []
     for (corrupt, of_kind, task), grid in sorted(data.roles.items()):

@@ -323,7 +323,7 @@ def test_the_order_and_number_of_writes_change_nothing(tmp_path, directory, made
     copy.path.mkdir()
     copy.begin(json.loads((directory / "run.json").read_text()))
     there = RunDirectory(directory).opened()
-    for name in FILES:
+    for name in (*FILES, "causes"):
         for task in there.tasks:
             columns = pd.read_parquet(directory / name / f"{task}-000000.parquet").columns
             for number, table in reversed(list(there.tables(name, task, list(columns)))):

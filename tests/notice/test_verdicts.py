@@ -20,8 +20,9 @@ from rich.console import Console
 
 from hooked_vlm import notice
 from hooked_vlm.analysis.ablation import FULL, SELECTED
+from hooked_vlm.analysis.decided import every
 from hooked_vlm.notice import report, summary, terminal
-from hooked_vlm.notice.claims import Harmed, Verdict, corrected, every, of_parts
+from hooked_vlm.notice.claims import Harmed, Verdict, corrected, of_parts
 from hooked_vlm.notice.report.compare import compare
 from hooked_vlm.notice.report.text.verdicts import told
 from tests.notice.made import run_directory, write_tables

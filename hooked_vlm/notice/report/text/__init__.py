@@ -187,6 +187,9 @@ def strongest(run: Loaded) -> list[str]:
     return next((sentences for sentences in told if sentences), [])
 
 
+MARKS: Final = {"looks at objects": "looking at objects, whichever is asked about", "undecided": "undecided as yet"}
+
+
 def _labelled(run: Loaded) -> list[str]:
     rows, chosen = run.table("functions"), run.table("universal")[HEAD].drop_duplicates()
     if rows.empty:
@@ -197,7 +200,7 @@ def _labelled(run: Loaded) -> list[str]:
     if named.empty:
         return [f"{whose}, none has an attention on the image that one of the paper's labels fits."]
     counts = [
-        f"{len(part)} as {label} ({first_of(head_name(*head) for head in part[HEAD].itertuples(index=False))})"
+        f"{len(part)} as {MARKS.get(str(label), label)} ({first_of(head_name(*head) for head in part[HEAD].itertuples(index=False))})"
         for label, part in named.groupby("label", sort=True)
     ]
     return [f"{whose}, attention on the image marks {listed(counts)}."]
