@@ -199,10 +199,10 @@ def _labelled(run: Loaded) -> list[str]:
     named = rows[rows["label"].fillna("none") != "none"]
     if named.empty:
         return [f"{whose}, none has an attention on the image that one of the paper's labels fits."]
-    counts = [
-        f"{len(part)} as {MARKS.get(str(label), label)} ({first_of(head_name(*head) for head in part[HEAD].itertuples(index=False))})"
-        for label, part in named.groupby("label", sort=True)
-    ]
+    counts = []
+    for label, part in named.groupby("label", sort=True):
+        heads = first_of(head_name(*head) for head in part[HEAD].itertuples(index=False))
+        counts.append(f"{len(part)} as {MARKS.get(str(label), label)} ({heads})")
     return [f"{whose}, attention on the image marks {listed(counts)}."]
 
 
