@@ -48,6 +48,7 @@ SETTINGS: Final = {
     "noise": ("Gaussian noise as well", "--noise"),
     "noise_scale": ("standard deviations of noise", "--noise-scale"),
     "region": ("region corrupted", "--region"),
+    "watch_at": ("attention watched from", "--watch-at"),
     "as_published": ("as published", "--as-published"),
     "published_off_by_one": ("published positions off by one", "--published-off-by-one"),
     "prompt_template": ("prompt template", "--template"),
