@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from hooked_vlm.analysis import clusters, statistics
-from hooked_vlm.analysis.effect_tables import CLUSTERS, Effects, each_task, holm, spread, verdicts
+from hooked_vlm.analysis.clusters import CLUSTERS
+from hooked_vlm.analysis.effect_tables import Effects, each_task, spread, verdicts
 from hooked_vlm.analysis.heads import HEAD
 from hooked_vlm.errors import DataError
 
@@ -105,7 +106,7 @@ def _specific(
     """One task's heads, each with the answer that it does most for."""
     groups = np.stack([labels == value for value in asked])  # [answer example]
     means, p = _welch(each.effects, groups)
-    adjusted = holm(p.ravel()).reshape(p.shape)
+    adjusted = statistics.holm(p.ravel()).reshape(p.shape)
     chosen = np.nan_to_num(np.abs(means)).argmax(0)
     heads, n_heads = np.arange(len(each.heads)), len(each.heads)
     sign = np.where(means[chosen, heads] < 0, -1.0, 1.0)

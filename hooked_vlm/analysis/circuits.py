@@ -26,7 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from hooked_vlm.analysis import clusters, statistics
-from hooked_vlm.analysis.effect_tables import about, codes_of, holm, linearised, spread
+from hooked_vlm.analysis.effect_tables import about, codes_of, linearised, spread
 from hooked_vlm.analysis.head_sets import Direction, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import HEAD, Head, module_of
 from hooked_vlm.errors import DataError, PositionError
@@ -260,5 +260,5 @@ def _told(name: str, values: Matrix, span: Any, codes: Any, level: float) -> dic
 def _with_p(table: pd.DataFrame, name: str, values: Matrix, span: Any, codes: Any, level: float) -> pd.DataFrame:
     """A table with one more mean, its interval, share and p-values; sorted by its size."""
     p = clusters.judge(values, codes, flips=statistics.flips_needed(values.shape[1]), level=level).p
-    table = table.assign(**_told(name, values, span, codes, level), p=p, p_holm=holm(p))
+    table = table.assign(**_told(name, values, span, codes, level), p=p, p_holm=statistics.holm(p))
     return table.sort_values(name, key=abs, ascending=False, kind="stable", ignore_index=True)

@@ -34,6 +34,8 @@ from scipy import stats
 from hooked_vlm.analysis import statistics
 from hooked_vlm.analysis.statistics import Array, Matrix
 
+CLUSTERS = ("answer", "group", "template")
+"""Columns of a table of effects that cluster its examples."""
 FEWEST = 4
 """Clusters that a clustering needs to be used."""
 FEW = 8
@@ -229,7 +231,8 @@ def _judge(values: Matrix, coded: Codes, flips: int, seed: tuple[int, ...], leve
     groups = (counts > 0).sum(0).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums.sum(0) / counts.sum(0)
-        t, se = _studentised(mean, 0.0, (sums - mean * counts), counts.sum(0), groups)
+        se = np.sqrt(groups / np.maximum(groups - 1, 1) * ((sums - mean * counts) ** 2).sum(0)) / counts.sum(0)
+        t = np.where(mean == 0, 0.0, mean / se)
         reach = stats.t.ppf((1 + level) / 2, np.maximum(groups - 1, 1)) * se
         p = 2 * stats.t.sf(np.abs(t), np.maximum(groups - 1, 1))
     low, high = mean - reach, mean + reach
@@ -252,12 +255,6 @@ def _judge(values: Matrix, coded: Codes, flips: int, seed: tuple[int, ...], leve
     p = np.where(groups > 0, p, np.nan)
     se = np.where(groups > 1, se, np.nan)
     return Judged(mean, p, np.where(spread, low, np.nan), np.where(spread, high, np.nan), se, groups)
-
-
-def _studentised(mean: Array, null: float | Array, residuals: Array, n: Array, groups: Array) -> tuple[Array, Array]:
-    """The statistic of a mean, and its cluster-robust standard error."""
-    se = np.sqrt(groups / np.maximum(groups - 1, 1) * (residuals**2).sum(0)) / n
-    return np.where(mean == null, 0.0, (mean - null) / se), se
 
 
 def _of_cluster_means(means: Array, groups: Array, level: float) -> Judged:

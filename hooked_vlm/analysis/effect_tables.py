@@ -29,8 +29,10 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from hooked_vlm.analysis import clusters, statistics
+from hooked_vlm.analysis.clusters import CLUSTERS
 from hooked_vlm.analysis.head_sets import Direction, as_heads, heads_of, patch_sets
 from hooked_vlm.analysis.heads import HEAD, Head, head_name
+from hooked_vlm.analysis.universal_heads import NEEDED
 from hooked_vlm.errors import DataError, quoted
 from hooked_vlm.models.base import HookedVLM
 from hooked_vlm.models.inputs import VLMInputs
@@ -38,9 +40,7 @@ from hooked_vlm.patching.plan import Measure
 from hooked_vlm.patching.sites import ALL, Index
 
 Array = statistics.Array
-CLUSTERS = ("answer", "group", "template")
 ID = ("id", "example")  # how tasks, and tables of effects, call an example's name
-NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
 
 
 # --- making one -------------------------------------------------------------------------------------
@@ -248,24 +248,6 @@ def linearised(values: Float[np.ndarray, "example cell"], span: ArrayLike) -> Fl
         share = statistics.means(values) / mean
         found = share + (values - share * below) / mean
     return np.where(np.isfinite(found), found, np.nan)
-
-
-def holm(p: ArrayLike) -> Array:
-    """Adjusted p-values: below alpha, they hold the chance of any false one below alpha (Holm 1979).
-
-    Args:
-        p: p-values of one family; NaN is no test, and stays NaN.
-
-    >>> holm([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    given = np.asarray(p, np.float64)
-    adjusted = np.full(given.shape, np.nan)
-    at = np.flatnonzero(~np.isnan(given))
-    order = at[np.argsort(given[at], kind="stable")]
-    steps = given[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def spread(low: Array, high: Array, at: Array) -> tuple[Array, Array]:

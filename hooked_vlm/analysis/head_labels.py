@@ -33,11 +33,11 @@ import pandas as pd
 
 from hooked_vlm.analysis import clusters, statistics
 from hooked_vlm.analysis.causes import INTERVENTIONS
+from hooked_vlm.analysis.clusters import CLUSTERS
 from hooked_vlm.analysis.decided import Holds, above, below, every, tested
 from hooked_vlm.analysis.grid import Grid
 from hooked_vlm.analysis.heads import Head
 from hooked_vlm.analysis.image_attention import SCORES
-from hooked_vlm.analysis.universal_heads import CLUSTERS
 
 SHARES = frozenset({"inside", "auc", "pointing", "outlier"})  # scores between 0 and 1 that are means of one an example
 MAJORITY = 0.5  # of a head's attention to the image, for a label by its outliers

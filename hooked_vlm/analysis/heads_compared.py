@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from hooked_vlm.analysis import clusters, statistics
-from hooked_vlm.analysis.effect_tables import Effects, codes_of, each_task, holm, linearised, spread, verdicts
+from hooked_vlm.analysis.effect_tables import Effects, codes_of, each_task, linearised, spread, verdicts
 from hooked_vlm.analysis.heads import HEAD, Head
 from hooked_vlm.errors import DataError
 from hooked_vlm.options import whole
@@ -57,7 +57,7 @@ def negative_heads(
         signed = np.where(each.effects == 0, np.nan, each.effects)
         shares = [statistics.share(np.where(np.isnan(x), np.nan, x < 0), level) for x in signed.T]
         against, below, above = (np.array([share[k] for share in shares]) for k in ("mean", "low", "high"))
-        adjusted = holm(judged.p)
+        adjusted = statistics.holm(judged.p)
         yes = (adjusted <= alpha) & (judged.mean < 0) & (below > 0.5)
         no = (low >= 0) | (above < 0.5) | np.isnan(against)
         parts.append(
@@ -230,7 +230,7 @@ def _carried(image: Effects, text: Effects, alpha: float, level: float) -> pd.Da
     judged = clusters.judge(values, codes, flips=flips, level=level)
     low, high = spread(judged.low, judged.high, judged.mean)
     columns |= {"difference": judged.mean, "difference_low": low, "difference_high": high}
-    adjusted = holm(judged.p)
+    adjusted = statistics.holm(judged.p)
     told = []
     for i, (p, difference) in enumerate(zip(adjusted, judged.mean, strict=True)):
         more = "image" if difference > 0 else "text"

@@ -127,25 +127,6 @@ def bootstrap(
     return (np.full_like(low, np.nan), np.full_like(high, np.nan)) if few else (low, high)
 
 
-def mean_with_interval(
-    values: ArrayLike, times: int = BOOTSTRAP, seed: int = 0, *, scores: bool = False
-) -> dict[str, float]:
-    """The mean of some numbers, one an example, with its interval: mean, low, high, n. NaN is left out.
-
-    Args:
-        values: the numbers.
-        times: resamples.
-        seed: which.
-        scores: they lie between 0 and 1, so `of_scores` has their interval.
-    """
-    known = np.asarray(values, np.float64)
-    known = known[~np.isnan(known)]
-    if not len(known):
-        return {"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    low, high = (of_scores if scores else bootstrap)(known[:, None], times=times, seed=(seed, 7))
-    return {"mean": float(known.mean()), "low": float(low[0]), "high": float(high[0]), "n": len(known)}
-
-
 def share(hits: ArrayLike, level: float = LEVEL) -> dict[str, float]:
     """The share of hits among trials with its exact (Clopper-Pearson) interval: mean, low, high, n. NaN is left out.
 
@@ -293,6 +274,24 @@ def benjamini_hochberg(p: ArrayLike) -> Array:
     adjusted = np.full(given.shape, np.nan)
     if tested.any():
         adjusted[tested] = stats.false_discovery_control(np.clip(given[tested], 0, 1), method="bh")
+    return adjusted
+
+
+def holm(p: ArrayLike) -> Array:
+    """Adjusted p-values: below alpha, they hold the chance of any false one below alpha (Holm 1979).
+
+    Args:
+        p: p-values of one family; NaN is no test, and stays NaN.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    given = np.asarray(p, np.float64)
+    adjusted = np.full(given.shape, np.nan)
+    at = np.flatnonzero(~np.isnan(given))
+    order = at[np.argsort(given[at], kind="stable")]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
 

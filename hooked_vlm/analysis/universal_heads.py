@@ -50,12 +50,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from hooked_vlm.analysis import clusters, published, statistics
+from hooked_vlm.analysis.clusters import CLUSTERS
 from hooked_vlm.analysis.heads import HEAD, MODALITIES, MULTIMODAL, RULES, head_name
 from hooked_vlm.errors import DataError
 
 NEEDED = ("task", "example", "corrupt", "layer", "head", "effect")
-CLUSTERS = ("answer", "group", "template")
-"""Columns of a table of effects that cluster its examples."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,9 @@ def select(table: pd.DataFrame, rule: Rule = DEFAULT) -> pd.DataFrame:
         One row for each corrupt, kind, task, layer, head: n (examples), clusters (the fewest that it was judged by),
         mean, mean_abs, sd (of the effect), se (of mean), ci_low, ci_high (of mean), abs_low, abs_high (of mean_abs),
         span (the mean |span|), threshold and paper (the paper's rule), ratio, ratio_low, ratio_high, p, p_each, q,
-        repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided;
-        and, the same in every task of a head,
-        p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how many tasks it matters, at least).
-        With p_patched, also that (the mean |p_patched| that threshold and paper are of).
+        repeats, matters (the first two hold here), fdr (the FDR-controlled rule selects it here) and undecided; and,
+        the same in every task of a head, p_all, q_all, repeats_all, paper_all, fdr_all (universal) and at_least (in how
+        many tasks it matters, at least). With p_patched, also that: the mean |p_patched| of threshold and paper.
 
     Raises:
         DataError: if a column is missing, or an example has two rows for one head, or two spans, answers or groups.
@@ -159,22 +157,10 @@ def select_matrices(families: Families, rule: Rule = DEFAULT) -> pd.DataFrame:
 
 _CELL = ("corrupt", "kind", "task", "layer", "head")
 _MEASURED = ("n", "clusters", "mean", "mean_abs", "sd", "se", "ci_low", "ci_high", "abs_low", "abs_high", "span")
-_RULES = (
-    "threshold",
-    "paper",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "p",
-    "p_each",
-    "q",
-    "repeats",
-    "matters",
-    "fdr",
-    "undecided",
-)
+_PAPERS = ("threshold", "paper")
+_RULES = ("ratio", "ratio_low", "ratio_high", "p", "p_each", "q", "repeats", "matters", "fdr", "undecided")
 _EVERYWHERE = ("p_all", "q_all", "repeats_all", "paper_all", "fdr_all", "at_least")
-_COLUMNS = [*_CELL, *_MEASURED, *_RULES, *_EVERYWHERE]
+_COLUMNS = [*_CELL, *_MEASURED, *_PAPERS, *_RULES, *_EVERYWHERE]
 
 
 def _family(
@@ -202,11 +188,10 @@ def _family(
     general = (stands_out & (_reach(table)[0] > floor)).to_numpy().reshape(shape)
     p_all, q_all = partial_conjunction(table["p_general"].to_numpy().reshape(shape), len(tasks))
     fdr_all = (q_all <= rule.alpha) & general.all(0)
-    everywhere_it = np.tile(fdr_all, len(tasks))
-    table["fdr"] = everywhere_it | ((table["q"] <= rule.alpha) & large)
+    table["fdr"] = np.tile(fdr_all, len(tasks)) | ((table["q"] <= rule.alpha) & large)
     reaches = (high > floor) & ~(table["ratio_high"] <= rule.times)
     table["undecided"] = (table["n"] > 0) & ~table["fdr"] & (reaches | (~enough & (table["mean_abs"] > floor)))
-    p_seen = np.where(table["fdr"] | large, table["p"], np.fmax(table["p"], 1.0)).reshape(shape)
+    p_seen = np.where(table["fdr"] | large, table["p"], 1.0).reshape(shape)
     repeats_all = np.mean(np.all(repeated, 0), 0) if all(map(len, repeated)) else np.full(len(heads), np.nan)
     everywhere = {
         "p_all": p_all,

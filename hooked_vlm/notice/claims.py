@@ -231,12 +231,11 @@ def corrected(verdicts: Sequence[Verdict], alpha: float = statistics.ALPHA) -> l
         verdicts: of one run; those without a p-value stay as they are.
         alpha: the level.
     """
-    order = sorted((i for i, one in enumerate(verdicts) if one.p is not None), key=lambda i: verdicts[i].p or 0.0)
-    found, least = list(verdicts), 0.0
-    for rank, i in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * (verdicts[i].p or 0.0)))
-        found[i] = replace(found[i], p_adjusted=least, holds=found[i].holds if least <= alpha else None)
-    return found
+    adjusted = statistics.holm([math.nan if one.p is None else one.p for one in verdicts])
+    return [
+        one if math.isnan(p) else replace(one, p_adjusted=p, holds=one.holds if p <= alpha else None)
+        for one, p in zip(verdicts, adjusted.tolist(), strict=True)
+    ]
 
 
 def hurts_more(low: float, high: float, p: float, draws: int, alpha: float = statistics.ALPHA) -> Holds:

@@ -32,10 +32,10 @@ from hooked_vlm.notice.claims import (
 )
 from hooked_vlm.notice.run_tables import RunTables
 from hooked_vlm.notice.schema import Ablation, Function, Noise, Power, Universal, known
+from hooked_vlm.notice.selections import TOP
 from hooked_vlm.notice.stored import Summary
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
-STRONGEST = 3  # heads of a task by whose spread the power of a run is told
 CONTENT = ["answer", "wrong answer", "subject"]  # the words that a question about a picture turns on
 
 
@@ -55,11 +55,6 @@ def findings(data: RunTables, tables: Summary, rule: Rule, selection: pd.DataFra
     found += _harm(tables["ablation"])
     found.append(_noise(tables["noise"], data.at))
     return corrected(found, rule.alpha)
-
-
-def _estimate(values: np.ndarray, times: int, seed: int, scores: bool = False) -> Estimate:
-    found: dict[str, Any] = {**statistics.mean_with_interval(values, times, seed, scores=scores)}
-    return Estimate(**found)
 
 
 def _concentration(data: RunTables, kind: str, seed: int) -> Verdict:
@@ -158,15 +153,15 @@ def _partly(selection: pd.DataFrame) -> list[Universal]:
 
 
 def _power(selection: pd.DataFrame, rule: Rule) -> list[Power]:
-    """Of each corruption and kind, by how much the effects of its strongest heads vary."""
+    """Of each corruption and kind, how likely a head whose effect varies as the strongest ones' is found."""
     found: list[Power] = []
     for (corrupt, kind), cells in selection.groupby(["corrupt", "kind"], observed=True):
-        strongest = cells.sort_values("mean_abs", ascending=False).groupby("task", observed=True).head(STRONGEST)
+        strongest = cells.sort_values("mean_abs", ascending=False).groupby("task", observed=True).head(TOP)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = (strongest["sd"] / strongest["mean"].abs()).replace(np.inf, np.nan).dropna()
         if ratios.empty:
             continue
-        tasks, n, cv = cells["task"].nunique(), int(cells["n"].max()), float(ratios.median())
+        tasks, cv = cells["task"].nunique(), float(ratios.median())
         n = int(cells.groupby("task", observed=True)["n"].max().min())
         rivals = max(1, int((cells.drop_duplicates(HEAD)["at_least"] >= tasks - 1).sum())) if tasks > 1 else len(cells)
         given = {"tasks": tasks, "rivals": rivals, "alpha": rule.alpha}

@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from hooked_vlm.analysis import clusters
 from hooked_vlm.analysis.ablation import SELECTED
+from hooked_vlm.analysis.clusters import CLUSTERS
 from hooked_vlm.analysis.grid import Grid, Moments
 from hooked_vlm.analysis.head_labels import COSTS, cost_column
 from hooked_vlm.analysis.heads import Head
 from hooked_vlm.analysis.image_attention import RIVAL_SCORES, SCORES
-from hooked_vlm.analysis.universal_heads import CLUSTERS, Families, Measured
+from hooked_vlm.analysis.universal_heads import Families, Measured
 from hooked_vlm.notice.directory import ABLATION, ATTENTION, CAUSES, EFFECTS, EXAMPLES, RunDirectory
 from hooked_vlm.notice.vocabulary import CORRUPT, CORRUPTIONS
 

@@ -150,17 +150,20 @@ class Behaviour(_Row, total=False):
     flipped_high: Number
 
 
-class HeadEffect(_Row, total=False):
+class _OfHead(_Row, total=False):
+    corrupt: str
+    kind: str
+    layer: int
+    head: int
+
+
+class HeadEffect(_OfHead, total=False):
     """A head at the tokens where heads are selected: what `universal_heads.select` and `places.best_places` give.
 
     Restoration is a mean, normalized a median, since a ratio of logit differences has no mean to rely on where they are
     near 0. Where the selected token is several positions, an example's effect is their mean.
     """
 
-    corrupt: str
-    kind: str
-    layer: int
-    head: int
     n: int
     clusters: int
     """The fewest that its interval rests on."""
@@ -222,13 +225,9 @@ class Power(TypedDict, total=False):
     """The fewest values of what clusters the examples."""
 
 
-class Localised(_Row, total=False):
+class Localised(_OfHead, total=False):
     """Where a head that was selected at every position at once acts, one position at a time."""
 
-    corrupt: str
-    kind: str
-    layer: int
-    head: int
     role: str
     n: int
     mean: Number
@@ -240,13 +239,9 @@ class Localised(_Row, total=False):
     acts: bool
 
 
-class ByAnswer(_Row, total=False):
+class ByAnswer(_OfHead, total=False):
     """The effect of a head, where heads are selected, in the examples of one answer."""
 
-    corrupt: str
-    kind: str
-    layer: int
-    head: int
     answer: str
     n: int
     mean: Number
@@ -442,13 +437,9 @@ class Noise(_Row, total=False):
     """Expected by chance."""
 
 
-class Strongest(_Row, total=False):
+class Strongest(_OfHead, total=False):
     """What `places.strongest` gives."""
 
-    corrupt: str
-    kind: str
-    layer: int
-    head: int
     role: str
     mean: Number
     mean_low: Number

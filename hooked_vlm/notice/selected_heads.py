@@ -14,28 +14,29 @@ import numpy as np
 import pandas as pd
 
 from hooked_vlm.analysis import by_answer, clusters, statistics
+from hooked_vlm.analysis.clusters import CLUSTERS
 from hooked_vlm.analysis.heads import HEAD, Head
-from hooked_vlm.analysis.universal_heads import CLUSTERS, Rule
+from hooked_vlm.analysis.universal_heads import Rule
 from hooked_vlm.errors import DataError
 from hooked_vlm.notice.directory import RunDirectory
+from hooked_vlm.notice.places import KEY
 from hooked_vlm.notice.run_tables import RunTables, gather_places
 from hooked_vlm.notice.schema import ByAnswer, Localised
+from hooked_vlm.notice.selections import TOP
 from hooked_vlm.notice.vocabulary import CORRUPT, EVERY
 
-KEY = ["corrupt", "task", *HEAD]
 FLIPS = 1999  # for the p-values of a few roles
-STRONGEST = 3  # heads of a task and corruption that are looked at whatever the rules say of them
 
 
 def chosen(selection: pd.DataFrame) -> pd.DataFrame:
-    """Of each corruption and task the heads that a rule selects, and the strongest: `KEY` and fdr.
+    """Of each corruption and task the heads that a rule selects, and the strongest.
 
     Args:
         selection: what `universal_heads.select_matrices` gave.
     """
     asked = selection[selection["corrupt"].isin(CORRUPT)]
     ranks = asked.groupby(["corrupt", "task"], observed=True)["mean_abs"].rank(ascending=False, method="first")
-    return asked[asked["fdr"] | asked["paper"] | (ranks <= STRONGEST)][[*KEY, "fdr"]]
+    return asked[asked["fdr"] | asked["paper"] | (ranks <= TOP)][KEY]
 
 
 def localised(place: RunDirectory, data: RunTables, selection: pd.DataFrame, rule: Rule) -> list[Localised]:

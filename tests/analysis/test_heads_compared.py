@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_vlm.analysis import carriers, negative_heads, ranking, strongest_by_example, transfer
-from hooked_vlm.analysis.effect_tables import holm, linearised
+from hooked_vlm.analysis.effect_tables import linearised
+from hooked_vlm.analysis.statistics import holm
 from hooked_vlm.errors import DataError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -422,6 +423,7 @@ def test_the_rules_numbers_reach_the_summary(directory, made):
     families = summary.gather(RunDirectory(directory).opened(), "answer").families()
     selection = select_matrices(families, rule)
     assert selection["repeats"].tolist() == [row["repeats"] for row in made["heads"]]
+    assert made["rule"] == dataclasses.asdict(rule)
     said = text.disagreements(Loaded.read(directory))
     assert disagreements(selection, rule, at="at the answer's word") == said
 
