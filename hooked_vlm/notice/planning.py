@@ -26,6 +26,7 @@ from hooked_vlm.notice.effects import AT_ONCE
 from hooked_vlm.notice.examples import Example, stacked, unanswered
 from hooked_vlm.notice.foreseen import Foreseen, foreseen
 from hooked_vlm.notice.rows import TaskRows
+from hooked_vlm.notice.selections import TOP
 from hooked_vlm.notice.timing import Rates, rates
 from hooked_vlm.notice.vocabulary import EVERY
 from hooked_vlm.patching import cost
@@ -239,8 +240,9 @@ def _n_forwards(config: NoticeConfig) -> int:
 
 def _seconds(config: NoticeConfig, model: HookedVLM, found: Foreseen, took: Rates, size: int) -> float:
     """Of one example."""
-    n_layers, total = model.stacks[model.prompt_stack].cfg.n_layers, found.total
-    sets = 2 * len(config.corrupt) * (1 + config.random_draws)  # of heads that are ablated: selected and random ones
+    cfg, total = model.stacks[model.prompt_stack].cfg, found.total
+    n_layers, others = cfg.n_layers, (cfg.n_heads - 1) ** TOP  # sets of as many heads of the same layers, at most
+    sets = 2 * len(config.corrupt) * (1 + min(config.random_draws, others))  # ablated: selected and random ones
     ablated = sets * (found.n_tokens * n_layers * took.position + took.row)
     swept = total.position_runs * took.position + found.n_run * took.row
     passes = found.n_passes(size) * n_layers * took.in_pass / int(config.batch or 1)
